@@ -1,0 +1,86 @@
+"""What an architecture costs: exact multiply-accumulates and parameters, and measured latency."""
+
+import copy
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from child.space import CostUnit, Genotype, NetworkSpace
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds of one forward pass, in milliseconds: median, and distance between the quartiles."""
+
+    median_ms: float
+    spread_ms: float
+
+
+def measure_latency(
+    network: nn.Module,
+    input_shape: Sequence[int],
+    device: torch.device,
+    batch_size: int = 1,
+    num_warmup: int = 10,
+    num_repeats: int = 50,
+    num_threads: int = 1,
+) -> Latency:
+    """Time forward passes of a network in evaluation mode, with the number of threads pinned meanwhile."""
+    inputs = torch.zeros(batch_size, *input_shape, device=device).contiguous(memory_format=torch.channels_last)
+    network = network.to(device).eval()
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    seconds = []
+    try:
+        with torch.inference_mode():
+            for repeat in range(num_warmup + num_repeats):
+                start = time.perf_counter()
+                network(inputs)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                if repeat >= num_warmup:
+                    seconds.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads_before)
+    low, median, high = statistics.quantiles(seconds, n=4)
+    return Latency(1000 * median, 1000 * (high - low))
+
+
+def count_macs(network: nn.Module, input_shape: Sequence[int]) -> int:
+    """Multiply-accumulates of any network on one sample, counted by PyTorch on the meta device."""
+    shadow = copy.deepcopy(network).to("meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        shadow(torch.zeros(1, *input_shape, device="meta"))
+    return counter.get_total_flops() // 2
+
+
+class CostModel:
+    """The cost of genotypes in one unit. A latency is measured once per genotype, stored, and reused."""
+
+    def __init__(self, space: NetworkSpace, unit: CostUnit, input_shape: Sequence[int], device: torch.device):
+        self.space, self.unit, self.input_shape, self.device = space, unit, input_shape, device
+        self.latencies: dict[Genotype, float] = {}
+
+    def __call__(self, genotype: Genotype) -> float:
+        if self.unit == "macs":
+            return float(self.space.macs(genotype))
+        if self.unit == "parameters":
+            return float(self.space.parameters(genotype))
+        if genotype not in self.latencies:
+            network = self.space.network(genotype)
+            self.latencies[genotype] = measure_latency(network, self.input_shape, self.device).median_ms
+        return self.latencies[genotype]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The latencies measured so far."""
+        return {"latencies": [[list(genotype.tokens), ms] for genotype, ms in self.latencies.items()]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to what `state_dict` gave."""
+        self.latencies = {Genotype(self.space.name, tuple(tokens)): ms for tokens, ms in state["latencies"]}

@@ -1,0 +1,163 @@
+"""A trained network on disk: what it is in `network.json`, its weights in `weights.safetensors`, no pickle.
+
+outputs/<run>/networks/student/network.json          format, how to build it, input, classes, preprocessing
+outputs/<run>/networks/student/weights.safetensors   weights and running statistics
+outputs/<run>/networks/student/SHA256SUMS            of both files; `sha256sum -c SHA256SUMS` checks them too
+"""
+
+import hashlib
+import importlib
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from child.space import Genotype, NetworkSpace
+from child.task import Preprocessing
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """How to build a network: a class by its import path, with plain arguments.
+
+    With `tokens` the class is a search space and the network is that architecture; without, the class is the network.
+    """
+
+    target: str
+    arguments: dict[str, Any]
+    tokens: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, space: NetworkSpace, genotype: Genotype) -> "Blueprint":
+        """Of an architecture of a space."""
+        return cls(f"{type(space).__module__}.{type(space).__qualname__}", space.arguments, genotype.tokens)
+
+    def build(self, plugins: Sequence[str] = ()) -> nn.Module:
+        """The network, with fresh weights.
+
+        Raises:
+            ValueError: The class is not one of `child/` or of the modules in `plugins`, or does not take this.
+        """
+        module_name, _, name = self.target.rpartition(".")
+        if module_name.partition(".")[0] != "child" and module_name not in plugins:
+            raise ValueError(
+                f"refused to build {self.target!r}: only child.* and plugins ({list(plugins)}) may be built"
+            )
+        try:
+            built = getattr(importlib.import_module(module_name), name)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"cannot build {self.target!r}: {error}") from None
+        expected = nn.Module if self.tokens is None else NetworkSpace
+        if not inspect.isclass(built) or not issubclass(built, expected):
+            raise ValueError(f"cannot build {self.target!r}: expected a class derived from {expected.__name__}")
+        try:
+            made = built(**self.arguments)
+            return made if self.tokens is None else made.network(made.genotype(self.tokens))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"cannot build {self.target!r} with {self.arguments}: {error}") from None
+
+
+class TrainedNetwork:
+    """A trained network with all it needs to classify images: `network.classify(image)`."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        blueprint: Blueprint,
+        input_shape: Sequence[int],
+        classes: Sequence[str],
+        preprocessing: Preprocessing,
+    ):
+        self.module, self.blueprint, self.preprocessing = module.eval(), blueprint, preprocessing
+        self.input_shape, self.classes = tuple(input_shape), tuple(classes)
+
+    def probabilities(self, images: NDArray[Any]) -> Tensor:
+        """Class probabilities (N, K) of images (N, C, H, W), in the values that the task stores.
+
+        Raises:
+            ValueError: The images have another shape than the network was trained for.
+        """
+        if images.ndim != 4 or images.shape[1:] != self.input_shape:
+            raise ValueError(f"expected images of shape (N, {self.input_shape}), got {images.shape}")
+        with torch.inference_mode():
+            return self.module(self.preprocessing(torch.from_numpy(np.ascontiguousarray(images)))).softmax(dim=1)
+
+    def classify(self, image: NDArray[Any]) -> tuple[str, float]:
+        """The class of one image, (H, W) or (H, W, C), and its probability."""
+        channels_last = image[:, :, None] if image.ndim == 2 else image
+        probabilities = self.probabilities(channels_last.transpose(2, 0, 1)[None])[0]
+        best = int(probabilities.argmax())
+        return self.classes[best], float(probabilities[best])
+
+
+def save_network(network: TrainedNetwork, folder: Path) -> None:
+    """Write `network.json`, `weights.safetensors` and their `SHA256SUMS`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    description = {
+        "format": FORMAT,
+        "build": asdict(network.blueprint),
+        "input_shape": list(network.input_shape),
+        "classes": list(network.classes),
+        "preprocessing": asdict(network.preprocessing),
+    }
+    tensors = {name: value.cpu().contiguous() for name, value in network.module.state_dict().items()}
+    contents = {
+        "network.json": json.dumps(description, indent=2).encode() + b"\n",
+        "weights.safetensors": save(tensors),
+    }
+    sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in contents.items())
+    for name, data in {**contents, "SHA256SUMS": sums.encode()}.items():
+        (folder / name).write_bytes(data)
+
+
+def load_network(folder: str | Path, plugins: Sequence[str] = ()) -> TrainedNetwork:
+    """Read a network, ready to classify; needs neither the data nor the search.
+
+    Args:
+        folder: Where `save_network` wrote it.
+        plugins: Modules outside `child/` whose classes may be built.
+
+    Raises:
+        ValueError: A file is missing, damaged or of another format; the message names it.
+    """
+    folder = Path(folder)
+    sums = _read(folder / "SHA256SUMS").decode(errors="replace")
+    known = {name: digest for digest, _, name in (line.partition("  ") for line in sums.splitlines())}
+    contents = {}
+    for name in ("network.json", "weights.safetensors"):
+        contents[name] = _read(folder / name)
+        if hashlib.sha256(contents[name]).hexdigest() != known.get(name):
+            raise ValueError(f"{folder / name} is damaged: its SHA-256 is not the one in SHA256SUMS")
+    try:
+        description = json.loads(contents["network.json"])
+        if description["format"] != FORMAT:
+            raise ValueError(f"{folder / 'network.json'} has format {description['format']}, expected {FORMAT}")
+        build, normalize = description["build"], description["preprocessing"]
+        tokens = None if build["tokens"] is None else tuple(build["tokens"])
+        blueprint = Blueprint(build["target"], build["arguments"], tokens)
+        preprocessing = Preprocessing(normalize["scale"], tuple(normalize["mean"]), tuple(normalize["std"]))
+        module = blueprint.build(plugins)
+        module.load_state_dict(load(contents["weights.safetensors"]))
+        return TrainedNetwork(module, blueprint, description["input_shape"], description["classes"], preprocessing)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder / 'network.json'} is not a network description: {error!r}") from None
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{folder / 'weights.safetensors'} does not fit the network: {error}") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}; expected a folder that a run wrote") from None

@@ -1,0 +1,74 @@
+"""The hand-designed opponent: a small residual network (He et al. 2016, CIFAR design) of any width."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from child.cost import count_macs
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """A stem and three stages of residual blocks, channels doubling as height and width are halved.
+
+    Args:
+        input_shape: (C, H, W).
+        num_classes: Outputs.
+        width: Channels of the first stage.
+        blocks: Blocks per stage: 1 gives ResNet-8, 3 ResNet-20.
+    """
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int, width: int, blocks: int = 1):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(input_shape[0], width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
+        stages, channels = [], width
+        for stage in range(3):
+            for block in range(blocks):
+                outputs = width * 2**stage
+                stages.append(ResidualBlock(channels, outputs, 2 if stage > 0 and block == 0 else 1))
+                channels = outputs
+        self.stages = nn.Sequential(*stages)
+        self.classifier = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W)."""
+        return self.classifier(self.stages(self.stem(x)).mean(dim=(2, 3)))
+
+
+def width_of_like_macs(input_shape: Sequence[int], num_classes: int, macs: int) -> int:
+    """The width at which a ResNet comes nearest to so many multiply-accumulates."""
+    best, gap, width = 1, float("inf"), 1
+    while True:
+        with torch.device("meta"):
+            found = count_macs(ResNet(input_shape, num_classes, width), input_shape)
+        if abs(found - macs) < gap:
+            best, gap = width, abs(found - macs)
+        if found > macs:
+            return best
+        width += 1

@@ -1,0 +1,334 @@
+"""The words of the house: decisions, search spaces, genotypes, evaluations, evaluators.
+
+Everything here is plain data or an interface. This module imports nothing of ours, so that every floor may use it.
+Letters: B architectures, T decisions (tokens) per architecture, C the largest number of choices of any decision.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+Tokens = NDArray[np.int64]
+Mask = NDArray[np.int8]
+CostUnit = Literal["macs", "parameters", "latency_ms"]
+
+
+def derive_seed(seed: int, *key: int | str) -> int:
+    """A 63-bit seed for one purpose, from the run's seed and a key such as (stage, step).
+
+    Every random draw of a run is keyed this way, so that no generator state has to be saved to resume it.
+    """
+    digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def nearest(name: object, allowed: Iterable[object]) -> str:
+    """The end of an error message: what is allowed, and the nearest of it to what was given."""
+    names = [str(option) for option in allowed]
+    close = get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"allowed: {', '.join(names)}{hint}"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One token of an architecture.
+
+    Args:
+        name: Unique within the space, such as `layer3.operation`.
+        kind: What is chosen: `operation`, `skip`, `input`, `depth`, `width`, ... Decisions of one kind and number
+            of choices share their embedding and their output weights in the policy.
+        labels: The choices, in the order of their tokens.
+        node: The node (layer) that the decision shapes, counted from 0; -1 for the whole network.
+        sources: For `skip`: the one earlier node that may be connected. For `input`: the node behind each choice.
+    """
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    node: int = -1
+    sources: tuple[int, ...] = ()
+
+    @property
+    def num_choices(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Genotype:
+    """A finished architecture as plain data: the name of its space and its canonical tokens."""
+
+    space: str
+    tokens: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"space": self.space, "tokens": list(self.tokens)}
+
+    @classmethod
+    def from_json(cls, data: object) -> "Genotype":
+        """Read what `to_json` gave.
+
+        Raises:
+            ValueError: The data are not a mapping with a space name and a list of integers.
+        """
+        match data:
+            case {"space": str(space), "tokens": [*tokens]} if all(type(token) is int for token in tokens):
+                return cls(space, tuple(tokens))
+        raise ValueError(f"a genotype is an object with 'space' (text) and 'tokens' (integers), not {data!r:.200}")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What evaluating one architecture gave.
+
+    Args:
+        genotype: What was evaluated.
+        quality: The task's bounded quality in [0, 1], higher is better; 0 where the evaluation failed.
+        cost: In the unit that the evaluator was given (multiply-accumulates, parameters or milliseconds).
+        fidelity: The share of a full evaluation that was spent, in (0, 1].
+        seed: The seed that the evaluation was drawn with.
+        failure: Why there is no quality, or None.
+    """
+
+    genotype: Genotype
+    quality: float
+    cost: float
+    fidelity: float
+    seed: int
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An architecture for drawing: `nodes` are (name, label, kind), `edges` are (from name, to name)."""
+
+    nodes: tuple[tuple[str, str, str], ...]
+    edges: tuple[tuple[str, str], ...]
+
+
+class SearchSpace(ABC):
+    """An ordered list of decisions, and what is legal after which prefix.
+
+    A subclass sets `name` and `decisions`; where legal choices depend on earlier ones it also overrides `mask` and
+    sets `masks_depend_on_prefix`. A decision without influence (a layer beyond the chosen depth) has one legal
+    choice, so that every legal token sequence is canonical: two sequences are the same genotype only if equal.
+    """
+
+    name: str
+    decisions: tuple[Decision, ...]
+    masks_depend_on_prefix: bool = False
+
+    @cached_property
+    def max_choices(self) -> int:
+        return max(decision.num_choices for decision in self.decisions)
+
+    @cached_property
+    def full_masks(self) -> Mask:
+        """Which choices exist for each decision: (T, C)."""
+        masks = np.zeros((len(self.decisions), self.max_choices), np.int8)
+        for step, decision in enumerate(self.decisions):
+            masks[step, : decision.num_choices] = 1
+        return masks
+
+    def mask(self, prefixes: Tokens) -> Mask:
+        """The legal choices of the next decision, (B, C), for the tokens so far, (B, t). Never all zero."""
+        num_episodes, step = prefixes.shape
+        return np.broadcast_to(self.full_masks[step], (num_episodes, self.max_choices))
+
+    def masks(self, tokens: Tokens) -> Mask:
+        """The legal choices at every step of whole architectures: (B, T, C) for tokens (B, T)."""
+        if not self.masks_depend_on_prefix:
+            return np.broadcast_to(self.full_masks, (len(tokens), *self.full_masks.shape))
+        return np.stack([self.mask(tokens[:, :step]) for step in range(len(self.decisions))], axis=1)
+
+    def genotype(self, tokens: Iterable[int]) -> Genotype:
+        """The genotype of these tokens.
+
+        Raises:
+            ValueError: The number of tokens is wrong, or one is illegal; the message names the decision.
+        """
+        given = [int(token) for token in tokens]
+        if len(given) != len(self.decisions):
+            raise ValueError(f"space {self.name!r} expects {len(self.decisions)} tokens, got {len(given)}")
+        prefix = np.zeros((1, len(given)), np.int64)
+        for step, token in enumerate(given):
+            mask = self.mask(prefix[:, :step])[0]
+            if not 0 <= token < len(mask) or not mask[token]:
+                raise ValueError(self.illegal(step, token, mask))
+            prefix[0, step] = token
+        return Genotype(self.name, tuple(given))
+
+    def check(self, genotype: Genotype) -> Genotype:
+        """The same genotype, proven to belong to this space and to be legal (else ValueError)."""
+        if genotype.space != self.name:
+            raise ValueError(f"expected a genotype of space {self.name!r}, got one of {genotype.space!r}")
+        return self.genotype(genotype.tokens)
+
+    def illegal(self, step: int, token: object, mask: NDArray[Any]) -> str:
+        """The message for an illegal token: the decision, what came, and the legal choices."""
+        decision = self.decisions[step]
+        legal = ", ".join(f"{choice} ({decision.labels[choice]})" for choice in np.flatnonzero(mask))
+        return f"illegal action {token} for decision {step} ({decision.name}); legal choices: {legal}"
+
+    def canonical(self, tokens: Iterable[int]) -> Genotype:
+        """The legal genotype nearest to these tokens in reading order: an illegal token becomes the first legal one."""
+        repaired = np.array([list(tokens)], np.int64)
+        for step in range(len(self.decisions)):
+            mask = self.mask(repaired[:, :step])[0]
+            if not mask[repaired[0, step]]:
+                repaired[0, step] = int(np.flatnonzero(mask)[0])
+        return Genotype(self.name, tuple(repaired[0].tolist()))
+
+    def sample(self, rng: np.random.Generator, num: int) -> list[Genotype]:
+        """Draw architectures, each decision uniform over its legal choices."""
+        tokens = np.zeros((num, len(self.decisions)), np.int64)
+        noise = rng.random((len(self.decisions), num, self.max_choices))
+        for step in range(len(self.decisions)):
+            tokens[:, step] = np.where(self.mask(tokens[:, :step]), noise[step], -1.0).argmax(axis=1)
+        return [Genotype(self.name, tuple(row)) for row in tokens.tolist()]
+
+    def mutate(self, genotype: Genotype, rng: np.random.Generator) -> Genotype:
+        """Change one decision that has another legal choice, drawn uniformly, and repair what depended on it."""
+        masks = self.masks(np.array([genotype.tokens]))[0]
+        open_steps = np.flatnonzero(masks.sum(axis=1) > 1)
+        if len(open_steps) == 0:
+            return genotype
+        step = int(rng.choice(open_steps))
+        others = [int(choice) for choice in np.flatnonzero(masks[step]) if choice != genotype.tokens[step]]
+        tokens = list(genotype.tokens)
+        tokens[step] = int(rng.choice(others))
+        return self.canonical(tokens)
+
+    def neighbors(self, genotype: Genotype) -> list[Genotype]:
+        """Every architecture one decision away, without repetition, in the order of the decisions."""
+        masks = self.masks(np.array([genotype.tokens]))[0]
+        found: dict[Genotype, None] = {}
+        for step, mask in enumerate(masks):
+            for choice in np.flatnonzero(mask).tolist():
+                tokens = list(genotype.tokens)
+                tokens[step] = choice
+                found[self.canonical(tokens)] = None
+        found.pop(genotype, None)
+        return list(found)
+
+    def cross_over(self, first: Genotype, second: Genotype, rng: np.random.Generator) -> Genotype:
+        """A child that takes each decision from one of its parents, with even chances, repaired."""
+        from_first = rng.random(len(self.decisions)) < 0.5
+        return self.canonical(np.where(from_first, first.tokens, second.tokens))
+
+    def text(self, genotype: Genotype) -> str:
+        """One line that reads well; `parse` reads it back."""
+        pairs = zip(self.decisions, genotype.tokens, strict=True)
+        return " ".join(f"{decision.name}={decision.labels[token]}" for decision, token in pairs)
+
+    def parse(self, text: str) -> Genotype:
+        """Read what `text` wrote.
+
+        Raises:
+            ValueError: A decision or label is unknown, missing or repeated.
+        """
+        chosen: dict[str, str] = {}
+        for word in text.split():
+            name, _, label = word.partition("=")
+            if name in chosen:
+                raise ValueError(f"decision {name!r} is given twice")
+            chosen[name] = label
+        tokens = []
+        for decision in self.decisions:
+            label = chosen.pop(decision.name, None)
+            if label not in decision.labels:
+                given = "is missing" if label is None else f"is {label!r}"
+                raise ValueError(f"decision {decision.name!r} {given}; {nearest(label, decision.labels)}")
+            tokens.append(decision.labels.index(label))
+        if chosen:
+            raise ValueError(f"unknown decision {next(iter(chosen))!r} in space {self.name!r}")
+        return self.genotype(tokens)
+
+    def features(self, genotype: Genotype) -> NDArray[np.float32]:
+        """A vector for a reward model: the chosen tokens one-hot, all decisions end to end."""
+        one_hot = np.zeros((len(self.decisions), self.max_choices), np.float32)
+        one_hot[np.arange(len(self.decisions)), list(genotype.tokens)] = 1
+        return one_hot[self.full_masks.astype(bool)]
+
+    def graph(self, genotype: Genotype) -> Graph:
+        """Nodes and edges for drawing; by default the decisions in a row."""
+        pairs = zip(self.decisions, genotype.tokens, strict=True)
+        nodes = tuple((d.name, f"{d.name}: {d.labels[token]}", d.kind) for d, token in pairs)
+        edges = tuple((a[0], b[0]) for a, b in zip(nodes, nodes[1:], strict=False))
+        return Graph(nodes, edges)
+
+
+class NetworkSpace(SearchSpace):
+    """A search space whose architectures are networks that can be built.
+
+    `arguments` are the keyword arguments that construct an equal space again; they are written into `network.json`.
+    """
+
+    arguments: dict[str, Any]
+
+    @abstractmethod
+    def network(self, genotype: Genotype | None = None) -> nn.Module:
+        """The fixed network of a genotype, `forward(x)`; without one the supernet, `forward(x, genotype)`.
+
+        Both name their parameters alike, so that a fixed network takes its weights out of the supernet's.
+        """
+
+    @abstractmethod
+    def macs(self, genotype: Genotype) -> int:
+        """Multiply-accumulates of one forward pass of one sample, exact."""
+
+    @abstractmethod
+    def parameters(self, genotype: Genotype) -> int:
+        """Trainable parameters of the fixed network, exact."""
+
+
+Sampler = Callable[[int, int], list[Genotype]]
+"""`sampler(num, step)`: `num` architectures for the training batches from number `step` on."""
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """What training the shared weights for some batches gave: the mean loss, and batches skipped as not finite."""
+
+    loss: float
+    num_skipped: int = 0
+
+
+class Evaluator(Protocol):
+    """Gives architectures their quality and cost."""
+
+    def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
+        """Evaluate each on the same data, drawn by `seed`; a pure function of genotypes, weights and arguments."""
+        ...
+
+    def improve(self, sampler: Sampler, num_batches: int) -> Improvement | None:
+        """Train shared weights on architectures that the sampler draws; None where there are none to train."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes as the evaluator works."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to what `state_dict` gave."""
+        ...
+
+
+def read_genotype(text: str, space: SearchSpace) -> Genotype:
+    """A genotype from what a user typed or a file holds: JSON or the text form of the space (else ValueError)."""
+    stripped = text.strip()
+    if not stripped.startswith("{"):
+        return space.parse(stripped)
+    try:
+        return space.check(Genotype.from_json(json.loads(stripped)))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"this genotype is not valid JSON ({error})") from None

@@ -1,0 +1,105 @@
+"""The evaluator without shared weights: every architecture is trained from scratch on its own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from sklearn.model_selection import StratifiedKFold
+
+from child.cost import CostModel
+from child.space import Evaluation, Genotype, Improvement, NetworkSpace, Sampler, derive_seed
+from child.task import Task
+from child.training import Training, TrainingError, TrainingSettings, measure
+
+
+def folds_of(task: Task, num_folds: int, seed: int) -> list[Task]:
+    """The task itself for one fold (hold-out, or an independent validation set); else stratified k folds.
+
+    The folds divide training and validation data together; each is the validation split of one task. The split is
+    drawn by the seed alone and is the same on every machine.
+    """
+    if num_folds == 1:
+        return [task]
+    together = task.train.join(task.validation)
+    targets = together.targets.cpu().numpy()
+    dealer = StratifiedKFold(num_folds, shuffle=True, random_state=derive_seed(seed, "folds") % 2**32)
+    return [
+        task.with_splits(together.take(torch.from_numpy(rest)), together.take(torch.from_numpy(held_out)))
+        for rest, held_out in dealer.split(targets, targets)
+    ]
+
+
+class StandaloneEvaluator:
+    """Quality of an architecture trained from scratch, the mean over the folds.
+
+    A genotype is trained once: its weights and data order follow from the run's seed and the genotype alone, and a
+    repeat gives the stored value.
+
+    Args:
+        space: Builds the networks.
+        task: What they learn.
+        cost: The cost of a genotype.
+        settings: How they are trained; fidelity is the share of its epochs.
+        folds: 1 for the task's own validation split, k for k-fold cross-validation.
+        seed: The run's seed.
+        device: Where to compute.
+    """
+
+    def __init__(
+        self,
+        space: NetworkSpace,
+        task: Task,
+        cost: CostModel,
+        settings: TrainingSettings,
+        folds: int,
+        seed: int,
+        device: torch.device,
+    ):
+        self.space, self.cost, self.settings, self.seed, self.device = space, cost, settings, seed, device
+        self.folds = [fold.to(device) for fold in folds_of(task, folds, seed)]
+        self.found: dict[tuple[Genotype, float], Evaluation] = {}
+
+    def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
+        """Train what has not been trained before; `seed` is not used, since the value must not change."""
+        for genotype in genotypes:
+            if (genotype, fidelity) not in self.found:
+                self.found[genotype, fidelity] = self._train(genotype, fidelity)
+        return [self.found[genotype, fidelity] for genotype in genotypes]
+
+    def improve(self, sampler: Sampler, num_batches: int) -> Improvement | None:
+        """Nothing is shared, so there is nothing to train."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Every evaluation so far."""
+        found = [[list(e.genotype.tokens), e.quality, e.cost, e.fidelity, e.failure] for e in self.found.values()]
+        return {"found": found, "cost": self.cost.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to what `state_dict` gave."""
+        self.cost.load_state_dict(state["cost"])
+        self.found = {}
+        for tokens, quality, cost, fidelity, failure in state["found"]:
+            genotype = Genotype(self.space.name, tuple(tokens))
+            self.found[genotype, fidelity] = Evaluation(genotype, quality, cost, fidelity, self.seed, failure)
+
+    def _train(self, genotype: Genotype, fidelity: float) -> Evaluation:
+        metrics = []
+        try:
+            for number, task in enumerate(self.folds):
+                stage = f"standalone {genotype.tokens} fold {number}"
+                torch.manual_seed(derive_seed(self.seed, stage, "weights"))
+                network = self.space.network(genotype).to(self.device)
+                settings = replace(self.settings, epochs=max(1, round(fidelity * self.settings.epochs)))
+                training = Training(network, task, settings, None, self.seed, stage, self.device)
+                network.train()
+                while not training.finished:
+                    training.step()
+                metrics.append(measure(network, task, task.validation, self.settings.batch_size, self.device))
+        except TrainingError:
+            return Evaluation(genotype, 0.0, self.cost(genotype), fidelity, self.seed, "training was not finite")
+        except (torch.OutOfMemoryError, MemoryError):
+            return Evaluation(genotype, 0.0, self.cost(genotype), fidelity, self.seed, "out of memory")
+        quality = sum(self.folds[0].quality(metric) for metric in metrics) / len(metrics)
+        return Evaluation(genotype, quality, self.cost(genotype), fidelity, self.seed)

@@ -1,0 +1,146 @@
+"""The evaluator with shared weights: one supernet scores every architecture of a space (Pham et al. 2018)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from child.cost import CostModel
+from child.space import Evaluation, Genotype, Improvement, NetworkSpace, Sampler, derive_seed
+from child.task import Split, Task
+from child.training import Training, TrainingSettings, predict
+
+Statistics = Literal["batch", "recalibrated"]
+
+
+@contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[None]:
+    """Normalize with the statistics of the batch at hand and leave the running ones untouched; no dropout."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    network.eval()
+    for norm in norms:
+        norm.train()
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+class SupernetEvaluator:
+    """Quality from shared weights, on validation data.
+
+    Args:
+        space: Builds the supernet, which must offer `forward(x, genotype)` and `forward_many(x, genotypes)`.
+        task: Shared weights learn from its training split; qualities come from its validation split.
+        cost: The cost of a genotype.
+        settings: How the shared weights are trained.
+        num_steps: Training steps of the whole search, for the schedule.
+        statistics: Batch normalization while scoring: `batch`, the statistics of the validation batch; or
+            `recalibrated`, running statistics gathered anew for each architecture from training batches.
+        recalibration_batches: How many of them.
+        seed: The run's seed.
+        device: Where to compute.
+    """
+
+    def __init__(
+        self,
+        space: NetworkSpace,
+        task: Task,
+        cost: CostModel,
+        settings: TrainingSettings,
+        num_steps: int,
+        statistics: Statistics,
+        recalibration_batches: int,
+        seed: int,
+        device: torch.device,
+    ):
+        self.space, self.task, self.cost, self.settings = space, task.to(device), cost, settings
+        self.statistics, self.recalibration_batches, self.device = statistics, recalibration_batches, device
+        torch.manual_seed(derive_seed(seed, "supernet", "weights"))
+        self.network: Any = space.network().to(device)
+        self.training = Training(self.network, self.task, settings, num_steps, seed, "supernet", device)
+
+    def improve(self, sampler: Sampler, num_batches: int) -> Improvement:
+        """Train the paths of architectures from the sampler, a new one for each batch."""
+        self.network.train()
+        losses = []
+        for genotype in sampler(num_batches, self.training.step_number):
+            losses.append(self.training.step(lambda x, y, path=genotype: self.task.loss(self.network(x, path), y)))
+        finite = [loss for loss in losses if loss is not None]
+        mean = sum(finite) / len(finite) if finite else float("nan")
+        return Improvement(mean, len(losses) - len(finite))
+
+    def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
+        """Score architectures on the same share `fidelity` of the validation data, drawn by `seed`."""
+        split = self.task.validation
+        if fidelity < 1:
+            draw = torch.Generator().manual_seed(derive_seed(seed, "validation"))
+            count = max(1, round(fidelity * len(split)))
+            split = split.take(torch.randperm(len(split), generator=draw)[:count].to(split.targets.device))
+        unique = list(dict.fromkeys(genotypes))
+        outputs = self._outputs(unique, split)
+        targets = split.targets.cpu()
+        found = {}
+        for genotype, logits in zip(unique, outputs, strict=True):
+            failure = None if isinstance(logits, Tensor) and bool(logits.isfinite().all()) else "outputs not finite"
+            failure = logits if isinstance(logits, str) else failure
+            quality = (
+                0.0 if isinstance(logits, str) or failure else self.task.quality(self.task.metric(logits, targets))
+            )
+            found[genotype] = Evaluation(genotype, quality, self.cost(genotype), fidelity, seed, failure)
+        return [found[genotype] for genotype in genotypes]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Shared weights, their optimizer, and the costs measured."""
+        return {"training": self.training.state_dict(), "cost": self.cost.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to what `state_dict` gave."""
+        self.training.load_state_dict(state["training"])
+        self.cost.load_state_dict(state["cost"])
+
+    def _outputs(self, genotypes: Sequence[Genotype], split: Split) -> list[Tensor | str]:
+        """Logits (N, K) of each architecture, or why there are none."""
+        try:
+            return list(self._logits(genotypes, split))
+        except (torch.OutOfMemoryError, MemoryError):
+            if len(genotypes) == 1:
+                return ["out of memory"]
+            return [self._outputs([genotype], split)[0] for genotype in genotypes]
+
+    def _logits(self, genotypes: Sequence[Genotype], split: Split) -> list[Tensor]:
+        """All architectures walk through the data together, so that shared beginnings are computed once."""
+        batch_size = self.settings.batch_size
+        if self.statistics == "recalibrated":
+            return [self._recalibrated(genotype, split) for genotype in genotypes]
+        with batch_statistics(self.network):
+            stacked = predict(
+                lambda x: torch.stack(self.network.forward_many(x, genotypes), dim=1),
+                self.task,
+                split,
+                batch_size,
+                self.device,
+            )
+        return list(stacked.unbind(dim=1))  # (N, A, K) to A times (N, K)
+
+    def _recalibrated(self, genotype: Genotype, split: Split) -> Tensor:
+        norms = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
+        before = [(norm.running_mean.clone(), norm.running_var.clone(), norm.momentum) for norm in norms]  # type: ignore[union-attr]
+        self.network.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative mean
+            norm.train()
+        train = self.task.train.take(
+            range(min(len(self.task.train), self.recalibration_batches * self.settings.batch_size))
+        )
+        predict(lambda x: self.network(x, genotype), self.task, train, self.settings.batch_size, self.device)
+        self.network.eval()
+        outputs = predict(lambda x: self.network(x, genotype), self.task, split, self.settings.batch_size, self.device)
+        for norm, (mean, variance, momentum) in zip(norms, before, strict=True):
+            norm.running_mean, norm.running_var, norm.momentum = mean, variance, momentum
+        return outputs

@@ -1,0 +1,192 @@
+"""The one training loop: shared weights, stand-alone candidates, teachers and students all learn through it."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from child.space import derive_seed
+from child.task import Split, Task
+
+MAX_SKIPPED = 5
+
+Forward = Callable[[Tensor], Tensor]
+LossOf = Callable[[Tensor, Tensor], Tensor]
+"""Inputs (B, C, H, W) and targets (B) to a scalar loss."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: several updates in a row were not finite."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """SGD with Nesterov momentum and a cosine schedule, ENAS's and DARTS's recipe.
+
+    Args:
+        epochs: Passes over the training data; shared weights are trained in batches instead and ignore it.
+        batch_size: Samples per step.
+        learning_rate: At the start of the cosine.
+        final_learning_rate: At its end.
+        restart_every: Steps after which the cosine starts again (Loshchilov and Hutter 2017); None for never.
+        momentum: Nesterov momentum.
+        weight_decay: L2 penalty.
+        clip: Largest norm of the whole gradient.
+        label_smoothing: Share of the target spread over all classes.
+    """
+
+    epochs: int = 50
+    batch_size: int = 128
+    learning_rate: float = 0.05
+    final_learning_rate: float = 0.0005
+    restart_every: int | None = None
+    momentum: float = 0.9
+    weight_decay: float = 2.5e-4
+    clip: float = 5.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"training.{name} must be above 0, got {getattr(self, name)}")
+        if self.restart_every is not None and self.restart_every < 1:
+            raise ValueError(f"training.restart_every must be at least 1 step, got {self.restart_every}")
+        for name, limit in (("momentum", 1.0), ("label_smoothing", 1.0), ("weight_decay", math.inf)):
+            if not 0 <= getattr(self, name) < limit:
+                raise ValueError(f"training.{name} must be in [0, {limit}), got {getattr(self, name)}")
+
+
+class Training:
+    """A network learning a task, step by step.
+
+    Order, augmentation and dropout of every step are drawn from (seed, stage, step), so that a training that was
+    stopped goes on exactly from its `state_dict`.
+
+    Args:
+        network: Learns in place; must be on `device` already.
+        task: Its training split must be on `device` already.
+        settings: Optimizer and schedule.
+        num_steps: Length of the whole training; None for the settings' epochs.
+        seed: The run's seed.
+        stage: A name for this training, unique in the run.
+        device: Where to compute; with CUDA in mixed precision.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        task: Task,
+        settings: TrainingSettings,
+        num_steps: int | None,
+        seed: int,
+        stage: str,
+        device: torch.device,
+    ):
+        self.network, self.task, self.settings = network, task, settings
+        self.seed, self.stage, self.device = seed, stage, device
+        self.batch_size = min(settings.batch_size, len(task.train))
+        # Whole batches only: a small last one would upset batch normalization.
+        self.steps_per_epoch = len(task.train) // self.batch_size
+        self.num_steps = settings.epochs * self.steps_per_epoch if num_steps is None else num_steps
+        self.step_number = 0
+        self.num_skipped_in_a_row = 0
+        self.optimizer = torch.optim.SGD(
+            network.parameters(),
+            settings.learning_rate,
+            momentum=settings.momentum,
+            nesterov=settings.momentum > 0,
+            weight_decay=settings.weight_decay,
+        )
+        self._order: tuple[int, Tensor] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step has been taken."""
+        return self.step_number >= self.num_steps
+
+    def learning_rate(self) -> float:
+        """Of the coming step."""
+        period = self.settings.restart_every or max(self.num_steps, 1)
+        position = (self.step_number % period) / period
+        low, high = self.settings.final_learning_rate, self.settings.learning_rate
+        return low + (high - low) * (1 + math.cos(math.pi * position)) / 2
+
+    def step(self, loss_of: LossOf | None = None) -> float | None:
+        """One batch: forward, backward, clip, update.
+
+        Args:
+            loss_of: The loss of a batch; by default the task's loss of the network's outputs.
+
+        Returns:
+            The loss; None where loss or gradient was not finite, and so nothing was updated.
+
+        Raises:
+            TrainingError: That happened five times in a row.
+        """
+        inputs, targets = self._batch()
+        torch.manual_seed(derive_seed(self.seed, self.stage, "dropout", self.step_number))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device.type, enabled=self.device.type == "cuda", dtype=torch.bfloat16):
+            if loss_of is None:
+                loss = self.task.loss(self.network(inputs), targets, self.settings.label_smoothing)
+            else:
+                loss = loss_of(inputs, targets)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+        self.step_number += 1
+        if not torch.isfinite(norm) or not torch.isfinite(loss):
+            self.num_skipped_in_a_row += 1
+            if self.num_skipped_in_a_row >= MAX_SKIPPED:
+                raise TrainingError(
+                    f"training of {self.stage} stopped: loss or gradient was not finite {MAX_SKIPPED} times in a row "
+                    f"(step {self.step_number}); lower the learning rate ({self.settings.learning_rate}) or check the data"
+                )
+            return None
+        self.num_skipped_in_a_row = 0
+        self.optimizer.step()
+        return loss.item()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, optimizer and position."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step_number": self.step_number,
+            "num_skipped_in_a_row": self.num_skipped_in_a_row,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to what `state_dict` gave."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step_number = state["step_number"]
+        self.num_skipped_in_a_row = state["num_skipped_in_a_row"]
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        epoch, position = divmod(self.step_number, self.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            shuffle = torch.Generator().manual_seed(derive_seed(self.seed, self.stage, "order", epoch))
+            self._order = epoch, torch.randperm(len(self.task.train), generator=shuffle)
+        indices = self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.stage, "augment", self.step_number))
+        return self.task.training_batch(indices, generator)
+
+
+def predict(forward: Forward, task: Task, split: Split, batch_size: int, device: torch.device) -> Tensor:
+    """Outputs (N, K) of a split without augmentation, in float32 on the processor."""
+    batches = []
+    with torch.no_grad(), torch.autocast(device.type, enabled=device.type == "cuda", dtype=torch.bfloat16):
+        for inputs in split.inputs.split(batch_size):
+            batches.append(forward(task.preprocessing(inputs.to(device))).float().cpu())
+    return torch.cat(batches)
+
+
+def measure(network: nn.Module, task: Task, split: Split, batch_size: int, device: torch.device) -> float:
+    """The task's metric of a fixed network on a split."""
+    network.eval()
+    return task.metric(predict(network, task, split, batch_size, device), split.targets.cpu())

@@ -1,0 +1,108 @@
+"""From the command line to a typed config: Hydra composes, `schema` checks, and every mistake ends in one line."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from child.space import nearest
+from conf.schema import ConfigError, RunConfig, read
+
+# What may differ when a run goes on: where it computes, and how it is watched.
+FREE_ON_RESUME = ("device", "threads", "checkpoint_every_s", "resume", "output")
+
+Start = Callable[[RunConfig, str], None]
+
+
+def launch(start: Start) -> None:
+    """Compose the config from the command line and hand it on, typed and as the text of `config.yaml`.
+
+    Mistakes and failed runs are told in one line on standard error; the exit status is then 2 for a mistake of the
+    user's, 1 for a run that could not go on, 130 for Ctrl-C.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them itself
+
+    @hydra.main(version_base="1.3", config_path=".", config_name="config")
+    def entry(composed: DictConfig) -> None:
+        start(*resolve(composed, list(HydraConfig.get().overrides.task)))
+
+    try:
+        entry()
+    except (HydraException, OmegaConfBaseException) as error:
+        _stop(_one_line(error), 2)
+    except (ValueError, OSError) as error:
+        _stop(str(error), 2)
+    except RuntimeError as error:
+        _stop(str(error), 1)
+    except KeyboardInterrupt:
+        _stop("interrupted", 130)
+
+
+def resolve(composed: DictConfig, overrides: list[str]) -> tuple[RunConfig, str]:
+    """The typed config and its text; of a run that is resumed, the one it was started with.
+
+    Raises:
+        ConfigError: A key or value is wrong, or an override differs from the run that is to go on.
+    """
+    data = composed
+    if composed.get("resume"):
+        path = Path(str(composed.resume)) / "config.yaml"
+        if not path.is_file():
+            raise ConfigError(f"resume: {composed.resume} is not a run folder (it has no config.yaml)")
+        saved = OmegaConf.load(path)
+        assert isinstance(saved, DictConfig)
+        _refuse_changes(saved, composed, overrides)
+        data = OmegaConf.merge(saved, {key: composed[key] for key in FREE_ON_RESUME})
+        assert isinstance(data, DictConfig)
+    plain: Any = OmegaConf.to_container(data, resolve=True, throw_on_missing=True)
+    for plugin in plain.get("plugins") or ():
+        try:
+            importlib.import_module(str(plugin))
+        except ImportError as error:
+            raise ConfigError(f"plugins: cannot import {plugin!r} ({error}); is its folder on PYTHONPATH?") from None
+    return read(RunConfig, plain, ""), OmegaConf.to_yaml(data, resolve=True)
+
+
+def _refuse_changes(saved: DictConfig, composed: DictConfig, overrides: list[str]) -> None:
+    for override in OverridesParser.create().parse_overrides(overrides):
+        key = override.key_or_group.replace("/", ".")
+        if key not in FREE_ON_RESUME and OmegaConf.select(saved, key) != OmegaConf.select(composed, key):
+            raise ConfigError(
+                f"resume: a run goes on with its own config, but {key} was {_plain(OmegaConf.select(saved, key))} and "
+                f"is now {_plain(OmegaConf.select(composed, key))}; only {', '.join(FREE_ON_RESUME)} may differ"
+            )
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def _one_line(error: Exception) -> str:
+    """Hydra's and OmegaConf's messages name the key; the nearest valid name is added where they list what is there."""
+    root = error
+    while root.__cause__ is not None and isinstance(root.__cause__, Exception):
+        root = root.__cause__
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}: there is no config {name!r}; {nearest(name, error.options)}"
+    key = getattr(root, "full_key", None)
+    parent = getattr(root, "parent_node", None)
+    if key and isinstance(parent, DictConfig) and "not in struct" in str(root):
+        return f"{key}: unknown key; {nearest(key.rpartition('.')[2], list(parent.keys()))}"
+    if key and "mandatory" in str(root).lower():
+        return f"{key}: this key has no default; set {key}=..."
+    return " ".join(line.strip() for line in str(root).splitlines() if line.strip())
+
+
+def _stop(message: str, status: int) -> None:
+    print(f"luban: {message}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,262 @@
+"""The config as typed dataclasses, and how a composed config becomes them: every mistake is one line.
+
+A node with `_target_` is a `Part`: it stays open, so that a user's own config can replace it, and is checked against
+the signature of its target. Only classes and functions of this project, or of modules named in `plugins`, are built.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from child.distill import SoftTargets
+from child.space import nearest
+from child.training import TrainingSettings
+from controller.search import SearchSettings
+
+OURS = ("child", "controller", "envs")
+
+
+class ConfigError(ValueError):
+    """A mistake in the config: one line that names the key, what was given, and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A swappable part: what to build, and with which arguments."""
+
+    key: str
+    target: str
+    arguments: dict[str, Any]
+
+    def build(self, plugins: Sequence[str], **given: Any) -> Any:
+        """Import the target and call it with the config's arguments and the given ones, both checked first.
+
+        Given arguments that the target does not take are left out: a random search, say, needs no number of updates.
+
+        Raises:
+            ConfigError: The target may not be built, or an argument is unknown, missing or of the wrong type.
+        """
+        target = self._find(plugins)
+        parameters = inspect.signature(target).parameters
+        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+        if dataclasses.is_dataclass(target):
+            hints = typing.get_type_hints(target)
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        arguments = {name: value for name, value in given.items() if takes_any or name in parameters}
+        for name, value in self.arguments.items():
+            if name not in parameters and not takes_any:
+                allowed = [known for known in parameters if known not in given]
+                raise ConfigError(f"{self.key}.{name}: {self.target} takes no such argument; {nearest(name, allowed)}")
+            arguments[name] = read(hints.get(name, Any), value, f"{self.key}.{name}")
+        for name, parameter in parameters.items():
+            required = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            if required and name not in arguments:
+                # A nested group of settings that is not given has all its defaults.
+                if dataclasses.is_dataclass(hints.get(name)):
+                    arguments[name] = read(hints[name], {}, f"{self.key}.{name}")
+                else:
+                    raise ConfigError(
+                        f"{self.key}.{name}: {self.target} needs this argument; set {self.key}.{name}=..."
+                    )
+        try:
+            return target(**arguments)
+        except ValueError as error:
+            raise ConfigError(f"{self.key}: {error}") from None
+
+    def _find(self, plugins: Sequence[str]) -> Any:
+        module_name, _, name = self.target.rpartition(".")
+        if module_name.partition(".")[0] not in OURS and module_name not in plugins:
+            raise ConfigError(
+                f"{self.key}._target_: refused to call {self.target!r}; allowed: classes of {', '.join(OURS)} and of "
+                f"the modules named in plugins={list(plugins)}"
+            )
+        try:
+            return getattr(importlib.import_module(module_name), name)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"{self.key}._target_: cannot find {self.target!r}: {error}") from None
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """The environment: its Gymnasium id, and the task that its children are trained on."""
+
+    id: str
+    task: Part
+
+
+@dataclass(frozen=True)
+class DeriveSettings:
+    """How many candidates of each strategy are scored again on all validation data."""
+
+    candidates: int = 24
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1:
+            raise ValueError(f"derive.candidates must be at least 1, got {self.candidates}")
+
+
+@dataclass(frozen=True)
+class RetrainSettings:
+    """Final training from scratch.
+
+    Args:
+        top: How many of the best candidates are trained; the best of them on validation data is the teacher.
+        seeds: How often every final network is trained, with different seeds.
+        join_validation: Train on validation data too; then only the test column says how good a network is.
+        training: How.
+    """
+
+    training: TrainingSettings
+    top: int = 1
+    seeds: int = 1
+    join_validation: bool = False
+
+    def __post_init__(self) -> None:
+        if self.top < 1 or self.seeds < 1:
+            raise ValueError(f"retrain.top and retrain.seeds must be at least 1, got {self.top} and {self.seeds}")
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """The student.
+
+    Args:
+        budget: Its largest share of the teacher's multiply-accumulates.
+        soft_targets: How it listens to the teacher.
+        training: How it learns.
+    """
+
+    training: TrainingSettings
+    soft_targets: SoftTargets
+    budget: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.budget <= 1:
+            raise ValueError(f"distill.budget is a share of the teacher's MACs in (0, 1], got {self.budget}")
+
+
+@dataclass(frozen=True)
+class BaselineSettings:
+    """The hand-designed network beside the searched ones; its learning rate is chosen on validation data."""
+
+    learning_rates: tuple[float, ...] = (0.02, 0.05, 0.1)
+
+    def __post_init__(self) -> None:
+        if not self.learning_rates or min(self.learning_rates) <= 0:
+            raise ValueError(f"baseline.learning_rates needs rates above 0, got {list(self.learning_rates)}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run. `seed` follows every random draw; `device` is `auto`, `cpu` or `cuda`."""
+
+    env: EnvConfig
+    space: Part
+    controller: Part
+    evaluator: Part
+    reward: Part
+    search: SearchSettings
+    derive: DeriveSettings
+    retrain: RetrainSettings
+    distill: DistillSettings
+    baseline: BaselineSettings
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
+    name: str = ""
+    output: str = "outputs"
+    checkpoint_every_s: float = 30.0
+    plugins: tuple[str, ...] = ()
+    resume: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1 or null, got {self.threads}")
+
+
+def read(kind: Any, value: Any, key: str) -> Any:
+    """Turn plain data into an annotated type, checking it on the way.
+
+    Raises:
+        ConfigError: The value is not of that type, or a key is unknown or missing.
+    """
+    origin, parameters = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any or isinstance(kind, typing.TypeVar):
+        return value
+    if kind is Part:
+        return _read_part(value, key)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _read_dataclass(kind, value, key)
+    if origin in (typing.Union, types.UnionType):
+        return _read_union(parameters, value, key)
+    if origin is Literal:
+        if value not in parameters or isinstance(value, bool):
+            raise ConfigError(f"{key}: got {value!r}; {nearest(value, parameters)}")
+        return value
+    if origin in (list, tuple, Sequence, typing.get_origin(Sequence[int])):
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{key}: expected a list such as [1,2], got {value!r}")
+        item = parameters[0] if parameters else Any
+        return (list if origin is list else tuple)(read(item, each, f"{key}[{i}]") for i, each in enumerate(value))
+    if kind is float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+            raise ConfigError(f"{key}: expected a number, got {value!r}")
+        return float(value)
+    names = {int: "an integer", bool: "true or false", str: "text"}
+    if kind in names and type(value) is not kind:
+        raise ConfigError(f"{key}: expected {names[kind]}, got {value!r}")
+    return value
+
+
+def _read_part(value: Any, key: str) -> Part:
+    if not isinstance(value, Mapping) or not isinstance(value.get("_target_"), str):
+        raise ConfigError(
+            f"{key}: expected a config with _target_, such as the files in conf/{key}/, got {value!r:.200}"
+        )
+    return Part(key, value["_target_"], {name: each for name, each in value.items() if name != "_target_"})
+
+
+def _read_union(parameters: tuple[Any, ...], value: Any, key: str) -> Any:
+    if value is None and type(None) in parameters:
+        return None
+    others = [kind for kind in parameters if kind is not type(None)]
+    errors = []
+    for kind in others:
+        try:
+            return read(kind, value, key)
+        except ConfigError as error:
+            errors.append(error)
+    suffix = " (or null)" if type(None) in parameters else ""
+    raise ConfigError(f"{errors[0]}{suffix}")
+
+
+def _read_dataclass(kind: type, value: Any, key: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key or 'config'}: expected a group of keys, got {value!r:.200}")
+    hints = typing.get_type_hints(kind)
+    fields = {each.name: each for each in dataclasses.fields(kind)}
+    arguments = {}
+    for name, each in value.items():
+        inner = f"{key}.{name}" if key else str(name)
+        if name not in fields:
+            raise ConfigError(f"{inner}: unknown key; {nearest(name, fields)}")
+        arguments[name] = read(hints[name], each, inner)
+    for name, each in fields.items():
+        if name not in arguments and each.default is each.default_factory is dataclasses.MISSING:
+            inner = f"{key}.{name}" if key else name
+            if dataclasses.is_dataclass(hints[name]):
+                arguments[name] = read(hints[name], {}, inner)
+            else:
+                raise ConfigError(f"{inner}: this key is missing")
+    try:
+        return kind(**arguments)
+    except ValueError as error:
+        raise ConfigError(f"{error}") from None

@@ -1,0 +1,117 @@
+"""From everything a search has seen to the few architectures worth training: candidates, their front, its volume."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from child.space import Evaluation, Evaluator, Genotype, SearchSpace
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An architecture scored again on all validation data."""
+
+    strategy: str
+    evaluation: Evaluation
+    reward: float
+
+    @property
+    def genotype(self) -> Genotype:
+        return self.evaluation.genotype
+
+    def to_json(self, space: SearchSpace, front: Sequence["Candidate"]) -> dict[str, Any]:
+        """One entry of `candidates.json`."""
+        return {
+            "strategy": self.strategy,
+            "genotype": self.genotype.to_json(),
+            "text": space.text(self.genotype),
+            "quality": self.evaluation.quality,
+            "cost": self.evaluation.cost,
+            "reward": self.reward,
+            "on_front": self in front,
+        }
+
+
+def shortlist(history: Iterable[dict[str, Any]], strategy: str, num: int) -> list[Genotype]:
+    """The most promising architectures of a strategy's history, without repetition.
+
+    Half by reward (of an architecture seen more than once, the mean); the rest from the front of quality and cost,
+    peeled layer by layer, so that cheap ones are looked at again too.
+    """
+    seen: dict[Genotype, list[dict[str, Any]]] = {}
+    for line in history:
+        if line["strategy"] == strategy and line["failure"] is None and line["cost"] is not None:
+            seen.setdefault(Genotype.from_json(line["genotype"]), []).append(line)
+    means = {
+        genotype: tuple(sum(line[key] for line in lines) / len(lines) for key in ("reward", "quality", "cost"))
+        for genotype, lines in seen.items()
+    }
+    chosen = sorted(means, key=lambda genotype: (-means[genotype][0], genotype.tokens))[: (num + 1) // 2]
+    rest = {genotype: (means[genotype][1], means[genotype][2]) for genotype in means if genotype not in chosen}
+    while rest and len(chosen) < num:
+        layer = front_of(rest, key=lambda genotype: rest[genotype])
+        chosen += layer[: num - len(chosen)]
+        rest = {genotype: pair for genotype, pair in rest.items() if genotype not in layer}
+    return chosen
+
+
+def front_of(items: Iterable[Item], key: Callable[[Item], tuple[float, float]]) -> list[Item]:
+    """The Pareto front, cheapest first: no other item has at least the quality at no more cost.
+
+    Args:
+        items: Anything; of items that are equal in both, the first stays.
+        key: (quality, cost) of an item.
+    """
+    front: list[Item] = []
+    best = float("-inf")
+    for item in sorted(items, key=lambda item: (key(item)[1], -key(item)[0])):
+        if key(item)[0] > best:
+            front.append(item)
+            best = key(item)[0]
+    return front
+
+
+def hypervolume(points: Iterable[tuple[float, float]], worst_cost: float) -> float:
+    """The share of the box [0, 1] x [0, worst_cost] that (quality, cost) points dominate: 1 is perfect and free."""
+    area, reached = 0.0, 0.0
+    for quality, cost in front_of([p for p in points if p[1] <= worst_cost], key=lambda point: point):
+        area += (quality - reached) * (worst_cost - cost)
+        reached = quality
+    return area / worst_cost if worst_cost > 0 else 0.0
+
+
+def derive(
+    space: SearchSpace,
+    history: Sequence[dict[str, Any]],
+    strategies: Sequence[str],
+    evaluator: Evaluator,
+    reward: Callable[[Evaluation], float],
+    num: int,
+    seed: int,
+) -> list[Candidate]:
+    """Score the shortlist of every strategy again on all validation data, best reward first.
+
+    Strategies get equally many places, so that their fronts compare fairly.
+    """
+    candidates = []
+    for strategy in strategies:
+        genotypes = [space.check(genotype) for genotype in shortlist(history, strategy, num)]
+        for evaluation in evaluator.evaluate(genotypes, 1.0, seed):
+            if evaluation.failure is None:
+                candidates.append(Candidate(strategy, evaluation, reward(evaluation)))
+    return sorted(candidates, key=lambda c: (-c.reward, c.genotype.tokens))
+
+
+def choose_student(
+    candidates: Sequence[tuple[Genotype, float]], macs: Callable[[Genotype], int], budget: float
+) -> tuple[Genotype, bool]:
+    """The architecture of best quality within a budget of multiply-accumulates, and whether there is one.
+
+    Where nothing is within the budget it is the cheapest.
+    """
+    within = [(genotype, quality) for genotype, quality in candidates if macs(genotype) <= budget]
+    if within:
+        return max(within, key=lambda pair: (pair[1], -macs(pair[0])))[0], True
+    return min(candidates, key=lambda pair: macs(pair[0]))[0], False

@@ -1,0 +1,174 @@
+"""REINFORCE (Williams 1992) for the LSTM policy, as in ENAS (Pham et al. 2018, section 2.2), in batches of episodes."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from child.space import Genotype, SearchSpace, derive_seed
+from controller.policy import Distribution, Episodes, LSTMPolicy, PolicySettings, check_connections
+from controller.strategy import Rollout, Strategy, Update
+
+MAX_SKIPPED = 5
+
+Baseline = Literal["leave_one_out", "ema", "none"]
+
+
+class ControllerError(RuntimeError):
+    """The controller cannot go on: several updates in a row were not finite."""
+
+
+def advantages(rewards: Tensor, baseline: Baseline, mean: float) -> Tensor:
+    """Rewards (B) less a baseline that does not depend on the episode itself, so that the gradient stays unbiased.
+
+    `leave_one_out` subtracts from each reward the mean of the other B - 1 (Kool et al. 2019); `ema` the moving
+    average `mean` of earlier rewards (ENAS); `none` nothing.
+    """
+    if baseline == "leave_one_out":
+        if len(rewards) < 2:
+            return torch.zeros_like(rewards)
+        return rewards - (rewards.sum() - rewards) / (len(rewards) - 1)
+    return rewards - mean if baseline == "ema" else rewards
+
+
+class Reinforce(Strategy):
+    """An LSTM policy improved by the policy gradient of the mean reward.
+
+    Args:
+        space: What is searched.
+        seed: The run's seed.
+        num_updates: How many updates are to come, for the entropy's schedule.
+        policy: Size and squashing of the policy.
+        learning_rate: Adam's.
+        baseline: `leave_one_out`, `ema` or `none`; see `advantages`.
+        baseline_decay: Of the moving average.
+        entropy_weight: Weight of the policy's entropy (nats per architecture) in the loss, at the first update.
+        final_entropy_weight: At the last; linear in between.
+        skip_prior: The density of skip connections that the policy is pulled to.
+        skip_weight: Weight of the divergence from it (ENAS: 0.8 beside rewards in [0, 1]).
+        clip: Largest norm of the whole gradient.
+    """
+
+    name = "reinforce"
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        seed: int,
+        num_updates: int,
+        policy: PolicySettings,
+        learning_rate: float = 3.5e-3,
+        baseline: Baseline = "leave_one_out",
+        baseline_decay: float = 0.99,
+        entropy_weight: float = 1e-3,
+        final_entropy_weight: float = 1e-4,
+        skip_prior: float = 0.4,
+        skip_weight: float = 0.0,
+        clip: float = 5.0,
+    ):
+        super().__init__(space, seed)
+        if not learning_rate > 0 or not clip > 0:
+            raise ValueError(f"the controller needs learning_rate > 0 and clip > 0, got {learning_rate} and {clip}")
+        if not 0 < skip_prior < 1 or not 0 <= baseline_decay < 1:
+            raise ValueError(
+                f"the controller needs skip_prior in (0, 1) and baseline_decay in [0, 1), got {skip_prior} and "
+                f"{baseline_decay}"
+            )
+        check_connections(space)
+        self.num_updates, self.baseline_decay = num_updates, baseline_decay
+        self.baseline: Baseline = baseline
+        self.entropy_weight, self.final_entropy_weight = entropy_weight, final_entropy_weight
+        self.skip_prior, self.skip_weight, self.clip = skip_prior, skip_weight, clip
+        torch.manual_seed(derive_seed(seed, "policy", "weights"))
+        self.policy = LSTMPolicy(space, policy)
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=learning_rate)
+        self.num_learned = 0
+        self.num_skipped_in_a_row = 0
+        self.mean_reward: float | None = None
+
+    def begin(self, num: int, round_number: int) -> None:
+        self._episodes = Episodes(self.policy, num, derive_seed(self.seed, "policy", "act", round_number))
+
+    def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+        return self._episodes.next(int(observation["step"][0]), observation["action_mask"])
+
+    def learn(self, rollout: Rollout) -> Update:
+        """One gradient step on the finite rewards.
+
+        Raises:
+            ControllerError: Loss, gradient or every reward was not finite five times in a row.
+        """
+        finite = np.isfinite(rollout.rewards)
+        num_lost = int((~finite).sum())
+        rewards = torch.from_numpy(rollout.rewards[finite]).float()
+        if len(rewards) == 0:
+            return self._skip(num_lost)
+        if self.mean_reward is None:
+            self.mean_reward = float(rewards.mean())
+        chosen = self.policy.evaluate(
+            torch.from_numpy(rollout.tokens[finite]), torch.from_numpy(rollout.masks[finite]), self.skip_prior
+        )
+        loss = self.loss(chosen, rewards)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.clip)
+        if not bool(torch.isfinite(loss)) or not bool(torch.isfinite(norm)):
+            return self._skip(len(rollout.rewards))
+        self.optimizer.step()
+        self.num_skipped_in_a_row = 0
+        self.num_learned += 1
+        subtracted = self.mean_reward if self.baseline == "ema" else float(rewards.mean())
+        self.mean_reward += (1 - self.baseline_decay) * (float(rewards.mean()) - self.mean_reward)
+        return Update(
+            loss=loss.item(),
+            entropy=chosen.entropy.mean().item(),
+            gradient_norm=norm.item(),
+            baseline=0.0 if self.baseline == "none" else subtracted,
+            num_skipped=num_lost,
+            probabilities=[
+                row[: decision.num_choices]
+                for row, decision in zip(chosen.probabilities.tolist(), self.space.decisions, strict=True)
+            ],
+        )
+
+    def loss(self, chosen: Distribution, rewards: Tensor) -> Tensor:
+        """-mean(advantage * log p) - w * mean(entropy) + skip_weight * mean(divergence from the skip prior)."""
+        advantage = advantages(rewards, self.baseline, self.mean_reward or 0.0)
+        progress = min(1.0, self.num_learned / max(1, self.num_updates - 1))
+        weight = self.entropy_weight + progress * (self.final_entropy_weight - self.entropy_weight)
+        loss = -(advantage * chosen.log_probability).mean() - weight * chosen.entropy.mean()
+        return loss + self.skip_weight * chosen.skip_divergence.mean()
+
+    def sample(self, num: int, step: int) -> list[Genotype]:
+        episodes = Episodes(self.policy, num, derive_seed(self.seed, "policy", "sample", step))
+        for position in range(len(self.space.decisions)):
+            episodes.next(position, self.space.mask(episodes.tokens[:, :position]))
+        return [Genotype(self.space.name, tuple(row)) for row in episodes.tokens.tolist()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "num_learned": self.num_learned,
+            "num_skipped_in_a_row": self.num_skipped_in_a_row,
+            "mean_reward": self.mean_reward,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.num_learned = state["num_learned"]
+        self.num_skipped_in_a_row = state["num_skipped_in_a_row"]
+        self.mean_reward = state["mean_reward"]
+
+    def _skip(self, num_lost: int) -> Update:
+        self.num_skipped_in_a_row += 1
+        if self.num_skipped_in_a_row >= MAX_SKIPPED:
+            raise ControllerError(
+                f"the search stopped: reward, loss or gradient was not finite in {MAX_SKIPPED} updates in a row; "
+                "lower controller.learning_rate, or look at 'failure' in history.jsonl"
+            )
+        return Update(num_skipped=num_lost)

@@ -1,0 +1,216 @@
+"""The search loop: shared weights for so many batches, then the controller for one update, again and again.
+
+It owns `env.step`; the environment is any Gymnasium vector environment that plays by the rules of
+`luban/Architecture-v0`, a user's own included. Random search plays beside the strategy, in the same environment, on
+the same shared weights and validation batches, with as many evaluations.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from child.space import Evaluation, Evaluator, Genotype, Improvement, SearchSpace, derive_seed
+from controller.sampler import TrainingSampler
+from controller.strategy import RandomSearch, Rollout, Strategy, Update
+from logbook.console import Console
+from logbook.run import Run
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How long the search is.
+
+    Args:
+        rounds: Controller updates.
+        episodes: Architectures per update, B.
+        warmup_batches: Training batches of the shared weights before the first update.
+        batches_per_round: Training batches of the shared weights before each further update.
+        sampler: What the shared weights are trained on at first: `uniform` or `fair`.
+        policy_share: The share of training batches that the policy draws by the last round, rising linearly.
+        fidelity: The share of a full evaluation per architecture (of the validation data, or of the epochs).
+        compare_random: Whether random search plays beside the strategy.
+    """
+
+    rounds: int = 60
+    episodes: int = 16
+    warmup_batches: int = 300
+    batches_per_round: int = 10
+    sampler: Literal["uniform", "fair"] = "fair"
+    policy_share: float = 0.5
+    fidelity: float = 1.0
+    compare_random: bool = True
+
+    def __post_init__(self) -> None:
+        for name, low in (("rounds", 1), ("episodes", 2), ("warmup_batches", 0), ("batches_per_round", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"search.{name} must be at least {low}, got {getattr(self, name)}")
+        if not 0 <= self.policy_share <= 1 or not 0 < self.fidelity <= 1:
+            raise ValueError(
+                f"search.policy_share must be in [0, 1] and search.fidelity in (0, 1], got {self.policy_share} and "
+                f"{self.fidelity}"
+            )
+
+    @property
+    def num_batches(self) -> int:
+        """Training batches of the shared weights in all."""
+        return self.warmup_batches + (self.rounds - 1) * self.batches_per_round
+
+
+def play(envs: VectorEnv[Any, Any, Any], strategy: Strategy, round_number: int, seed: int) -> Rollout:
+    """One episode in each environment, all evaluated with the same seed, and so on the same data."""
+    strategy.begin(envs.num_envs, round_number)
+    seeds: Any = [seed] * envs.num_envs  # Gymnasium takes a list too, which its annotation leaves out
+    observation, _ = envs.reset(seed=seeds)
+    masks = []
+    while True:
+        masks.append(observation["action_mask"])
+        observation, rewards, terminated, truncated, info = envs.step(strategy.act(observation))
+        if (terminated | truncated).any():
+            break
+    if not (terminated | truncated).all() or len(masks) != len(strategy.space.decisions):
+        raise ValueError(
+            f"the environment ended an episode after {len(masks)} of {len(strategy.space.decisions)} tokens; every "
+            "episode must end with the last decision"
+        )
+    tokens = np.asarray(observation["tokens"], np.int64)
+    evaluations = info.get("evaluation")
+    if evaluations is None:  # an environment that only speaks in rewards
+        genotypes = [Genotype(strategy.space.name, tuple(row)) for row in tokens.tolist()]
+        pairs = zip(genotypes, rewards.tolist(), strict=True)
+        evaluations = [Evaluation(genotype, reward, math.nan, 1.0, seed) for genotype, reward in pairs]
+    return Rollout(tokens, np.stack(masks, axis=1), np.asarray(rewards, np.float64), list(evaluations))
+
+
+def search(
+    envs: VectorEnv[Any, Any, Any],
+    strategy: Strategy,
+    evaluator: Evaluator,
+    settings: SearchSettings,
+    seed: int,
+    run: Run,
+    console: Console,
+) -> None:
+    """Search, or go on where the run's last checkpoint stands; every evaluation goes into `history.jsonl`."""
+    players: list[Strategy] = [strategy]
+    if settings.compare_random and not isinstance(strategy, RandomSearch):
+        players.append(RandomSearch(strategy.space, seed))
+    sampler = TrainingSampler(settings.sampler, strategy, seed)
+    first = 0
+    if run.stage_state:
+        first = run.stage_state["round"]
+        evaluator.load_state_dict(run.stage_state["evaluator"])
+        for player in players:
+            player.load_state_dict(run.stage_state["strategies"][player.name])
+
+    def state() -> dict[str, Any]:
+        strategies = {player.name: player.state_dict() for player in players}
+        return {"round": done, "evaluator": evaluator.state_dict(), "strategies": strategies}
+
+    best = ""
+    best_reward = -math.inf
+    with console.stage("search", total=settings.rounds, initial=first) as progress:
+        for round_number in range(first, settings.rounds):
+            sampler.policy_share = settings.policy_share * round_number / max(1, settings.rounds - 1)
+            num_batches = settings.warmup_batches if round_number == 0 else settings.batches_per_round
+            improvement = evaluator.improve(sampler, num_batches) if num_batches else None
+            data_seed = derive_seed(seed, "search", round_number)
+            played = [(player, play(envs, player, round_number, data_seed)) for player in players]
+            updates = [player.learn(rollout) for player, rollout in played]
+            for player, rollout in played:
+                _remember(run, player, rollout, round_number)
+            _log(run, strategy.space, round_number, played, updates[0], improvement)
+            own = played[0][1]
+            if np.isfinite(own.rewards).any() and np.nanmax(own.rewards) > best_reward:
+                best_reward = float(np.nanmax(own.rewards))
+                winner = own.evaluations[int(np.nanargmax(own.rewards))]
+                best = f"reward {best_reward:.4f}, quality {winner.quality:.4f}, cost {winner.cost:.4g}"
+            done = round_number + 1
+            progress.advance(done=done, best=best)
+            run.save_if_due(state)
+    done = settings.rounds
+    run.save(state())
+
+
+def _remember(run: Run, player: Strategy, rollout: Rollout, round_number: int) -> None:
+    num = len(rollout.rewards)
+    for number, (evaluation, reward) in enumerate(zip(rollout.evaluations, rollout.rewards.tolist(), strict=True)):
+        failure = evaluation.failure or (None if math.isfinite(reward) else f"reward {reward} is not finite")
+        run.append(
+            "history",
+            {
+                "strategy": player.name,
+                "round": round_number,
+                "step": round_number * num + number + 1,
+                "genotype": evaluation.genotype.to_json(),
+                "text": player.space.text(evaluation.genotype),
+                "quality": _finite(evaluation.quality),
+                "cost": _finite(evaluation.cost),
+                "reward": _finite(reward),
+                "fidelity": evaluation.fidelity,
+                "seed": evaluation.seed,
+                "failure": failure,
+            },
+        )
+
+
+def _log(
+    run: Run,
+    space: SearchSpace,
+    round_number: int,
+    played: list[tuple[Strategy, Rollout]],
+    update: Update,
+    improvement: Improvement | None,
+) -> None:
+    own = played[0][1]
+    line: dict[str, Any] = {"round": round_number, "strategy": played[0][0].name}
+    line |= {f"reward_{name}": value for name, value in _spread(own.rewards).items()}
+    if len(played) > 1:
+        line["random_reward_mean"] = _spread(played[1][1].rewards)["mean"]
+    line |= asdict(update)
+    line["supernet_loss"] = None if improvement is None else _finite(improvement.loss)
+    run.append("updates", line)
+
+    scalars = {
+        "search/reward_mean": line["reward_mean"],
+        "search/reward_best": line["reward_best"],
+        "search/random_reward_mean": line.get("random_reward_mean"),
+        "search/quality_mean": _spread(np.array([e.quality for e in own.evaluations]))["mean"],
+        "search/entropy": update.entropy,
+        "search/loss": update.loss,
+        "search/gradient_norm": update.gradient_norm,
+        "search/baseline": update.baseline,
+        "search/skipped": float(update.num_skipped),
+        "supernet/loss": line["supernet_loss"],
+        "cost/mean": _spread(np.array([e.cost for e in own.evaluations]))["mean"],
+    }
+    scalars |= {f"operations/{name}": share for name, share in operation_shares(space, own).items()}
+    run.log({name: value for name, value in scalars.items() if value is not None})
+
+
+def operation_shares(space: SearchSpace, rollout: Rollout) -> Mapping[str, float]:
+    """How often each operation was chosen among the open operation decisions of a rollout."""
+    counts: dict[str, int] = {}
+    total = 0
+    for step, decision in enumerate(space.decisions):
+        if decision.kind == "operation":
+            chosen = rollout.tokens[rollout.masks[:, step].sum(axis=1) > 1, step]
+            total += len(chosen)
+            for token, label in enumerate(decision.labels):
+                counts[label] = counts.get(label, 0) + int((chosen == token).sum())
+    return {label: count / max(1, total) for label, count in counts.items()}
+
+
+def _spread(values: np.ndarray[Any, Any]) -> dict[str, float | None]:
+    finite = values[np.isfinite(values)]
+    return {
+        "mean": float(finite.mean()) if len(finite) else None,
+        "best": float(finite.max()) if len(finite) else None,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

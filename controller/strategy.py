@@ -1,0 +1,104 @@
+"""What every search strategy is: it proposes architectures token by token and learns from their rewards.
+
+Letters: B episodes, T decisions, C the largest number of choices.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from child.space import Evaluation, Genotype, Mask, SearchSpace, Tokens, derive_seed
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """B finished episodes: tokens (B, T), the masks they were drawn under (B, T, C), rewards (B), evaluations (B)."""
+
+    tokens: Tokens
+    masks: Mask
+    rewards: NDArray[np.float64]
+    evaluations: list[Evaluation]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What learning from a rollout did; None where a strategy has no such thing.
+
+    Args:
+        loss: Of the update.
+        entropy: Of the policy, in nats per architecture.
+        gradient_norm: Before clipping.
+        baseline: Subtracted from the rewards, in the mean.
+        num_skipped: Episodes or updates left out because a number was not finite.
+        probabilities: The mean probability of each choice, one list per decision.
+    """
+
+    loss: float | None = None
+    entropy: float | None = None
+    gradient_norm: float | None = None
+    baseline: float | None = None
+    num_skipped: int = 0
+    probabilities: list[list[float]] | None = None
+
+
+class Strategy(ABC):
+    """Proposes B architectures at once, one token a step, and learns from the finished ones."""
+
+    name: str
+
+    def __init__(self, space: SearchSpace, seed: int):
+        self.space, self.seed = space, seed
+
+    @abstractmethod
+    def begin(self, num: int, round_number: int) -> None:
+        """Begin `num` episodes; every draw follows from (seed, round number)."""
+
+    @abstractmethod
+    def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+        """The next token of each episode, (B,), legal under the observation's `action_mask`."""
+
+    @abstractmethod
+    def learn(self, rollout: Rollout) -> Update:
+        """Learn from finished episodes, whose rewards may hold values that are not finite."""
+
+    def sample(self, num: int, step: int) -> list[Genotype]:
+        """Architectures for training shared weights, from what has been learned; uniform where nothing has."""
+        return self.space.sample(np.random.default_rng(derive_seed(self.seed, self.name, "sample", step)), num)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes as the strategy learns."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to what `state_dict` gave."""
+        assert not state, f"{self.name} keeps no state, yet some was saved"
+
+
+class WholeStrategy(Strategy):
+    """A strategy that thinks in whole architectures: it draws them in `begin` and replays them token by token."""
+
+    @abstractmethod
+    def propose(self, num: int, round_number: int) -> list[Genotype]:
+        """The architectures of this round."""
+
+    def begin(self, num: int, round_number: int) -> None:
+        self._tokens = np.array([genotype.tokens for genotype in self.propose(num, round_number)], np.int64)
+
+    def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+        return self._tokens[:, int(observation["step"][0])]
+
+
+class RandomSearch(WholeStrategy):
+    """Every architecture uniform: the opponent that every strategy must beat at equal evaluations."""
+
+    name = "random"
+
+    def propose(self, num: int, round_number: int) -> list[Genotype]:
+        return self.space.sample(np.random.default_rng(derive_seed(self.seed, self.name, "propose", round_number)), num)
+
+    def learn(self, rollout: Rollout) -> Update:
+        return Update()

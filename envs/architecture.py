@@ -1,0 +1,189 @@
+"""The MDP of architecture search: one token a step, a reward at the end.
+
+Observation: `tokens` (-1 where not yet chosen), `step`, and `action_mask` (the legal next tokens, int8). Action: the
+next token. On the last token the evaluator is asked for all architectures at once, on the same data; every other
+reward is 0. `step` never trains anything: a reward is a function of (genotype, shared weights, seed).
+
+Letters: B episodes side by side, T decisions, C the largest number of choices.
+"""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from child.space import Evaluation, Evaluator, Mask, SearchSpace
+from envs.reward import Reward
+
+Observation = dict[str, NDArray[Any]]
+
+
+def _observation_space(space: SearchSpace) -> Dict:
+    num_steps = len(space.decisions)
+    return Dict(
+        {
+            "tokens": Box(-1, space.max_choices - 1, (num_steps,), np.int16),
+            "step": Discrete(num_steps + 1),
+            "action_mask": MultiBinary(space.max_choices),
+        }
+    )
+
+
+class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
+    """B episodes that advance together as arrays; `gymnasium.make_vec("luban/Architecture-v0", num_envs=B, ...)`.
+
+    There is no autoreset: after the last token call `reset`. Terminal `info["evaluation"]` holds an `Evaluation` for
+    each episode.
+
+    Args:
+        num_envs: B.
+        space: What is searched.
+        evaluator: Gives finished architectures their quality and cost.
+        reward: Blends them.
+        fidelity: The share of a full evaluation that is spent on each architecture, in (0, 1].
+    """
+
+    def __init__(self, num_envs: int, space: SearchSpace, evaluator: Evaluator, reward: Reward, fidelity: float = 1.0):
+        if not 0 < fidelity <= 1:
+            raise ValueError(f"fidelity is a share of a full evaluation in (0, 1], got {fidelity}")
+        self.metadata = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}
+        self.num_envs = num_envs
+        self.search_space, self.evaluator, self.reward, self.fidelity = space, evaluator, reward, fidelity
+        self.single_observation_space = _observation_space(space)
+        self.single_action_space = Discrete(space.max_choices)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._num_steps = len(space.decisions)
+        self._num_choices = [decision.num_choices for decision in space.decisions]
+        self._rows = np.arange(num_envs)
+        self._live = np.zeros(num_envs, bool)
+        self._over = np.ones(num_envs, bool)
+        # The masks that no prefix changes, made once: read-only, so that they can be handed out again and again.
+        closing = np.zeros((1, space.max_choices), np.int8)
+        closing[0, 0] = 1  # after the last token: never all zero, which Gymnasium would read as "anything"
+        shared = np.concatenate([space.full_masks, closing])[:, None].repeat(num_envs, axis=1)
+        for array in (shared, self._live, self._over):
+            array.flags.writeable = False
+        self._shared_masks = list(shared)
+        self._shared_steps = [np.full(num_envs, step, np.int64) for step in range(self._num_steps + 1)]
+        self._step = self._num_steps
+        self._tokens = np.full((num_envs, self._num_steps), -1, np.int16)
+        self._mask: Mask = self._shared_masks[-1]
+        self._seeds = np.zeros(num_envs, np.int64)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin B episodes; each is evaluated with its seed (one for all, one for each, or drawn)."""
+        super().reset(seed=seed if isinstance(seed, int) else None)
+        given = seed if isinstance(seed, list) else [seed] * self.num_envs
+        if len(given) != self.num_envs:
+            raise ValueError(f"expected one seed or {self.num_envs} of them, got {len(given)}")
+        drawn = int(self.np_random.integers(2**62))
+        self._seeds = np.array([drawn if each is None else each for each in given], np.int64)
+        self._step = 0
+        self._tokens = np.full((self.num_envs, self._num_steps), -1, np.int16)
+        self._mask = self._next_mask()
+        return self._observation(), {"action_mask": self._mask}
+
+    def step(
+        self, actions: NDArray[np.integer[Any]]
+    ) -> tuple[Observation, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Append one token to every architecture.
+
+        Raises:
+            ValueError: An action is illegal; the message names the decision and the legal choices.
+            RuntimeError: The episodes are over, or have not begun.
+        """
+        step = self._step
+        if step == self._num_steps:
+            raise RuntimeError("the episodes are over; call reset() before step()")
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
+            raise ValueError(f"expected {self.num_envs} integer actions, got {actions!r:.200}")
+        self._check(step, actions)
+        self._tokens[:, step] = actions
+        self._step = step + 1
+        rewards = np.zeros(self.num_envs)
+        self._mask = self._next_mask()
+        info: dict[str, Any] = {"action_mask": self._mask}
+        if self._step < self._num_steps:
+            return self._observation(), rewards, self._live, self._live, info
+        info["evaluation"] = np.empty(self.num_envs, object)
+        for row, evaluation in enumerate(self._evaluate()):
+            info["evaluation"][row] = evaluation
+            rewards[row] = self.reward(evaluation)
+        return self._observation(), rewards, self._over, self._live, info
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """The legal next tokens, (B, C), as sb3-contrib asks for them."""
+        return self._mask.astype(bool)
+
+    def _check(self, step: int, actions: NDArray[np.integer[Any]]) -> None:
+        if self.search_space.masks_depend_on_prefix:
+            known = (actions >= 0) & (actions < self._mask.shape[1])
+            legal = known & (self._mask[self._rows, np.where(known, actions, 0)] == 1)
+        else:
+            legal = (actions >= 0) & (actions < self._num_choices[step])
+        if not legal.all():
+            row = int(legal.argmin())
+            raise ValueError(f"episode {row}: {self.search_space.illegal(step, actions[row], self._mask[row])}")
+
+    def _next_mask(self) -> Mask:
+        if self._step == self._num_steps or not self.search_space.masks_depend_on_prefix:
+            return self._shared_masks[self._step]
+        return self.search_space.mask(self._tokens[:, : self._step].astype(np.int64))
+
+    def _observation(self) -> Observation:
+        return {"tokens": self._tokens.copy(), "step": self._shared_steps[self._step].copy(), "action_mask": self._mask}
+
+    def _evaluate(self) -> list[Evaluation]:
+        genotypes = [self.search_space.genotype(row) for row in self._tokens.tolist()]
+        evaluations: list[Evaluation | None] = [None] * self.num_envs
+        for seed in dict.fromkeys(self._seeds.tolist()):
+            rows = np.flatnonzero(self._seeds == seed).tolist()
+            found = self.evaluator.evaluate([genotypes[row] for row in rows], self.fidelity, seed)
+            for row, evaluation in zip(rows, found, strict=True):
+                evaluations[row] = evaluation
+        return [evaluation for evaluation in evaluations if evaluation is not None]
+
+
+class ArchitectureEnv(gymnasium.Env[Any, Any]):
+    """One episode at a time; `gymnasium.make("luban/Architecture-v0", space=..., evaluator=..., reward=...)`.
+
+    The same as the vector environment with one episode, whose arguments it takes.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own convention)
+
+    def __init__(self, space: SearchSpace, evaluator: Evaluator, reward: Reward, fidelity: float = 1.0):
+        self._vector = VectorArchitectureEnv(1, space, evaluator, reward, fidelity)
+        self.search_space = space
+        self.observation_space = self._vector.single_observation_space
+        self.action_space = self._vector.single_action_space
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin an episode; the architecture is evaluated with this seed, or a drawn one."""
+        super().reset(seed=seed)
+        drawn = int(self.np_random.integers(2**62)) if seed is None else seed
+        observation, info = self._vector.reset(seed=drawn)
+        return _first(observation), _first(info)
+
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Append one token (errors as in the vector environment)."""
+        observation, rewards, terminated, _, info = self._vector.step(np.asarray(action)[None])
+        return _first(observation), float(rewards[0]), bool(terminated[0]), False, _first(info)
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """The legal next tokens, (C,), as sb3-contrib asks for them."""
+        return self._vector.action_masks()[0]
+
+
+def _first(batched: dict[str, Any]) -> dict[str, Any]:
+    return {name: array[0] for name, array in batched.items()}

@@ -1,0 +1,116 @@
+"""From an evaluation to a number: how quality and cost are blended.
+
+Every reward has a target cost in its unit; r = cost / target is the cost ratio. P_data is the task's quality in [0, 1].
+A failed evaluation has quality 0 and never earns more than 0.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+from child.space import CostUnit, Evaluation
+
+
+class Reward(Protocol):
+    """What an environment needs of a reward."""
+
+    target: float
+    unit: CostUnit
+
+    def __call__(self, evaluation: Evaluation) -> float:
+        """The reward of one evaluation."""
+        ...
+
+    def formula(self) -> str:
+        """One line for a person."""
+        ...
+
+
+@dataclass(frozen=True)
+class _TargetedReward:
+    """A reward around a target.
+
+    Args:
+        target: The cost wanted, above 0, in `unit`.
+        unit: `macs` (multiply-accumulates), `parameters` or `latency_ms` (milliseconds).
+    """
+
+    target: float
+    unit: CostUnit = "macs"
+
+    def __post_init__(self) -> None:
+        if not (self.target > 0 and math.isfinite(self.target)):
+            raise ValueError(f"reward.target must be a cost above 0 in {self.unit}, got {self.target}")
+
+    def __call__(self, evaluation: Evaluation) -> float:
+        value = self.blend(evaluation.quality, evaluation.cost / self.target)
+        return min(value, 0.0) if evaluation.failure else value
+
+    def blend(self, quality: float, ratio: float) -> float:
+        """The reward of a quality at a cost ratio."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Linear(_TargetedReward):
+    """alpha * P_data + beta * P_comp, with P_comp = 1 / (1 + cost / target).
+
+    P_comp is in (0, 1]: near 1 for a network that costs next to nothing, 1/2 at the target, falling towards 0 above
+    it. It is strictly decreasing everywhere, so that the policy always feels the cost.
+    """
+
+    alpha: float = 1.0
+    beta: float = 0.1
+
+    def blend(self, quality: float, ratio: float) -> float:
+        return self.alpha * quality + self.beta / (1 + ratio)
+
+    def formula(self) -> str:
+        return f"{self.alpha:g} * quality + {self.beta:g} / (1 + {self.unit} / {self.target:g})"
+
+
+@dataclass(frozen=True)
+class _Exponential(_TargetedReward):
+    """With an exponent or weight w < 0 on the cost ratio."""
+
+    weight: float = -0.07
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.weight < 0:
+            raise ValueError(f"reward.weight must be below 0 (a higher cost must not pay), got {self.weight}")
+
+
+@dataclass(frozen=True)
+class Soft(_Exponential):
+    """MnasNet's soft constraint (Tan et al. 2019, eq. 2 with alpha = beta = w): quality * r^w."""
+
+    def blend(self, quality: float, ratio: float) -> float:
+        return quality * ratio**self.weight
+
+    def formula(self) -> str:
+        return f"quality * ({self.unit} / {self.target:g})^{self.weight:g}"
+
+
+@dataclass(frozen=True)
+class Hard(_Exponential):
+    """MnasNet's hard constraint (Tan et al. 2019, eq. 2 with alpha = 0, beta = w): quality * min(r^w, 1)."""
+
+    weight: float = -1.0
+
+    def blend(self, quality: float, ratio: float) -> float:
+        return quality * min(ratio**self.weight, 1.0)
+
+    def formula(self) -> str:
+        return f"quality * min(({self.unit} / {self.target:g})^{self.weight:g}, 1)"
+
+
+@dataclass(frozen=True)
+class Absolute(_Exponential):
+    """TuNAS's absolute reward (Bender et al. 2020, eq. 3): quality + w * |r - 1|; below the target costs too."""
+
+    def blend(self, quality: float, ratio: float) -> float:
+        return quality + self.weight * abs(ratio - 1)
+
+    def formula(self) -> str:
+        return f"quality - {-self.weight:g} * |{self.unit} / {self.target:g} - 1|"

@@ -1,0 +1,51 @@
+"""What TensorBoard shows beside scalars: a layout, the chosen architectures, hyper-parameters with final metrics."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from child.space import Genotype, SearchSpace
+from logbook import plots
+
+LAYOUT = {
+    "Search": {
+        "reward against random": ["Multiline", ["search/reward_mean", "search/random_reward_mean"]],
+        "best reward": ["Multiline", ["search/reward_best"]],
+        "policy": ["Multiline", ["search/entropy", "search/gradient_norm"]],
+        "operations": ["Multiline", ["operations/.*"]],
+    },
+    "Training": {
+        "shared weights": ["Multiline", ["supernet/loss"]],
+        "final networks, loss": ["Multiline", [".*/loss"]],
+        "final networks, validation": ["Multiline", [".*/validation_.*"]],
+    },
+    "Cost": {"mean cost of proposals": ["Multiline", ["cost/mean"]]},
+}
+
+
+def describe_search(board: SummaryWriter, space: SearchSpace, chosen: Sequence[Genotype]) -> None:
+    """The layout of the custom-scalars page, and the chosen architectures as text and drawing."""
+    board.add_custom_scalars(LAYOUT)
+    for number, genotype in enumerate(chosen, 1):
+        graph = space.graph(genotype)
+        drawing = plots.network_drawing(graph.nodes, graph.edges)
+        picture = np.asarray(Image.open(io.BytesIO(plots.png(drawing))).convert("RGB"))
+        board.add_image(f"architecture/{number}", picture, 0, dataformats="HWC")
+        board.add_text(f"architecture/{number}", space.text(genotype), 0)
+
+
+def describe_run(board: SummaryWriter, results: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """The hyper-parameters with the final metrics, in the run's own event file.
+
+    `SummaryWriter.add_hparams` would open a second run beside it.
+    """
+    metrics = {f"final/{row['name']}_test": float(np.mean(row["test"])) for row in results["rows"]}
+    for summary in hparams(dict(config), metrics):
+        board._get_file_writer().add_summary(summary)
+    for tag, value in metrics.items():
+        board.add_scalar(tag, value, 0)

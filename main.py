@@ -1,0 +1,345 @@
+"""One run of Luban, read top to bottom: search, derive, retrain, distill, test, report.
+
+python main.py                                    # scikit-learn's digits, two minutes on two cores
+python main.py env=arrays env.task.path=mine.npz  # your own images
+python main.py resume=outputs/<run>               # go on with a run that stopped
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import nn
+
+import envs  # noqa: F401 (registers the environments)
+from child.cost import CostModel, count_macs, measure_latency
+from child.network import Blueprint, TrainedNetwork, load_network, save_network
+from child.resnet import width_of_like_macs
+from child.retrain import retrain
+from child.space import Evaluator, Genotype, Graph, NetworkSpace, derive_seed
+from child.task import Task
+from child.training import LossOf, TrainingSettings, measure
+from conf.launch import launch
+from conf.schema import Part, RunConfig
+from controller.derive import choose_student, derive, front_of, hypervolume
+from controller.search import search
+from controller.strategy import RandomSearch, Strategy
+from envs.reward import Reward
+from logbook.board import describe_run, describe_search
+from logbook.console import Console
+from logbook.report import results_table, write_report
+from logbook.run import Run
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every stage needs: the config, where to compute, the task, the space, and the run's folder and console."""
+
+    config: RunConfig
+    device: torch.device
+    task: Task
+    space: NetworkSpace
+    run: Run
+    console: Console
+
+
+@dataclass(frozen=True)
+class Final:
+    """A network to be trained for good."""
+
+    name: str
+    title: str
+    blueprint: Blueprint
+    text: str
+    graph: Graph | None
+    training: TrainingSettings
+    loss_of: Callable[[nn.Module], LossOf] | None = None
+
+
+def main(config: RunConfig, text: str) -> None:
+    """Run every stage, or those that a resumed run has not finished."""
+    started = time.monotonic()
+    device = choose_device(config.device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    console = Console()
+    task = config.env.task.build(config.plugins, seed=config.seed)
+    space = config.space.build(config.plugins, input_shape=task.input_shape, num_classes=task.num_classes)
+    cost, reward = build_reward(config, space, task, device)
+    evaluator = config.evaluator.build(
+        config.plugins, space=space, task=task, cost=cost, seed=config.seed, device=device,
+        num_steps=config.search.num_batches,
+    )  # fmt: skip
+    strategy = config.controller.build(config.plugins, space=space, seed=config.seed, num_updates=config.search.rounds)
+    environments = make_environments(config, space, evaluator, reward)
+
+    if config.resume:
+        run = Run.resume(Path(config.resume), config.checkpoint_every_s)
+    else:
+        run = Run.create(Path(config.output), config.name, text, config.checkpoint_every_s)
+    at = Setting(config, device, task, space, run, console)
+    console.say(f"Luban: {task.name}, space {space.name}, seed {config.seed}, on {device}. Run folder: {run.folder}")
+    console.say(f"Reward: {reward.formula()}")
+    run.write("space.json", {"name": space.name, "decisions": [
+        {"name": d.name, "kind": d.kind, "labels": list(d.labels)} for d in space.decisions
+    ]})  # fmt: skip
+    try:
+        found = run.once("search", lambda: search_and_derive(at, environments, strategy, evaluator, reward))
+        trained = train_finals(at, found)
+        results = run.once("test", lambda: test_finals(at, found, trained))
+        describe_run(run.board, results, config_of_interest(config))
+        console.table(results_table(results))
+        for note in results["notes"]:
+            console.say(note)
+    finally:
+        run.close()
+    report = write_report(run.folder)
+    console.say(f"Report: {report}   TensorBoard: tensorboard --logdir {run.folder}")
+    console.say(f"Finished in {time.monotonic() - started:.0f} s.")
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device that the config names; with `auto` the first CUDA device where there is one."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda was asked for, but PyTorch sees no CUDA device; allowed here: auto, cpu")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def build_reward(config: RunConfig, space: NetworkSpace, task: Task, device: torch.device) -> tuple[CostModel, Reward]:
+    """The reward and the cost in its unit; a target of null becomes the median cost of 101 random architectures."""
+    part = config.reward
+    cost = CostModel(space, part.arguments.get("unit", "macs"), task.input_shape, device)
+    if "target" in part.arguments and part.arguments["target"] is None:
+        drawn = space.sample(np.random.default_rng(derive_seed(config.seed, "target")), 101)
+        target = float(np.median([cost(genotype) for genotype in drawn]))
+        part = Part(part.key, part.target, {**part.arguments, "target": target})
+    return cost, part.build(config.plugins)
+
+
+def make_environments(
+    config: RunConfig, space: NetworkSpace, evaluator: Evaluator, reward: Reward
+) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
+    """B episodes of the environment that `env.id` names: its own vector version where it has one, else B copies."""
+    try:
+        spec = gymnasium.spec(config.env.id)
+    except gymnasium.error.Error as error:
+        raise ValueError(f"env.id: {error}") from None
+    native = spec.vector_entry_point is not None
+    manual = {} if native else {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED}
+    return gymnasium.make_vec(
+        config.env.id,
+        num_envs=config.search.episodes,
+        vectorization_mode="vector_entry_point" if native else "sync",
+        vector_kwargs=manual or None,
+        space=space,
+        evaluator=evaluator,
+        reward=reward,
+        fidelity=config.search.fidelity,
+    )
+
+
+def search_and_derive(
+    at: Setting, environments: Any, strategy: Strategy, evaluator: Evaluator, reward: Reward
+) -> dict[str, Any]:
+    """Search, score the candidates again, and write down which architectures will be trained."""
+    config, run, space = at.config, at.run, at.space
+    started = time.monotonic()
+    search(environments, strategy, evaluator, config.search, config.seed, run, at.console)
+    searched = time.monotonic()
+    history = run.read("history")
+    names = list(dict.fromkeys(line["strategy"] for line in history))
+    draw = derive_seed(config.seed, "derive")
+    candidates = derive(space, history, names, evaluator, reward, config.derive.candidates, draw)
+    own = [candidate for candidate in candidates if candidate.strategy == strategy.name]
+    if not own:
+        raise ValueError(f"no architecture could be evaluated; see 'failure' in {run.folder / 'history.jsonl'}")
+    others = [candidate for candidate in candidates if candidate.strategy == RandomSearch.name != strategy.name]
+    groups = {name: [c for c in candidates if c.strategy == name] for name in names}
+    fronts = {
+        name: front_of(group, key=lambda c: (c.evaluation.quality, c.evaluation.cost)) for name, group in groups.items()
+    }
+    worst = max(line["cost"] for line in history if line["cost"] is not None)
+    volumes = {
+        name: hypervolume(((c.evaluation.quality, c.evaluation.cost) for c in group), worst)
+        for name, group in groups.items()
+    }
+    run.write("candidates.json", {
+        "cost_unit": reward.unit,
+        "reward_formula": reward.formula(),
+        "candidates": [c.to_json(space, fronts[c.strategy]) for c in candidates],
+        "hypervolume": volumes,
+        "hypervolume_reference": f"quality 0, cost {worst:.4g}",
+    })  # fmt: skip
+    for name, volume in volumes.items():
+        run.board.add_scalar(f"pareto/hypervolume_{name}", volume, 0)
+    describe_search(run.board, space, [c.genotype for c in own[: config.retrain.top]])
+    return {
+        "teachers": [list(c.genotype.tokens) for c in own[: config.retrain.top]],
+        "random_best": list(others[0].genotype.tokens) if others else None,
+        "cheaper": [[list(c.genotype.tokens), c.evaluation.quality] for c in own],
+        "num_evaluations": sum(line["strategy"] == strategy.name for line in history),
+        "seconds": {"search": searched - started, "derive": time.monotonic() - searched},
+    }
+
+
+def train_finals(at: Setting, found: dict[str, Any]) -> dict[str, Any]:
+    """Train every network of the final table; each choice is made on validation data and written down."""
+    config, space = at.config, at.space
+    learn, finals = config.retrain.training, []
+
+    def architecture(name: str, title: str, genotype: Genotype, training: TrainingSettings = learn) -> Final:
+        blueprint = Blueprint.of(space, genotype)
+        return Final(name, title, blueprint, space.text(genotype), space.graph(genotype), training)
+
+    teachers = []
+    for number, tokens in enumerate(found["teachers"], 1):
+        name = "teacher" if number == 1 else f"teacher{number}"
+        title = "Teacher (best found)" if number == 1 else f"Teacher {number}"
+        teachers.append(train_final(at, architecture(name, title, space.genotype(tokens))))
+    best = max(range(len(teachers)), key=lambda i: (np.mean(teachers[i]["validation"]), -i))
+    teacher = space.genotype(found["teachers"][best])
+    finals += teachers
+
+    cheaper = [(space.genotype(tokens), quality) for tokens, quality in found["cheaper"]]
+    student, within = choose_student(cheaper, space.macs, config.distill.budget * space.macs(teacher))
+    teacher_network = load_network(at.run.folder / teachers[best]["folder"], config.plugins).module.to(at.device)
+    listen = partial(
+        config.distill.soft_targets.loss,
+        teacher=teacher_network, task=at.task, label_smoothing=config.distill.training.label_smoothing,
+    )  # fmt: skip
+    alone = architecture("student_alone", "Student without teacher", student, config.distill.training)
+    taught = replace(alone, name="student", title="Student (distilled)", loss_of=listen)
+    finals += [train_final(at, taught), train_final(at, alone)]
+    if found["random_best"] is not None:
+        finals.append(train_final(at, architecture("random_best", "Best of random search",
+                                                   space.genotype(found["random_best"]))))  # fmt: skip
+    finals.append(train_hand_designed(at, space.macs(teacher)))
+    share = space.macs(student) / space.macs(teacher)
+    note = f"The student has {share:.1%} of the teacher's MACs (budget {config.distill.budget:.0%})."
+    if not within:
+        note += " No candidate was within the budget; this is the cheapest."
+    choices = {"finals": finals, "notes": [note], "teacher": teachers[best]["name"]}
+    at.run.write("choices.json", choices)
+    return choices
+
+
+def train_final(at: Setting, final: Final) -> dict[str, Any]:
+    """Train a network once per seed; of several, the best on validation data is the one to use."""
+    config, task = at.config, at.task
+    if config.retrain.join_validation:
+        task = task.with_splits(task.train.join(task.validation), task.validation)
+    task = task.to(at.device)
+
+    def train(stage: str, seed: int) -> dict[str, Any]:
+        started = time.monotonic()
+        module, metric = retrain(
+            lambda: final.blueprint.build(config.plugins), task, final.training, seed, stage, at.device, at.run,
+            at.console, final.loss_of,
+        )  # fmt: skip
+        network = TrainedNetwork(module.cpu(), final.blueprint, task.input_shape, task.classes, task.preprocessing)
+        save_network(network, at.run.folder / "networks" / stage)
+        return {"validation": metric, "folder": f"networks/{stage}", "seconds": time.monotonic() - started}
+
+    trained = []
+    for number in range(config.retrain.seeds):
+        stage = final.name if number == 0 else f"{final.name}-seed{number}"
+        seed = derive_seed(config.seed, "final", number)
+        trained.append(at.run.once(f"train {stage}", partial(train, stage, seed)))
+    metrics = [each["validation"] for each in trained]
+    return {
+        "name": final.name,
+        "title": final.title,
+        "text": final.text,
+        "graph": None if final.graph is None else {"nodes": final.graph.nodes, "edges": final.graph.edges},
+        "validation": metrics,
+        "folder": trained[int(np.argmax(metrics))]["folder"],
+        "folders": [each["folder"] for each in trained],
+        "seconds": sum(each["seconds"] for each in trained),
+    }
+
+
+def train_hand_designed(at: Setting, macs: int) -> dict[str, Any]:
+    """A ResNet of like MACs, its learning rate the best of a few on validation data."""
+    width = width_of_like_macs(at.task.input_shape, at.task.num_classes, macs)
+    arguments = {"input_shape": list(at.task.input_shape), "num_classes": at.task.num_classes, "width": width}
+    tried = []
+    for rate in at.config.baseline.learning_rates:
+        final = Final(
+            name=f"hand_designed_{rate:g}",
+            title="Hand-designed (ResNet)",
+            blueprint=Blueprint("child.resnet.ResNet", arguments),
+            text=f"ResNet of width {width}, learning rate {rate:g}",
+            graph=None,
+            training=replace(at.config.retrain.training, learning_rate=rate),
+        )
+        tried.append(train_final(at, final))
+    best = max(tried, key=lambda row: np.mean(row["validation"]))
+    return {**best, "name": "hand_designed", "seconds": sum(row["seconds"] for row in tried)}
+
+
+def test_finals(at: Setting, found: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
+    """Open the test set, now that every choice is written down, and measure each network on it once."""
+    task, config = at.task, at.config
+    task.test.unseal()
+    rows, seconds = [], dict(found["seconds"])
+    for final in trained["finals"]:
+        tested = []
+        for folder in final["folders"]:
+            module = load_network(at.run.folder / folder, config.plugins).module.to(at.device)
+            tested.append(measure(module, task, task.test.read(folder), final_batch(config), at.device))
+        network = load_network(at.run.folder / final["folder"], config.plugins).module
+        latency = measure_latency(network, task.input_shape, at.device)
+        rows.append({
+            **{key: final[key] for key in ("name", "title", "text", "graph", "folder")},
+            "validation": [] if config.retrain.join_validation else final["validation"],
+            "test": tested,
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "macs": count_macs(network, task.input_shape),
+            "latency_ms": latency.median_ms,
+            "latency_spread_ms": latency.spread_ms,
+            "note": None,
+        })  # fmt: skip
+        seconds[final["name"]] = final["seconds"]
+    results = {
+        "task": task.name,
+        "metric": task.metric_name,
+        "cost_unit": "macs",
+        "seed": config.seed,
+        "teacher": trained["teacher"],
+        "rows": rows,
+        "seconds": seconds,
+        "num_evaluations": found["num_evaluations"],
+        "notes": trained["notes"],
+    }
+    at.run.write("results.json", results)
+    return results
+
+
+def final_batch(config: RunConfig) -> int:
+    """Samples per batch of the final measurements, where nothing is learned."""
+    return 4 * config.retrain.training.batch_size
+
+
+def config_of_interest(config: RunConfig) -> dict[str, Any]:
+    """The hyper-parameters that TensorBoard compares runs by."""
+    return {
+        "seed": config.seed,
+        "env": config.env.task.target,
+        "space": config.space.target,
+        "controller": config.controller.target,
+        "evaluator": config.evaluator.target,
+        "reward": config.reward.target,
+        "rounds": config.search.rounds,
+        "episodes": config.search.episodes,
+        "policy_share": config.search.policy_share,
+    }
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,469 @@
+"""The report is read by people who decide on it: its numbers, its sentences and its gaps have to be right."""
+
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.path import Path as MplPath
+from rich.console import Console
+
+import report as report_script
+from logbook import plots
+from logbook.report import read_run, results_table, usage_example, verdict, write_comparison, write_report
+
+OPERATIONS = ["conv3", "sepconv3", "conv5", "sepconv5", "avgpool3", "maxpool3"]
+ROUNDS, BATCH = 20, 8
+
+
+def write_run(folder: Path, num_layers: int = 6, seed: int = 0, learned: float = 0.990, **config: Any) -> Path:
+    """A plausible finished run: the searching strategy drifts to sepconv3, random search does not."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    settings = {"seed": seed, "env": {"id": "luban/Digits-v0"}, "space": {"num_layers": num_layers}, **config}
+    (folder / "config.yaml").write_text(json.dumps(settings))
+    decisions = []
+    for layer in range(1, num_layers + 1):
+        decisions.append({"name": f"layer{layer}.operation", "kind": "operation", "labels": OPERATIONS})
+        for source in range(1, layer):
+            decisions.append({"name": f"layer{layer}.skip{source}", "kind": "skip", "labels": ["no", "yes"]})
+    write(folder / "space.json", {"name": "macro", "decisions": decisions})
+
+    history, updates = [], []
+    for number in range(ROUNDS):
+        pull = number / ROUNDS
+        shares = [
+            np.array([1, 1 + 12 * pull**2, 1, 1 + 3 * pull, 1, 1]) if d["kind"] == "operation" else np.array([6, 4])
+            for d in decisions
+        ]
+        shares = [share / share.sum() for share in shares]
+        for strategy in ("reinforce", "random"):
+            learns = strategy == "reinforce"
+            for place in range(BATCH):
+                tokens = [
+                    int(rng.choice(len(d["labels"]), p=share if learns else None))
+                    for d, share in zip(decisions, shares, strict=True)
+                ]
+                quality = 0.55 + 0.4 * (1 - np.exp(-number / 6)) + rng.normal(0, 0.02) + 0.03 * pull * learns
+                cost = int(rng.uniform(2e5, 3e6) * (1 - 0.5 * pull * learns))
+                history.append(evaluation(strategy, number, number * BATCH + place + 1, tokens, quality, cost))
+        updates.append(
+            {
+                "round": number,
+                "strategy": "reinforce",
+                "reward_mean": 0.8,
+                "reward_best": 0.9,
+                "random_reward_mean": 0.7,
+                "entropy": 12 * (1 - 0.6 * pull),
+                "loss": 0.1,
+                "gradient_norm": 1.0,
+                "supernet_loss": 2.2 * float(np.exp(-number / 8)),
+                "probabilities": [share.tolist() for share in shares],
+            }
+        )
+    write_lines(folder / "history.jsonl", history)
+    write_lines(folder / "updates.jsonl", updates)
+
+    candidates = []
+    for strategy in ("reinforce", "random"):
+        for number, cost in enumerate((3e5, 5e5, 8e5, 1.2e6, 1.1e6, 2e6)):
+            quality = 0.93 + 0.05 * (1 - np.exp(-number / 2)) + 0.005 * (strategy == "reinforce")
+            line = evaluation(strategy, 0, 1, [0] * len(decisions), quality - 0.02 * (number == 4), int(cost))
+            candidates.append({**line, "on_front": number != 4})
+    write(
+        folder / "candidates.json",
+        {
+            "cost_unit": "macs",
+            "reward_formula": "0.9 * quality + 0.1 * 1 / (1 + cost / 800000)",
+            "candidates": candidates,
+            "hypervolume": {"reinforce": 0.9312, "random": 0.9201},
+            "hypervolume_reference": "quality 0, cost 3.2e6",
+        },
+    )
+    rows = [
+        row("teacher", "Teacher (best found)", learned, 1_234_567, graph(rng, num_layers)),
+        row("student", "Student (distilled)", learned - 0.002, 333_000, graph(rng, max(2, num_layers // 2))),
+        row("student_alone", "Student without a teacher", learned - 0.006, 333_000, None),
+        row("random_best", "Best of random search", 0.989, 1_500_000, graph(rng, num_layers)),
+        row("hand_designed", "Hand-designed", 0.985, 2_100_000, graph(rng, num_layers)),
+    ]
+    results = {
+        "task": "digits",
+        "metric": "accuracy",
+        "cost_unit": "macs",
+        "seed": seed,
+        "rows": rows,
+        "seconds": {"search": 61.2, "retrain": 140.0, "distill": 35.5, "export": 2.0},
+        "num_evaluations": len(history),
+        "notes": ["The student keeps 27% of the teacher's MACs and is 0.2 points below it."],
+    }
+    write(folder / "results.json", results)
+    return folder
+
+
+def evaluation(strategy: str, number: int, step: int, tokens: list[int], quality: float, cost: int) -> dict[str, Any]:
+    return {
+        "strategy": strategy,
+        "round": number,
+        "step": step,
+        "genotype": {"space": "macro", "tokens": tokens},
+        "text": "1:conv3 2:sepconv5(1) 3:maxpool3(1,2)",
+        "quality": float(quality),
+        "cost": cost,
+        "reward": float(0.9 * quality + 0.1 / (1 + cost / 8e5)),
+        "fidelity": 0.5,
+        "seed": 123,
+        "failure": None,
+    }
+
+
+def graph(rng: np.random.Generator, num_layers: int) -> dict[str, Any]:
+    layers = [f"layer{number}" for number in range(1, num_layers + 1)]
+    names = ["input", *layers, "output"]
+    nodes = [["input", "input", "input"], *([n, str(rng.choice(OPERATIONS)), "operation"] for n in layers)]
+    edges = [[a, b] for a, b in pairwise(names)]
+    edges += [[layers[j], layers[i]] for i in range(num_layers) for j in range(i - 1) if rng.random() < 0.4]
+    return {"nodes": [*nodes, ["output", "output", "output"]], "edges": edges}
+
+
+def row(name: str, title: str, test: float, macs: int, drawing: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "name": name,
+        "title": title,
+        "text": "1:conv3 2:sepconv5(1) 3:maxpool3(1,2) 4:sepconv3(2)",
+        "graph": drawing,
+        "validation": [test + 0.001, test + 0.003, test + 0.002],
+        "test": [test - 0.001, test, test + 0.001],
+        "macs": macs,
+        "parameters": macs // 40,
+        "latency_ms": 1.2,
+        "latency_spread_ms": 0.1,
+        "folder": f"networks/{name}",
+        "note": "same network as the student" if name == "student_alone" else None,
+    }
+
+
+def write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content))
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with its report; the tests that share it change nothing."""
+    folder = write_run(tmp_path_factory.mktemp("outputs") / "finished")
+    write_report(folder)
+    return folder
+
+
+def page(folder: Path) -> str:
+    return (folder / "report.html").read_text()
+
+
+def test_the_page_shows_what_the_files_hold(finished: Path) -> None:
+    text = page(finished)
+    for expected in (
+        "Teacher (best found)",
+        "99.00% ± 0.10",
+        "1.23 M",
+        "333 k",
+        "1.20 ± 0.10",
+        "same network as the student",
+        "0.9 * quality + 0.1 * 1 / (1 + cost / 800000)",
+        "reinforce 0.9312, random 0.9201",
+        "1:conv3 2:sepconv5(1) 3:maxpool3(1,2) 4:sepconv3(2)",
+        "2 min 20 s",
+        "luban/Digits-v0",
+        "160 reinforce, 160 random",
+        "networks/student",
+    ):
+        assert expected in text, expected
+    assert 'class="missing"' in text  # the one network without a graph is named
+    assert "Student without a teacher is not drawn" in text
+
+
+def test_the_page_needs_nothing_from_elsewhere(finished: Path) -> None:
+    text = page(finished)
+    links = re.findall(r'(?:src|href)="([^"#][^"]*)"', text)
+    assert links == ["data:,"]
+    assert "<script" not in text and "@import" not in text
+    # The names of XML namespaces look like addresses, but nobody asks them for anything.
+    without_namespaces = re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
+    assert not re.findall(r"url\((?!#)", without_namespaces)
+
+
+def test_ids_are_unique_and_every_reference_is_met(finished: Path) -> None:
+    text = page(finished)
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:url\(|href=")#([^)"]+)', text)) <= set(ids)
+
+
+def test_inline_plots_take_the_ink_of_the_page(finished: Path) -> None:
+    assert "currentColor" in page(finished)
+    assert plots.INK.lower() not in page(finished).lower()
+    assert plots.INK.lower() in (finished / "plots" / "reward.svg").read_text().lower()
+
+
+def test_every_plot_is_a_png_and_an_svg(finished: Path) -> None:
+    names = {path.stem for path in (finished / "plots").iterdir()}
+    assert names == {
+        "reward",
+        "quality-cost",
+        "operations",
+        "controller",
+        "operation-probabilities",
+        "skip-probabilities",
+        *(f"network-{name}" for name in ("teacher", "student", "random_best", "hand_designed")),
+    }
+    for name in names:
+        assert (finished / "plots" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (finished / "plots" / f"{name}.svg").read_text()
+
+
+def test_equal_data_give_equal_files(finished: Path) -> None:
+    before = {path: path.read_bytes() for path in [finished / "report.html", *(finished / "plots").iterdir()]}
+    write_report(finished)
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_text_from_files_is_escaped_and_is_no_formula(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    results = json.loads((folder / "results.json").read_text())
+    evil = "<script>alert(1)</script> $x_{"
+    results["task"] = results["notes"][0] = results["rows"][0]["title"] = results["rows"][0]["text"] = evil
+    results["rows"][0]["graph"]["nodes"][1][1] = evil
+    write(folder / "results.json", results)
+    (folder / "config.yaml").write_text(f"seed: 0\nname: '{evil}'\n")
+    write_report(folder)
+    assert "<script" not in page(folder)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; $x_{" in page(folder)
+
+
+@pytest.mark.parametrize(
+    ("absent", "sentence"),
+    [
+        ("space.json", "space.json is missing"),
+        ("history.jsonl", "history.jsonl is missing or empty"),
+        ("updates.jsonl", "updates.jsonl is missing or empty"),
+        ("candidates.json", "candidates.json is missing"),
+        ("results.json", "results.json is missing"),
+    ],
+)
+def test_a_missing_part_is_left_out_and_named(tmp_path: Path, absent: str, sentence: str) -> None:
+    folder = write_run(tmp_path / "run", num_layers=2)
+    (folder / absent).unlink()
+    write_report(folder)
+    assert sentence in page(folder)
+
+
+def test_a_run_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    assert "no final networks yet" in verdict(read_run(tmp_path))
+    write_report(tmp_path)
+    assert "No architecture has been evaluated yet" in page(tmp_path)
+
+
+def test_evaluations_that_failed_are_counted_and_not_drawn(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    for line in lines[:16]:
+        line.update(quality=None, reward=None, failure="loss is not finite")
+    write_lines(folder / "history.jsonl", lines)
+    write_report(folder)
+    assert "16 evaluations failed; the first: loss is not finite" in page(folder)
+
+
+def test_the_unfinished_last_line_of_a_running_search_is_ignored(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    whole = (folder / "history.jsonl").read_bytes()
+    (folder / "history.jsonl").write_bytes(whole[:-40])
+    assert len(read_run(folder).history) == 2 * ROUNDS * BATCH - 1
+    (folder / "history.jsonl").write_bytes(whole[:-40] + b"\n")
+    with pytest.raises(ValueError, match=r"history\.jsonl, line 320 is not valid JSON"):
+        read_run(folder)
+
+
+def test_broken_files_are_named_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no folder"):
+        write_report(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"is no run folder: it has no config\.yaml"):
+        write_report(tmp_path)
+    folder = write_run(tmp_path / "run")
+    for name, content, message in (
+        ("config.yaml", "a: [", r"config\.yaml is not valid YAML"),
+        ("results.json", "{", r"results\.json is not valid JSON"),
+        ("results.json", '{"task": "digits", "metric": "accuracy"}', r"results\.json: 'rows' is missing"),
+        ("history.jsonl", "[]\n", r"history\.jsonl, line 1: expected an object"),
+        ("updates.jsonl", '{"round": 1, "strategy": "x", "probabilities": [[1]]}\n', "expected probabilities of 21"),
+    ):
+        before = (folder / name).read_text()
+        (folder / name).write_text(content)
+        with pytest.raises(ValueError, match=message) as caught:
+            read_run(folder)
+        assert "\n" not in str(caught.value)
+        (folder / name).write_text(before)
+
+
+def change_results(folder: Path, **tests: list[float]) -> None:
+    results = json.loads((folder / "results.json").read_text())
+    for line in results["rows"]:
+        line["test"] = tests.get(line["name"], line["test"])
+    write(folder / "results.json", results)
+
+
+def test_the_verdict_claims_no_more_than_its_numbers(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    change_results(folder, teacher=[0.990, 0.992], random_best=[0.989, 0.991], student=[0.985, 0.985])
+    text = verdict(read_run(folder))
+    assert text.startswith("On digits the best network found reaches 99.1% test accuracy;")
+    assert "its student is 0.6 points below it at 27% of its MACs" in text
+    assert "after 160 evaluations each, what reinforce found is 0.1 points above what random search found" in text
+    assert "within noise" in text
+    change_results(folder, teacher=[0.990, 0.991], random_best=[0.950, 0.951])
+    assert "4.0 points above what random search found, which is beyond noise" in verdict(read_run(folder))
+    change_results(folder, teacher=[0.95], random_best=[0.99])
+    assert "4.0 points below" in verdict(read_run(folder))
+    assert "too few to tell" in verdict(read_run(folder))
+
+
+def test_the_table_for_the_console(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    results["rows"][1] |= {"test": [0.98], "validation": [], "latency_ms": None, "title": "[bold]Student"}
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(results_table(results))
+    lines = console.export_text().splitlines()
+    teacher = next(line for line in lines if "Teacher" in line)
+    assert all(cell in teacher for cell in ("99.20% ± 0.10", "99.00% ± 0.10", " 3 ", "1.23 M", "30.9 k", "1.20 ± 0.10"))
+    student = next(line for line in lines if "[bold]Student" in line)
+    assert "98.00%" in student and "±" not in student and " 1 " in student
+
+
+def test_other_metrics_are_not_given_in_percent(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    results = json.loads((folder / "results.json").read_text()) | {"metric": "perplexity"}
+    write(folder / "results.json", results)
+    change_results(folder, teacher=[61.234])
+    assert "61.23 test perplexity" in verdict(read_run(folder))
+
+
+def test_the_usage_example_is_python_that_names_the_network() -> None:
+    for task, shape in (("digits", (8, 8)), ("photos", (32, 32, 3))):
+        code = usage_example("outputs/run/networks/student", task, shape)
+        compile(code, "example", "exec")
+        assert 'load_network("outputs/run/networks/student")' in code
+    assert "numpy.zeros((32, 32, 3)" in code
+
+
+def test_layers_are_drawn_in_order_and_arcs_pass_beside_them() -> None:
+    nodes = [["output", "output", "output"], ["a", "conv3", "operation"], ["b", "conv5", "operation"]]
+    nodes = [["input", "input", "input"], *nodes]
+    # The last one repeats a link of the chain, and is an arc beside it.
+    edges = [["b", "output"], ["input", "a"], ["a", "b"], ["input", "b"], ["a", "output"], ["a", "b"]]
+    axes = plots.network_drawing(nodes, edges).axes[0]
+    heights = {text.get_text(): text.get_position()[1] for text in axes.texts if text.get_text()}
+    assert sorted(heights, key=lambda label: heights[label]) == ["input", "conv3", "conv5", "output"]
+    boxes = [patch for patch in axes.patches if type(patch).__name__ == "FancyBboxPatch"]
+    half_width = max(float(np.ptp(np.asarray(box.get_path().vertices)[:, 0])) for box in boxes) / 2
+    paths = [patch.get_path() for patch in axes.patches if patch not in boxes]
+    codes, points = [np.asarray(path.codes) for path in paths], [np.asarray(path.vertices) for path in paths]
+    arcs = [p[:4, 0] for p, c in zip(points, codes, strict=True) if c[1] == MplPath.CURVE4]
+    # A curve stays within the hull of its four points: all of them beside the boxes, none of it over one.
+    assert len(arcs) == 3
+    assert all((arc >= half_width - 1e-6).all() or (arc <= -half_width + 1e-6).all() for arc in arcs)
+
+
+def test_layers_beyond_the_chosen_depth_have_no_share() -> None:
+    decisions = [
+        {"name": "layers", "kind": "depth", "labels": ["1", "2"]},
+        {"name": "layer1.operation", "kind": "operation", "labels": ["conv3", "conv5"]},
+        {"name": "layer2.operation", "kind": "operation", "labels": ["conv3", "conv5"]},
+    ]
+    shallow, deep = evaluation("reinforce", 0, 1, [0, 1, 0], 0.9, 1), evaluation("reinforce", 1, 2, [1, 1, 0], 0.9, 1)
+    areas = plots.operation_shares([shallow, deep], decisions).axes[0].collections
+    conv3 = np.asarray(areas[0].get_paths()[0].vertices)
+    assert {float(height) for x, height in conv3 if x == 0} == {0.0}
+    assert {float(height) for x, height in conv3 if x == 1} == {0.0, 0.5}
+
+
+def test_decisions_of_other_kinds_have_a_picture(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    decisions = [{"name": "depth", "kind": "depth", "labels": ["2", "4"]}]
+    write(folder / "space.json", {"name": "other", "decisions": decisions})
+    for name in ("history.jsonl", "updates.jsonl"):
+        lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        for line in lines:
+            line |= {"genotype": {"space": "other", "tokens": [1]}, "probabilities": [[0.25, 0.75]]}
+        write_lines(folder / name, lines)
+    write_report(folder)
+    assert "4: 75%" in page(folder)
+    assert not (folder / "plots" / "operations.svg").exists()
+
+
+@pytest.fixture(scope="module")
+def repetitions(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two experiments of three seeds: the second differs in one key, and by far less than its seeds do."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    first = [write_run(outputs / f"a{seed}", seed=seed, learned=0.990 + 0.001 * seed) for seed in range(3)]
+    second = [write_run(outputs / f"b{s}", seed=s, learned=0.9903 + 0.001 * s, lr=0.1) for s in range(3)]
+    return [*first, *second]
+
+
+def cells(text: str) -> list[list[str]]:
+    rows = re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)
+    return [[re.sub(r"<[^>]+>", "", cell).strip() for cell in re.findall(r"<t[hd].*?</t[hd]>", row)] for row in rows]
+
+
+def test_runs_that_differ_in_their_seed_are_one_group(repetitions: list[Path], tmp_path: Path) -> None:
+    rows = cells(write_comparison(repetitions, tmp_path / "new" / "comparison.html").read_text())
+    assert [row[:3] for row in rows if row[0] in ("A", "B") and row[1] == "3" and "points" not in row[2]] == [
+        ["A", "3", "no lr"],
+        ["B", "3", "lr=0.1"],
+    ]
+    # The mean of 0.990, 0.991 and 0.992, and their sample standard deviation.
+    teacher = next(row for row in rows if row[0] == "A" and row[1].startswith("Teacher"))
+    assert teacher[3] == "99.10% ± 0.10" and teacher[4] == "3"
+
+
+def test_a_difference_smaller_than_its_error_is_within_noise(repetitions: list[Path], tmp_path: Path) -> None:
+    text = write_comparison(repetitions, tmp_path / "comparison.html").read_text()
+    teacher = next(row for row in cells(text) if row[:2] == ["A against B", "teacher"])
+    # The standard error of the difference is sqrt(2 * 0.1^2 / 3) = 0.08 points.
+    assert teacher[2:] == ["-0.03 points", "0.08 points", "within noise"]
+    assert "Of 5 differences between these 2 groups, 0 lie beyond noise" in text
+
+
+def test_a_difference_beyond_its_error_is_called_one(repetitions: list[Path], tmp_path: Path) -> None:
+    worse = [write_run(tmp_path / f"c{seed}", seed=seed, learned=0.93 + 0.001 * seed, lr=9) for seed in range(2)]
+    rows = cells(write_comparison([*repetitions[:3], *worse], tmp_path / "comparison.html").read_text())
+    teacher = next(row for row in rows if row[:2] == ["A against B", "teacher"])
+    assert teacher[2] == "+6.0 points" and teacher[-1] == "beyond noise"
+
+
+def test_single_runs_cannot_be_judged(repetitions: list[Path], tmp_path: Path) -> None:
+    rows = cells(write_comparison([repetitions[0], repetitions[3]], tmp_path / "comparison.html").read_text())
+    teacher = next(row for row in rows if row[:2] == ["A against B", "teacher"])
+    assert teacher[2:] == ["-0.03 points", "-", "too few runs to tell"]
+
+
+def test_one_run_twice_is_no_repetition(repetitions: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="given twice"):
+        write_comparison([repetitions[0], repetitions[0]], tmp_path / "comparison.html")
+
+
+def test_the_script(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report_script.main([str(finished)]) == 0
+    printed = capsys.readouterr().out
+    assert str(finished / "report.html") in printed and "Teacher (best found)" in printed
+    other = write_run(tmp_path / "other", seed=1)
+    assert report_script.main([str(finished), str(other), "--output", str(tmp_path / "both.html")]) == 0
+    assert str(tmp_path / "both.html") in capsys.readouterr().out
+    assert report_script.main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "is no run folder" in error
