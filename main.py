@@ -22,11 +22,11 @@ from child.cost import CostModel, count_macs, measure_latency
 from child.network import Blueprint, TrainedNetwork, load_network, save_network
 from child.resnet import width_of_like_macs
 from child.retrain import retrain
-from child.space import Evaluator, Genotype, Graph, NetworkSpace, derive_seed
+from child.space import CostUnit, Evaluator, Genotype, Graph, NetworkSpace, derive_seed
 from child.task import Task
 from child.training import LossOf, TrainingSettings, measure
 from conf.launch import launch
-from conf.schema import Part, RunConfig
+from conf.schema import Part, RunConfig, read
 from controller.derive import choose_student, derive, front_of, hypervolume
 from controller.search import search
 from controller.strategy import RandomSearch, Strategy
@@ -114,7 +114,8 @@ def choose_device(wanted: str) -> torch.device:
 def build_reward(config: RunConfig, space: NetworkSpace, task: Task, device: torch.device) -> tuple[CostModel, Reward]:
     """The reward and the cost in its unit; a target of null becomes the median cost of 101 random architectures."""
     part = config.reward
-    cost = CostModel(space, part.arguments.get("unit", "macs"), task.input_shape, device)
+    unit = read(CostUnit, part.arguments.get("unit", "macs"), f"{part.key}.unit")
+    cost = CostModel(space, unit, task.input_shape, device)
     if "target" in part.arguments and part.arguments["target"] is None:
         drawn = space.sample(np.random.default_rng(derive_seed(config.seed, "target")), 101)
         target = float(np.median([cost(genotype) for genotype in drawn]))
@@ -164,7 +165,8 @@ def search_and_derive(
     fronts = {
         name: front_of(group, key=lambda c: (c.evaluation.quality, c.evaluation.cost)) for name, group in groups.items()
     }
-    worst = max(line["cost"] for line in history if line["cost"] is not None)
+    costs = [line["cost"] for line in history if line["cost"] is not None]
+    worst = max(costs or [candidate.evaluation.cost for candidate in candidates])
     volumes = {
         name: hypervolume(((c.evaluation.quality, c.evaluation.cost) for c in group), worst)
         for name, group in groups.items()

@@ -10,6 +10,7 @@ Letters: B samples, C channels, H height, W width, L layers, K classes.
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -148,7 +149,7 @@ class MacroSpace(NetworkSpace):
         names = ["input", *(f"layer{layer + 1}" for layer in range(len(layers))), "output"]
         labels = ["input", *(operation for operation, _ in layers), "output"]
         kinds = ["input", *("operation" for _ in layers), "output"]
-        edges = list(zip(names, names[1:], strict=False))
+        edges = list(pairwise(names))
         edges += [(names[s + 1], names[layer + 1]) for layer, (_, skips) in enumerate(layers) for s in skips]
         return Graph(tuple(zip(names, labels, kinds, strict=True)), tuple(edges))
 

@@ -58,14 +58,15 @@ class Blueprint:
             built = getattr(importlib.import_module(module_name), name)
         except (ImportError, AttributeError) as error:
             raise ValueError(f"cannot build {self.target!r}: {error}") from None
-        expected = nn.Module if self.tokens is None else NetworkSpace
-        if not inspect.isclass(built) or not issubclass(built, expected):
-            raise ValueError(f"cannot build {self.target!r}: expected a class derived from {expected.__name__}")
         try:
-            made = built(**self.arguments)
-            return made if self.tokens is None else made.network(made.genotype(self.tokens))
+            made = built(**self.arguments) if inspect.isclass(built) else None
+            if self.tokens is not None and isinstance(made, NetworkSpace):
+                made = made.network(made.genotype(self.tokens))
         except (TypeError, ValueError) as error:
             raise ValueError(f"cannot build {self.target!r} with {self.arguments}: {error}") from None
+        if not isinstance(made, nn.Module):
+            raise ValueError(f"cannot build {self.target!r}: it is neither a network nor a search space with tokens")
+        return made
 
 
 class TrainedNetwork:
@@ -150,7 +151,7 @@ def load_network(folder: str | Path, plugins: Sequence[str] = ()) -> TrainedNetw
         module = blueprint.build(plugins)
         module.load_state_dict(load(contents["weights.safetensors"]))
         return TrainedNetwork(module, blueprint, description["input_shape"], description["classes"], preprocessing)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder / 'network.json'} is not a network description: {error!r}") from None
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{folder / 'weights.safetensors'} does not fit the network: {error}") from None

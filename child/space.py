@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -184,7 +185,7 @@ class SearchSpace(ABC):
         repaired = np.array([list(tokens)], np.int64)
         for step in range(len(self.decisions)):
             mask = self.mask(repaired[:, :step])[0]
-            if not mask[repaired[0, step]]:
+            if not 0 <= repaired[0, step] < len(mask) or not mask[repaired[0, step]]:
                 repaired[0, step] = int(np.flatnonzero(mask)[0])
         return Genotype(self.name, tuple(repaired[0].tolist()))
 
@@ -236,21 +237,22 @@ class SearchSpace(ABC):
         Raises:
             ValueError: A decision or label is unknown, missing or repeated.
         """
+        names = [decision.name for decision in self.decisions]
         chosen: dict[str, str] = {}
         for word in text.split():
             name, _, label = word.partition("=")
+            if name not in names:
+                raise ValueError(f"unknown decision {name!r} in space {self.name!r}; {nearest(name, names)}")
             if name in chosen:
                 raise ValueError(f"decision {name!r} is given twice")
             chosen[name] = label
         tokens = []
         for decision in self.decisions:
-            label = chosen.pop(decision.name, None)
+            label = chosen.get(decision.name)
             if label not in decision.labels:
                 given = "is missing" if label is None else f"is {label!r}"
                 raise ValueError(f"decision {decision.name!r} {given}; {nearest(label, decision.labels)}")
             tokens.append(decision.labels.index(label))
-        if chosen:
-            raise ValueError(f"unknown decision {next(iter(chosen))!r} in space {self.name!r}")
         return self.genotype(tokens)
 
     def features(self, genotype: Genotype) -> NDArray[np.float32]:
@@ -263,7 +265,7 @@ class SearchSpace(ABC):
         """Nodes and edges for drawing; by default the decisions in a row."""
         pairs = zip(self.decisions, genotype.tokens, strict=True)
         nodes = tuple((d.name, f"{d.name}: {d.labels[token]}", d.kind) for d, token in pairs)
-        edges = tuple((a[0], b[0]) for a, b in zip(nodes, nodes[1:], strict=False))
+        edges = tuple((a[0], b[0]) for a, b in pairwise(nodes))
         return Graph(nodes, edges)
 
 

@@ -10,7 +10,7 @@ from sklearn.model_selection import StratifiedKFold
 from child.cost import CostModel
 from child.space import Evaluation, Genotype, Improvement, NetworkSpace, Sampler, derive_seed
 from child.task import Task
-from child.training import Training, TrainingError, TrainingSettings, measure
+from child.training import Training, TrainingError, TrainingSettings, predict
 
 
 def folds_of(task: Task, num_folds: int, seed: int) -> list[Task]:
@@ -96,7 +96,11 @@ class StandaloneEvaluator:
                 network.train()
                 while not training.finished:
                     training.step()
-                metrics.append(measure(network, task, task.validation, self.settings.batch_size, self.device))
+                network.eval()
+                outputs = predict(network, task, task.validation, self.settings.batch_size, self.device)
+                if not bool(outputs.isfinite().all()):
+                    return Evaluation(genotype, 0.0, self.cost(genotype), fidelity, self.seed, "outputs not finite")
+                metrics.append(task.metric(outputs, task.validation.targets.cpu()))
         except TrainingError:
             return Evaluation(genotype, 0.0, self.cost(genotype), fidelity, self.seed, "training was not finite")
         except (torch.OutOfMemoryError, MemoryError):

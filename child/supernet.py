@@ -129,18 +129,22 @@ class SupernetEvaluator:
 
     def _recalibrated(self, genotype: Genotype, split: Split) -> Tensor:
         norms = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
-        before = [(norm.running_mean.clone(), norm.running_var.clone(), norm.momentum) for norm in norms]  # type: ignore[union-attr]
-        self.network.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a cumulative mean
-            norm.train()
+        before = [({name: value.clone() for name, value in norm.named_buffers()}, norm.momentum) for norm in norms]
         train = self.task.train.take(
             range(min(len(self.task.train), self.recalibration_batches * self.settings.batch_size))
         )
-        predict(lambda x: self.network(x, genotype), self.task, train, self.settings.batch_size, self.device)
+        batch_size = self.settings.batch_size
         self.network.eval()
-        outputs = predict(lambda x: self.network(x, genotype), self.task, split, self.settings.batch_size, self.device)
-        for norm, (mean, variance, momentum) in zip(norms, before, strict=True):
-            norm.running_mean, norm.running_var, norm.momentum = mean, variance, momentum
-        return outputs
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # a cumulative mean
+                norm.train()
+            predict(lambda x: self.network(x, genotype), self.task, train, batch_size, self.device)
+            self.network.eval()
+            return predict(lambda x: self.network(x, genotype), self.task, split, batch_size, self.device)
+        finally:
+            for norm, (buffers, momentum) in zip(norms, before, strict=True):
+                norm.momentum = momentum
+                for name, value in buffers.items():
+                    norm.get_buffer(name).copy_(value)

@@ -77,10 +77,12 @@ class Preprocessing:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Normalize (B, C, H, W) to float, channels last."""
-        factor = torch.tensor([1 / (self.scale * std) for std in self.std], device=inputs.device).view(1, -1, 1, 1)
+        factor = torch.tensor([1 / (self.scale * std) for std in self.std], device=inputs.device)
         offset = torch.tensor([m / s for m, s in zip(self.mean, self.std, strict=True)], device=inputs.device)
-        floats = inputs.to(torch.float32, memory_format=torch.channels_last, copy=True)
-        return floats.mul_(factor).sub_(offset.view(1, -1, 1, 1))
+        rows = _rows(inputs)  # constants as long as a row, since runs of only C values are slow to broadcast
+        floats = rows.to(torch.float32, copy=True)
+        floats.mul_(factor.repeat(inputs.shape[3])).sub_(offset.repeat(inputs.shape[3]))
+        return _images(floats, inputs.shape[1])
 
     @classmethod
     def fit(cls, inputs: Tensor, scale: float) -> "Preprocessing":
@@ -118,13 +120,11 @@ class Augmentation:
         rows = torch.arange(height) + moves[0]  # (B, H), into the padded image
         columns = torch.arange(width).expand(size, width)
         columns = torch.where(mirrored, columns.flip(1), columns) + moves[1]  # (B, W)
-        device = stored.device
-        padded = functional.pad(stored, [self.shift] * 4)
-        index = (
-            torch.arange(size, device=device).view(-1, 1, 1, 1),
-            torch.arange(channels, device=device).view(-1, 1, 1),
-        )
-        return padded[*index, rows.to(device)[:, None, :, None], columns.to(device)[:, None, None, :]]
+        padded = functional.pad(stored.permute(0, 2, 3, 1), [0, 0] + [self.shift] * 4)  # (B, H', W', C)
+        first = torch.arange(size)[:, None, None] * (padded.shape[1] * padded.shape[2])
+        places = first + rows[:, :, None] * padded.shape[2] + columns[:, None, :]  # (B, H, W), of whole pixels
+        pixels = padded.reshape(-1, channels).index_select(0, places.flatten().to(stored.device))
+        return pixels.view(size, height, width, channels).permute(0, 3, 1, 2)
 
     def warp(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Rotate, zoom and cut out of preprocessed values (B, C, H, W)."""
@@ -134,16 +134,29 @@ class Augmentation:
             draws = torch.rand(2, size, generator=generator) * 2 - 1
             angle, factor = draws[0] * self.rotate * torch.pi / 180, 1 + draws[1] * self.zoom
             cos, sin, zero = angle.cos() * factor, angle.sin() * factor, torch.zeros(size)
-            matrix = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(size, 2, 3).to(device)
+            # The grid runs from -1 to 1 along both sides; a turn keeps distances in pixels.
+            aspect = height / width
+            matrix = torch.stack([cos, -sin * aspect, zero, sin / aspect, cos, zero], 1).view(size, 2, 3).to(device)
             grid = functional.affine_grid(matrix, list(inputs.shape), align_corners=False)
             inputs = functional.grid_sample(inputs, grid, padding_mode="border", align_corners=False)
         if self.cutout:
             center = torch.rand(2, size, 1, generator=generator)
-            rows = (torch.arange(height) - (center[0] * height).floor()).abs() * 2 < self.cutout  # (B, H)
-            columns = (torch.arange(width) - (center[1] * width).floor()).abs() * 2 < self.cutout  # (B, W)
-            blank = (rows[:, None, :, None] & columns[:, None, None, :]).to(device)
-            inputs = inputs.masked_fill(blank, 0.0)
+            rows = torch.arange(height) - (center[0] * height).floor() + self.cutout // 2  # (B, H), into the square
+            columns = torch.arange(width) - (center[1] * width).floor() + self.cutout // 2  # (B, W)
+            rows, columns = ((place >= 0) & (place < self.cutout) for place in (rows, columns))
+            blank = rows.float()[:, :, None] * columns.float().repeat_interleave(inputs.shape[1], dim=1)[:, None, :]
+            inputs = _images(_rows(inputs) * (1 - blank).to(device), inputs.shape[1])
         return inputs.contiguous(memory_format=torch.channels_last)
+
+
+def _rows(images: Tensor) -> Tensor:
+    """(B, C, H, W) seen as (B, H, W * C): the order in memory of channels last."""
+    return images.permute(0, 2, 3, 1).flatten(2)
+
+
+def _images(rows: Tensor, channels: int) -> Tensor:
+    """(B, H, W * C) seen as (B, C, H, W)."""
+    return rows.unflatten(2, (-1, channels)).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, eq=False)

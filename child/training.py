@@ -54,7 +54,12 @@ class TrainingSettings:
                 raise ValueError(f"training.{name} must be above 0, got {getattr(self, name)}")
         if self.restart_every is not None and self.restart_every < 1:
             raise ValueError(f"training.restart_every must be at least 1 step, got {self.restart_every}")
-        for name, limit in (("momentum", 1.0), ("label_smoothing", 1.0), ("weight_decay", math.inf)):
+        for name, limit in (
+            ("final_learning_rate", math.inf),
+            ("momentum", 1.0),
+            ("weight_decay", math.inf),
+            ("label_smoothing", 1.0),
+        ):
             if not 0 <= getattr(self, name) < limit:
                 raise ValueError(f"training.{name} must be in [0, {limit}), got {getattr(self, name)}")
 
@@ -143,8 +148,8 @@ class Training:
             self.num_skipped_in_a_row += 1
             if self.num_skipped_in_a_row >= MAX_SKIPPED:
                 raise TrainingError(
-                    f"training of {self.stage} stopped: loss or gradient was not finite {MAX_SKIPPED} times in a row "
-                    f"(step {self.step_number}); lower the learning rate ({self.settings.learning_rate}) or check the data"
+                    f"training of {self.stage} stopped at step {self.step_number}: loss or gradient was not finite "
+                    f"{MAX_SKIPPED} times in a row; lower its learning rate ({self.settings.learning_rate:g})"
                 )
             return None
         self.num_skipped_in_a_row = 0
@@ -181,7 +186,8 @@ def predict(forward: Forward, task: Task, split: Split, batch_size: int, device:
     """Outputs (N, K) of a split without augmentation, in float32 on the processor."""
     batches = []
     with torch.no_grad(), torch.autocast(device.type, enabled=device.type == "cuda", dtype=torch.bfloat16):
-        for inputs in split.inputs.split(batch_size):
+        # Even pieces: one sample left over would have no batch statistics.
+        for inputs in split.inputs.tensor_split(max(1, math.ceil(len(split) / batch_size))):
             batches.append(forward(task.preprocessing(inputs.to(device))).float().cpu())
     return torch.cat(batches)
 

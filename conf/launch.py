@@ -11,14 +11,20 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from child.space import nearest
+from child.training import TrainingError
 from conf.schema import ConfigError, RunConfig, read
+from controller.reinforce import ControllerError
 
 # What may differ when a run goes on: where it computes, and how it is watched.
 FREE_ON_RESUME = ("device", "threads", "checkpoint_every_s", "resume", "output")
+
+# What a user can run into; anything else is a defect of ours and keeps its traceback.
+EXPECTED = (HydraException, OmegaConfBaseException, ValueError, OSError, TrainingError, ControllerError)
 
 Start = Callable[[RunConfig, str], None]
 
@@ -27,24 +33,37 @@ def launch(start: Start) -> None:
     """Compose the config from the command line and hand it on, typed and as the text of `config.yaml`.
 
     Mistakes and failed runs are told in one line on standard error; the exit status is then 2 for a mistake of the
-    user's, 1 for a run that could not go on, 130 for Ctrl-C.
+    user's, 1 for a run that could not go on, 130 for Ctrl-C. A job of a multirun that fails does not stop the others;
+    all that failed are told at the end.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them itself
+    failed: list[tuple[str, int]] = []
 
     @hydra.main(version_base="1.3", config_path=".", config_name="config")
     def entry(composed: DictConfig) -> None:
-        start(*resolve(composed, list(HydraConfig.get().overrides.task)))
+        overrides = list(HydraConfig.get().overrides.task)
+        try:
+            start(*resolve(composed, overrides))
+        except EXPECTED as error:  # kept from Hydra, which would add lines of its own
+            job = f"{' '.join(overrides)}: " if HydraConfig.get().mode == RunMode.MULTIRUN else ""
+            failed.append((job + one_line(error), 1 if isinstance(error, RuntimeError) else 2))
 
     try:
         entry()
-    except (HydraException, OmegaConfBaseException) as error:
-        _stop(_one_line(error), 2)
-    except (ValueError, OSError) as error:
-        _stop(str(error), 2)
-    except RuntimeError as error:
-        _stop(str(error), 1)
+    except EXPECTED as error:
+        failed.append((one_line(error), 2))
     except KeyboardInterrupt:
-        _stop("interrupted", 130)
+        failed.append(("interrupted", 130))
+    for message, _ in failed:
+        print(f"luban: {message}", file=sys.stderr)
+    if failed:
+        sys.exit(max(status for _, status in failed))
+
+
+def compose(*overrides: str) -> RunConfig:
+    """The typed config that these overrides give, for tests and benchmarks that run parts of a run."""
+    with hydra.initialize_config_module("conf", version_base="1.3"):
+        return resolve(hydra.compose("config", list(overrides)), list(overrides))[0]
 
 
 def resolve(composed: DictConfig, overrides: list[str]) -> tuple[RunConfig, str]:
@@ -60,8 +79,8 @@ def resolve(composed: DictConfig, overrides: list[str]) -> tuple[RunConfig, str]
             raise ConfigError(f"resume: {composed.resume} is not a run folder (it has no config.yaml)")
         saved = OmegaConf.load(path)
         assert isinstance(saved, DictConfig)
-        _refuse_changes(saved, composed, overrides)
-        data = OmegaConf.merge(saved, {key: composed[key] for key in FREE_ON_RESUME})
+        given = _refuse_changes(saved, composed, overrides)
+        data = OmegaConf.merge(saved, {key: composed[key] for key in FREE_ON_RESUME if key in {*given, "resume"}})
         assert isinstance(data, DictConfig)
     plain: Any = OmegaConf.to_container(data, resolve=True, throw_on_missing=True)
     for plugin in plain.get("plugins") or ():
@@ -72,22 +91,24 @@ def resolve(composed: DictConfig, overrides: list[str]) -> tuple[RunConfig, str]
     return read(RunConfig, plain, ""), OmegaConf.to_yaml(data, resolve=True)
 
 
-def _refuse_changes(saved: DictConfig, composed: DictConfig, overrides: list[str]) -> None:
-    for override in OverridesParser.create().parse_overrides(overrides):
-        key = override.key_or_group.replace("/", ".")
+def _refuse_changes(saved: DictConfig, composed: DictConfig, overrides: list[str]) -> set[str]:
+    """The keys that the overrides name, proven to be free or the same as in the saved run."""
+    keys = {each.key_or_group.replace("/", ".") for each in OverridesParser.create().parse_overrides(overrides)}
+    for key in sorted(keys):
         if key not in FREE_ON_RESUME and OmegaConf.select(saved, key) != OmegaConf.select(composed, key):
             raise ConfigError(
                 f"resume: a run goes on with its own config, but {key} was {_plain(OmegaConf.select(saved, key))} and "
                 f"is now {_plain(OmegaConf.select(composed, key))}; only {', '.join(FREE_ON_RESUME)} may differ"
             )
+    return keys
 
 
 def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
-def _one_line(error: Exception) -> str:
-    """Hydra's and OmegaConf's messages name the key; the nearest valid name is added where they list what is there."""
+def one_line(error: Exception) -> str:
+    """What to tell the user of an error; to Hydra's and OmegaConf's own the nearest valid name is added."""
     root = error
     while root.__cause__ is not None and isinstance(root.__cause__, Exception):
         root = root.__cause__
@@ -101,8 +122,3 @@ def _one_line(error: Exception) -> str:
     if key and "mandatory" in str(root).lower():
         return f"{key}: this key has no default; set {key}=..."
     return " ".join(line.strip() for line in str(root).splitlines() if line.strip())
-
-
-def _stop(message: str, status: int) -> None:
-    print(f"luban: {message}", file=sys.stderr)
-    sys.exit(status)

@@ -84,17 +84,18 @@ class Part:
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """The environment: its Gymnasium id, and the task that its children are trained on."""
+    """The environment: its Gymnasium id, the task that its children are trained on, and where its data are."""
 
     id: str
     task: Part
+    path: str | None = None
 
 
 @dataclass(frozen=True)
 class DeriveSettings:
     """How many candidates of each strategy are scored again on all validation data."""
 
-    candidates: int = 24
+    candidates: int = 96
 
     def __post_init__(self) -> None:
         if self.candidates < 1:
@@ -259,4 +260,5 @@ def _read_dataclass(kind: type, value: Any, key: str) -> Any:
     try:
         return kind(**arguments)
     except ValueError as error:
-        raise ConfigError(f"{error}") from None
+        where = "" if str(error).startswith(key) else f"{key}: "  # settings that stand in several places lack it
+        raise ConfigError(f"{where}{error}") from None

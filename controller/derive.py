@@ -1,5 +1,6 @@
 """From everything a search has seen to the few architectures worth training: candidates, their front, its volume."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -38,12 +39,14 @@ def shortlist(history: Iterable[dict[str, Any]], strategy: str, num: int) -> lis
     """The most promising architectures of a strategy's history, without repetition.
 
     Half by reward (of an architecture seen more than once, the mean); the rest from the front of quality and cost,
-    peeled layer by layer, so that cheap ones are looked at again too.
+    peeled layer by layer, so that cheap ones are looked at again too. Where an environment tells no cost it counts as
+    without bound.
     """
     seen: dict[Genotype, list[dict[str, Any]]] = {}
     for line in history:
-        if line["strategy"] == strategy and line["failure"] is None and line["cost"] is not None:
-            seen.setdefault(Genotype.from_json(line["genotype"]), []).append(line)
+        if line["strategy"] == strategy and line["failure"] is None and line["quality"] is not None:
+            cost = math.inf if line["cost"] is None else line["cost"]
+            seen.setdefault(Genotype.from_json(line["genotype"]), []).append({**line, "cost": cost})
     means = {
         genotype: tuple(sum(line[key] for line in lines) / len(lines) for key in ("reward", "quality", "cost"))
         for genotype, lines in seen.items()
@@ -65,7 +68,7 @@ def front_of(items: Iterable[Item], key: Callable[[Item], tuple[float, float]]) 
         key: (quality, cost) of an item.
     """
     front: list[Item] = []
-    best = float("-inf")
+    best = -math.inf
     for item in sorted(items, key=lambda item: (key(item)[1], -key(item)[0])):
         if key(item)[0] > best:
             front.append(item)

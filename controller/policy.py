@@ -66,11 +66,11 @@ class Block:
 
 @dataclass
 class Memory:
-    """The recurrent state of B episodes: `input`, `hidden`, `cell` (B, H), and the anchors of the nodes so far."""
+    """The recurrent state of B episodes, `hidden` and `cell` (B, H), and the anchors of the nodes so far."""
 
-    input: Tensor
     hidden: Tensor
     cell: Tensor
+    read: dict[str, Tensor]  # per table what each token adds to the gates (choices, 4H), once for all steps
     anchors: dict[int, Tensor] = field(default_factory=dict)
     keys: dict[int, Tensor] = field(default_factory=dict)
 
@@ -83,7 +83,7 @@ class Distribution:
         log_probability: Of each architecture, (B).
         entropy: Sum over the decisions of the exact entropy of each conditional distribution, (B), in nats.
         skip_divergence: Mean over open skip decisions of KL(policy || prior density), (B).
-        probabilities: Mean probability of each choice over the batch, (T, C).
+        probabilities: Mean probability of each choice over the episodes in which the decision was open, (T, C).
     """
 
     log_probability: Tensor
@@ -112,17 +112,20 @@ class LSTMPolicy(nn.Module):
         super().__init__()
         self.space, self.settings = space, settings
         self.blocks = blocks_of(space.decisions)
-        self.attends = any(block.kind in CONNECTIONS for block in self.blocks)
         hidden = settings.hidden
         self.start = nn.Parameter(torch.empty(1, hidden))
         self.gates = nn.Linear(2 * hidden, 4 * hidden)  # one fused map: input, forget and output gate, candidate
-        tables = {
-            block.table: space.decisions[block.start].num_choices
-            for block in self.blocks
-            if block.kind not in CONNECTIONS
+        connecting = [number for number, block in enumerate(self.blocks) if block.kind in CONNECTIONS]
+        self.attends = bool(connecting)
+        self.tables: dict[str, list[int]] = {}
+        for number, block in enumerate(self.blocks):
+            if block.kind not in CONNECTIONS:
+                self.tables.setdefault(block.table, []).append(number)
+        sizes = {
+            name: space.decisions[self.blocks[numbers[0]].start].num_choices for name, numbers in self.tables.items()
         }
-        self.embeddings = nn.ModuleDict({name: nn.Embedding(size, hidden) for name, size in tables.items()})
-        self.heads = nn.ModuleDict({name: nn.Linear(hidden, size, bias=False) for name, size in tables.items()})
+        self.embeddings = nn.ModuleDict({name: nn.Embedding(size, hidden) for name, size in sizes.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(hidden, size, bias=False) for name, size in sizes.items()})
         if self.attends:
             self.key = nn.Linear(hidden, hidden, bias=False)
             self.query = nn.Linear(hidden, hidden, bias=False)
@@ -131,43 +134,83 @@ class LSTMPolicy(nn.Module):
             nn.init.uniform_(parameter, -settings.init, settings.init)
         skips = torch.tensor([decision.kind == "skip" for decision in space.decisions])
         self.register_buffer("is_skip", skips, persistent=False)
+        self._plan_attention(connecting)
+        # `evaluate` works table by table; this brings its rows back into the order of the decisions.
+        steps = [self.blocks[number].start for numbers in self.tables.values() for number in numbers]
+        steps += [step for number in connecting for step in range(self.blocks[number].start, self.blocks[number].stop)]
+        self.register_buffer("order", torch.tensor(steps).argsort(), persistent=False)
+
+    def _plan_attention(self, connecting: list[int]) -> None:
+        """Number the pairs (decision, source) whose scores all connections are made of.
+
+        `columns` (decisions, C) says where each logit stands among [0, scores, -scores]: a skip decision has the
+        logits (-score, score), an input decision the score of each source.
+        """
+        pairs = [(place, source) for place, number in enumerate(connecting) for source in self.blocks[number].sources]
+        columns, first = [], 1
+        for number in connecting:
+            block = self.blocks[number]
+            mine = list(range(first, first + len(block.sources)))
+            first += len(mine)
+            rows = [[place + len(pairs), place] for place in mine] if block.kind == "skip" else [mine]
+            columns += [row + [0] * (self.space.max_choices - len(row)) for row in rows]
+        self.nodes = sorted({source for _, source in pairs})
+        for name, values in (
+            ("connecting", connecting),
+            ("pair_query", [place for place, _ in pairs]),
+            ("pair_key", [self.nodes.index(source) for _, source in pairs]),
+            ("columns", columns),
+        ):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.int64), persistent=False)
 
     def begin(self, num: int) -> Memory:
         """The state before the first decision of `num` episodes."""
         zeros = self.start.new_zeros(num, self.settings.hidden)
-        return Memory(self.start.expand(num, -1), zeros, zeros)
+        read = {table: self._input_gates(self.get_parameter(f"embeddings.{table}.weight")) for table in self.tables}
+        return Memory(zeros, zeros, read)
 
     def advance(self, memory: Memory, number: int, previous: Tensor | None) -> Tensor:
-        """Read what the previous block chose, (B, D'), and give the logits of block `number`, (B, D, choices)."""
-        block = self.blocks[number]
+        """Read what the block before `number` chose, (B, D'), and give the state that decides this one, (B, H)."""
         before = self.blocks[number - 1] if number else None
-        if before is not None and previous is not None:
-            memory.input = self._read(memory, before, previous)
-        gates = self.gates(torch.cat([memory.input, memory.hidden], dim=1))
+        if before is None or previous is None:
+            read = self._input_gates(self.start)
+        else:
+            read = self._read(memory, before, previous)
         hidden = self.settings.hidden
+        gates = torch.addmm(read, memory.hidden, self.gates.weight[:, hidden:].t())
         opening = torch.sigmoid(gates[:, : 3 * hidden])  # input, forget, output
-        candidate = torch.tanh(gates[:, 3 * hidden :])
+        candidate = tanh(gates[:, 3 * hidden :])
         memory.cell = opening[:, hidden : 2 * hidden] * memory.cell + opening[:, :hidden] * candidate
-        memory.hidden = opening[:, 2 * hidden :] * torch.tanh(memory.cell)
+        memory.hidden = opening[:, 2 * hidden :] * tanh(memory.cell)
         if self.attends and before is not None and before.kind not in CONNECTIONS and before.node >= 0:
             memory.anchors[before.node] = memory.hidden
-            memory.keys[before.node] = self.key(memory.hidden)
-        return self._squash(self._logits(memory, block))
+        return memory.hidden
+
+    def logits(self, memory: Memory, number: int) -> Tensor:
+        """The logits of block `number` in the state after `advance`, (B, D, choices)."""
+        block = self.blocks[number]
+        if block.kind not in CONNECTIONS:
+            return self._squash(self.heads[block.table](memory.hidden)[:, None])
+        for source in block.sources:
+            if source not in memory.keys:
+                memory.keys[source] = self.key(memory.anchors[source])
+        keys = torch.stack([memory.keys[source] for source in block.sources], dim=1)  # (B, D, H)
+        scores = self.score(tanh(keys + self.query(memory.hidden)[:, None]))  # (B, D, 1)
+        return self._squash(torch.cat([-scores, scores], dim=2) if block.kind == "skip" else scores.transpose(1, 2))
 
     def evaluate(self, tokens: Tensor, masks: Tensor, prior: float) -> Distribution:
         """The distribution at given architectures, with gradient: tokens (B, T), legal choices (B, T, C).
 
-        Everything is put end to end first, so that log-probabilities and entropies are computed once.
+        Only the LSTM walks step by step; logits, log-probabilities and entropies of all decisions are computed at once.
         """
         memory = self.begin(len(tokens))
-        num_choices = masks.shape[2]
-        padded = []
+        states = []
         for number in range(len(self.blocks)):
             previous = tokens[:, self.blocks[number - 1].start : self.blocks[number - 1].stop] if number else None
-            logits = self.advance(memory, number, previous)
-            padded.append(functional.pad(logits, (0, num_choices - logits.shape[2])))
+            states.append(self.advance(memory, number, previous))
+        logits = self._squash(self._all_logits(memory, torch.stack(states, dim=1)))
         illegal = masks == 0
-        log_probabilities = torch.cat(padded, dim=1).masked_fill(illegal, -math.inf).log_softmax(dim=2)  # (B, T, C)
+        log_probabilities = logits.masked_fill(illegal, -math.inf).log_softmax(dim=2)  # (B, T, C)
         finite = log_probabilities.masked_fill(illegal, 0.0)
         probabilities = log_probabilities.exp()
         chosen = log_probabilities.gather(2, tokens[:, :, None])[:, :, 0]
@@ -178,31 +221,57 @@ class LSTMPolicy(nn.Module):
             log_probability=chosen.sum(dim=1),
             entropy=-(probabilities * finite).sum(dim=(1, 2)),
             skip_divergence=divergence.sum(dim=1) / open_skips.sum(dim=1).clamp(min=1),
-            probabilities=probabilities.detach().mean(dim=0),
+            probabilities=mean_where_open(probabilities.detach(), masks),
         )
 
-    def _read(self, memory: Memory, before: Block, previous: Tensor) -> Tensor:
-        """The next LSTM input: the embedding of a token, or the mean of the connected anchors."""
-        if before.kind == "skip":
-            anchors = torch.stack([memory.anchors[source] for source in before.sources], dim=1)  # (B, D, H)
-            connected = previous.to(anchors.dtype)
-            return torch.einsum("bd,bdh->bh", connected, anchors) / (1 + connected.sum(dim=1, keepdim=True))
-        if before.kind == "input":
-            anchors = torch.stack([memory.anchors[source] for source in before.sources], dim=1)
-            return anchors[torch.arange(len(previous), device=previous.device), previous[:, 0]]
-        return self.embeddings[before.table](previous[:, 0])
+    def _all_logits(self, memory: Memory, states: Tensor) -> Tensor:
+        """The logits of every decision, (B, T, C), from the states that decide the blocks, (B, blocks, H)."""
+        parts = []
+        for table, numbers in self.tables.items():
+            logits = self.heads[table](states[:, numbers])
+            parts.append(functional.pad(logits, (0, self.space.max_choices - logits.shape[2])))
+        if self.attends:
+            keys = self.key(torch.stack([memory.anchors[node] for node in self.nodes], dim=1))
+            queries = self.query(states.index_select(1, self.get_buffer("connecting")))
+            mixed = keys.index_select(1, self.get_buffer("pair_key"))
+            mixed = mixed + queries.index_select(1, self.get_buffer("pair_query"))
+            scores = self.score(tanh(mixed))[:, :, 0]  # (B, pairs)
+            columns = self.get_buffer("columns")
+            places = torch.cat([scores.new_zeros(len(scores), 1), scores, -scores], dim=1)
+            parts.append(places.index_select(1, columns.flatten()).unflatten(1, columns.shape))
+        return torch.cat(parts, dim=1).index_select(1, self.get_buffer("order"))
 
-    def _logits(self, memory: Memory, block: Block) -> Tensor:
-        if block.kind not in CONNECTIONS:
-            return self.heads[block.table](memory.hidden)[:, None]
-        keys = torch.stack([memory.keys[source] for source in block.sources], dim=1)  # (B, D, H)
-        scores = self.score(torch.tanh(keys + self.query(memory.hidden)[:, None]))  # (B, D, 1)
-        return torch.cat([-scores, scores], dim=2) if block.kind == "skip" else scores.transpose(1, 2)
+    def _input_gates(self, inputs: Tensor) -> Tensor:
+        """What LSTM inputs (n, H) add to the gates, with their bias: (n, 4H)."""
+        return functional.linear(inputs, self.gates.weight[:, : self.settings.hidden], self.gates.bias)
+
+    def _read(self, memory: Memory, before: Block, previous: Tensor) -> Tensor:
+        """What the last choice adds to the gates, (B, 4H): an embedding, or the mean of the connected anchors."""
+        if before.kind not in CONNECTIONS:
+            return functional.embedding(previous[:, 0], memory.read[before.table])
+        anchors = torch.stack([memory.anchors[source] for source in before.sources], dim=1)  # (B, D, H)
+        if before.kind == "input":
+            return self._input_gates(anchors[torch.arange(len(previous), device=previous.device), previous[:, 0]])
+        connected = previous.to(anchors.dtype)
+        total = (connected[:, :, None] * anchors).sum(dim=1)  # several times faster than a batched product here
+        return self._input_gates(total / (1 + connected.sum(dim=1, keepdim=True)))
 
     def _squash(self, logits: Tensor) -> Tensor:
         logits = logits / self.settings.temperature
         constant = self.settings.tanh_constant
-        return logits if constant is None else constant * torch.tanh(logits)
+        return logits if constant is None else constant * tanh(logits)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """The hyperbolic tangent by way of the sigmoid, which PyTorch computes three times faster on the processor."""
+    return 2 * torch.sigmoid(2 * x) - 1
+
+
+def mean_where_open(probabilities: Tensor, masks: Tensor) -> Tensor:
+    """The mean over the episodes (B, T, C) that had more than one legal choice, (T, C); over all where none had."""
+    choosing = (masks.sum(dim=2, keepdim=True) > 1).to(probabilities.dtype)
+    weights = torch.where(choosing.sum(dim=0) > 0, choosing, 1.0)
+    return (probabilities * weights).sum(dim=0) / weights.sum(dim=0)
 
 
 class Episodes:
@@ -213,32 +282,43 @@ class Episodes:
     """
 
     def __init__(self, policy: LSTMPolicy, num: int, seed: int):
+        space = policy.space
         self.policy = policy
         self.memory = policy.begin(num)
         self.block_of = {block.start: number for number, block in enumerate(policy.blocks)}
-        uniform = np.random.default_rng(seed).random((len(policy.space.decisions), num, policy.space.max_choices))
-        self.noise = -np.log(-np.log(np.clip(uniform, 1e-12, 1 - 1e-12)))
-        self.tokens = np.zeros((num, len(policy.space.decisions)), np.int64)
-        self.scores: list[NDArray[np.float64]] = []
+        shape = len(space.decisions), num, space.max_choices
+        # Minus the logarithm of an exponential variable is a Gumbel variable.
+        self.noise = -np.log(np.random.default_rng(seed).standard_exponential(shape, np.float32))
+        self.tokens = np.zeros((len(space.decisions), num), np.int64)
+        self.unmasked = [row.tobytes() * num for row in space.full_masks]
+        self.first = 0
+        self.scores: NDArray[np.float32] = self.noise  # of the current block, (D, B, choices)
+        self.drawn: NDArray[np.int64] = self.tokens  # their argmax where everything is legal, (D, B)
 
-    @torch.no_grad()
     def next(self, step: int, mask: NDArray[np.int8]) -> NDArray[np.int64]:
         """The tokens of this step, (B), legal under the mask (B, C)."""
         number = self.block_of.get(step)
         if number is not None:
-            before = self.policy.blocks[number - 1] if number else None
-            previous = None if before is None else torch.from_numpy(self.tokens[:, before.start : before.stop])
-            device = self.policy.start.device
-            logits = self.policy.advance(self.memory, number, None if previous is None else previous.to(device))
-            block = self.policy.blocks[number]
-            noise = self.noise[block.start : block.stop, :, : logits.shape[2]]
-            self.scores = list(logits.transpose(0, 1).cpu().numpy() + noise)
-            self.first = step
-        scores = self.scores[step - self.first]
-        legal = mask[:, : scores.shape[1]].view(bool)
-        tokens = np.where(legal, scores, -np.inf).argmax(axis=1)
-        self.tokens[:, step] = tokens
+            self._ask(number)
+        tokens = self.drawn[step - self.first]
+        if mask.tobytes() != self.unmasked[step]:
+            scores = self.scores[step - self.first]
+            tokens = np.where(mask[:, : scores.shape[1]] == 1, scores, -np.inf).argmax(axis=1)
+        self.tokens[step] = tokens
         return tokens
+
+    @torch.inference_mode()
+    def _ask(self, number: int) -> None:
+        """Score every choice of a block's decisions."""
+        policy = self.policy
+        block, before = policy.blocks[number], policy.blocks[number - 1]
+        device = policy.start.device
+        previous = torch.from_numpy(self.tokens[before.start : before.stop].T).to(device) if number else None
+        policy.advance(self.memory, number, previous)
+        logits = policy.logits(self.memory, number).transpose(0, 1).cpu().numpy()
+        self.first = block.start
+        self.scores = logits + self.noise[block.start : block.stop, :, : logits.shape[2]]
+        self.drawn = self.scores.argmax(axis=2)
 
 
 def check_connections(space: SearchSpace) -> None:

@@ -145,8 +145,8 @@ class Reinforce(Strategy):
     def sample(self, num: int, step: int) -> list[Genotype]:
         episodes = Episodes(self.policy, num, derive_seed(self.seed, "policy", "sample", step))
         for position in range(len(self.space.decisions)):
-            episodes.next(position, self.space.mask(episodes.tokens[:, :position]))
-        return [Genotype(self.space.name, tuple(row)) for row in episodes.tokens.tolist()]
+            episodes.next(position, self.space.mask(episodes.tokens[:position].T))
+        return [Genotype(self.space.name, tuple(row)) for row in episodes.tokens.T.tolist()]
 
     def state_dict(self) -> dict[str, Any]:
         return {

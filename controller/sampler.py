@@ -43,7 +43,8 @@ class TrainingSampler:
         from_policy = rng.random(num) < self.policy_share
         proposed = iter(self.strategy.sample(int(from_policy.sum()), step)) if from_policy.any() else iter(())
         if self.base == "uniform":
-            drawn = space.sample(np.random.default_rng(derive_seed(self.seed, "sampler", step)), num)
+            keys = (derive_seed(self.seed, "sampler", batch) for batch in range(step, step + num))
+            drawn = [space.sample(np.random.default_rng(key), 1)[0] for key in keys]
         else:
             size = space.max_choices
             first, last = step // size, (step + num - 1) // size

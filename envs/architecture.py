@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from child.space import Evaluation, Evaluator, Mask, SearchSpace
+from child.space import Evaluation, Evaluator, Genotype, Mask, SearchSpace
 from envs.reward import Reward
 
 Observation = dict[str, NDArray[Any]]
@@ -60,18 +60,17 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         self._num_steps = len(space.decisions)
         self._num_choices = [decision.num_choices for decision in space.decisions]
         self._rows = np.arange(num_envs)
-        self._live = np.zeros(num_envs, bool)
-        self._over = np.ones(num_envs, bool)
-        # The masks that no prefix changes, made once: read-only, so that they can be handed out again and again.
+        # What no episode changes is made once, read-only; observations get copies, as Gymnasium's checker asks.
         closing = np.zeros((1, space.max_choices), np.int8)
         closing[0, 0] = 1  # after the last token: never all zero, which Gymnasium would read as "anything"
-        shared = np.concatenate([space.full_masks, closing])[:, None].repeat(num_envs, axis=1)
-        for array in (shared, self._live, self._over):
+        masks = np.concatenate([space.full_masks, closing])[:, None].repeat(num_envs, axis=1)
+        steps = np.arange(self._num_steps + 1)[:, None].repeat(num_envs, axis=1)
+        self._live, self._over, self._unpaid = np.zeros(num_envs, bool), np.ones(num_envs, bool), np.zeros(num_envs)
+        for array in (masks, steps, self._live, self._over, self._unpaid):
             array.flags.writeable = False
-        self._shared_masks = list(shared)
-        self._shared_steps = [np.full(num_envs, step, np.int64) for step in range(self._num_steps + 1)]
+        self._shared_masks, self._shared_steps = list(masks), list(steps)
         self._step = self._num_steps
-        self._tokens = np.full((num_envs, self._num_steps), -1, np.int16)
+        self._tokens = np.full((self._num_steps, num_envs), -1, np.int16)  # a row per step, so that a step is one write
         self._mask: Mask = self._shared_masks[-1]
         self._seeds = np.zeros(num_envs, np.int64)
 
@@ -86,9 +85,9 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         drawn = int(self.np_random.integers(2**62))
         self._seeds = np.array([drawn if each is None else each for each in given], np.int64)
         self._step = 0
-        self._tokens = np.full((self.num_envs, self._num_steps), -1, np.int16)
+        self._tokens = np.full((self._num_steps, self.num_envs), -1, np.int16)
         self._mask = self._next_mask()
-        return self._observation(), {"action_mask": self._mask}
+        return self._observation(), {"action_mask": self._mask.copy()}
 
     def step(
         self, actions: NDArray[np.integer[Any]]
@@ -106,13 +105,13 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
             raise ValueError(f"expected {self.num_envs} integer actions, got {actions!r:.200}")
         self._check(step, actions)
-        self._tokens[:, step] = actions
+        self._tokens[step] = actions
         self._step = step + 1
-        rewards = np.zeros(self.num_envs)
         self._mask = self._next_mask()
-        info: dict[str, Any] = {"action_mask": self._mask}
+        info: dict[str, Any] = {"action_mask": self._mask.copy()}
         if self._step < self._num_steps:
-            return self._observation(), rewards, self._live, self._live, info
+            return self._observation(), self._unpaid, self._live, self._live, info
+        rewards = np.zeros(self.num_envs)
         info["evaluation"] = np.empty(self.num_envs, object)
         for row, evaluation in enumerate(self._evaluate()):
             info["evaluation"][row] = evaluation
@@ -128,6 +127,9 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
             known = (actions >= 0) & (actions < self._mask.shape[1])
             legal = known & (self._mask[self._rows, np.where(known, actions, 0)] == 1)
         else:
+            # The usual case in one pass: read as unsigned, a negative number is a huge one.
+            if actions.dtype == np.int64 and np.maximum.reduce(actions.view(np.uint64)) < self._num_choices[step]:
+                return
             legal = (actions >= 0) & (actions < self._num_choices[step])
         if not legal.all():
             row = int(legal.argmin())
@@ -136,13 +138,18 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
     def _next_mask(self) -> Mask:
         if self._step == self._num_steps or not self.search_space.masks_depend_on_prefix:
             return self._shared_masks[self._step]
-        return self.search_space.mask(self._tokens[:, : self._step].astype(np.int64))
+        return self.search_space.mask(self._tokens[: self._step].T.astype(np.int64))
 
     def _observation(self) -> Observation:
-        return {"tokens": self._tokens.copy(), "step": self._shared_steps[self._step].copy(), "action_mask": self._mask}
+        return {
+            "tokens": self._tokens.copy().T,
+            "step": self._shared_steps[self._step].copy(),
+            "action_mask": self._mask.copy(),
+        }
 
     def _evaluate(self) -> list[Evaluation]:
-        genotypes = [self.search_space.genotype(row) for row in self._tokens.tolist()]
+        name = self.search_space.name
+        genotypes = [Genotype(name, tuple(row)) for row in self._tokens.T.tolist()]  # every token has been checked
         evaluations: list[Evaluation | None] = [None] * self.num_envs
         for seed in dict.fromkeys(self._seeds.tolist()):
             rows = np.flatnonzero(self._seeds == seed).tolist()

@@ -1,5 +1,7 @@
 """Tasks from arrays in memory or in an `.npz` file: images with one class each."""
 
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,7 +93,8 @@ def arrays(
     try:
         with np.load(path, allow_pickle=False) as archive:
             found = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, AttributeError) as error:
+    # A bare .npy is an array without `with`; a file that was cut short is a bad archive or a bad stream in one.
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"cannot read {path}: expected an .npz file with arrays x and y ({error})") from None
     for key in ("x", "y"):
         if key not in found:

@@ -100,15 +100,16 @@ class Run:
     def board(self) -> SummaryWriter:
         """The run's one TensorBoard writer."""
         if self._writer is None:
-            purge = self._tick + 1 if self._tick else None
-            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge)
+            # Steps that the checkpoint does not know are shown no more.
+            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._tick + 1)
         return self._writer
 
     def log(self, scalars: Mapping[str, float]) -> None:
         """Scalars for TensorBoard, at the next step; one counter serves all tags, so that a resume can purge."""
+        board = self.board  # made before the step goes on, for it purges from the coming step
         self._tick += 1
         for tag, value in scalars.items():
-            self.board.add_scalar(tag, value, self._tick)
+            board.add_scalar(tag, value, self._tick)
 
     def save_if_due(self, state: Callable[[], dict[str, Any]]) -> None:
         """A checkpoint, where the last is longer ago than the interval."""

@@ -1,0 +1,53 @@
+"""Timing of alternatives side by side in one run: interleaved, medians, recorded as a table and as JSON."""
+
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+sys.path.insert(0, str(ROOT))
+
+
+def interleaved(alternatives: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """The median seconds of one call of each, taken in turns so that a slow moment hits all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in alternatives}
+    for call in alternatives.values():
+        call()
+    for _ in range(repeats):
+        for name, call in alternatives.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def matmul_peak(repeats: int = 20) -> float:
+    """GFLOP/s of a 1024 x 1024 matrix product in float32, with as many threads as PyTorch has now."""
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    seconds = interleaved({"product": lambda: a @ b}, repeats)["product"]
+    return 2 * 1024**3 / seconds / 1e9
+
+
+def record(name: str, title: str, rows: list[dict[str, object]], notes: list[str]) -> None:
+    """Print a table, and write it to results/<name>.md and results/<name>.json."""
+    columns = list(rows[0])
+    lines = [f"# {title}", "", f"`python benchmarks/{name}.py`, {torch.get_num_threads()} thread(s) of PyTorch "]
+    lines[-1] += f"{torch.__version__.partition('+')[0]} on {platform.machine()}; medians of interleaved repeats."
+    lines += ["", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row[column]) for column in columns) + " |" for row in rows]
+    lines += ["", *notes, ""]
+    print("\n".join(lines))
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text("\n".join(lines))
+    (RESULTS / f"{name}.json").write_text(json.dumps({"title": title, "rows": rows, "notes": notes}, indent=1) + "\n")
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,157 @@
+"""What the tests of child/ share: every search space, small tasks, and a processor that is treated gently."""
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from child.macro import MacroSpace
+from child.space import Decision, Mask, NetworkSpace, SearchSpace, Tokens
+from child.task import Augmentation, Preprocessing, SealedSplit, Split, Task
+
+torch.set_num_threads(1)
+
+
+class PickySpace(SearchSpace):
+    """Seven architectures, small enough to be listed by hand; the first legal choice is not always 0.
+
+    An `a` is small; a `b` is small or medium; a `c` is medium or large. Small ones come in both colors, medium ones
+    in red, large ones in blue.
+    """
+
+    name = "picky"
+    decisions = (
+        Decision("kind", "operation", ("a", "b", "c")),
+        Decision("size", "width", ("small", "medium", "large"), 0),
+        Decision("color", "operation", ("red", "blue"), 1),
+    )
+    masks_depend_on_prefix = True
+
+    SIZES = ((1, 0, 0), (1, 1, 0), (0, 1, 1))
+    COLORS = ((1, 1, 0), (1, 0, 0), (0, 1, 0))
+
+    def mask(self, prefixes: Tokens) -> Mask:
+        match prefixes.shape[1]:
+            case 0:
+                return super().mask(prefixes)
+            case 1:
+                return np.array(self.SIZES, np.int8)[prefixes[:, 0]]
+            case _:
+                return np.array(self.COLORS, np.int8)[prefixes[:, 1]]
+
+
+# A space that is added to child/ belongs here: small, of different input sizes, one entry for each way that it differs.
+# test_space.py says so if it is forgotten.
+NETWORK_SPACES: dict[str, Callable[[], NetworkSpace]] = {
+    "macro": lambda: MacroSpace((3, 8, 8), 3, channels=8, num_layers=4),
+    "macro of any depth, odd size": lambda: MacroSpace((3, 15, 9), 5, channels=8, num_layers=4, min_layers=2),
+    "macro of any depth, no reduction": lambda: MacroSpace(
+        (1, 7, 8), 3, channels=4, num_layers=3, min_layers=1, num_reductions=0
+    ),
+}
+SPACES: dict[str, Callable[[], SearchSpace]] = {"picky": PickySpace, **NETWORK_SPACES}
+
+
+@pytest.fixture(scope="session", params=SPACES.values(), ids=list(SPACES))
+def space(request: pytest.FixtureRequest) -> SearchSpace:
+    """Every search space."""
+    return request.param()
+
+
+@pytest.fixture(scope="session", params=NETWORK_SPACES.values(), ids=list(NETWORK_SPACES))
+def network_space(request: pytest.FixtureRequest) -> NetworkSpace:
+    """Every search space whose architectures are networks."""
+    return request.param()
+
+
+@pytest.fixture(scope="session")
+def picky() -> SearchSpace:
+    """The space that is listed by hand."""
+    return PickySpace()
+
+
+@pytest.fixture(scope="session")
+def all_network_spaces() -> list[NetworkSpace]:
+    """All of them at once."""
+    return [make() for make in NETWORK_SPACES.values()]
+
+
+@pytest.fixture
+def macro() -> MacroSpace:
+    """The macro space of the small task, of a fixed depth."""
+    return MacroSpace((3, 8, 8), 3, channels=8, num_layers=3, num_reductions=1)
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """The processor."""
+    return torch.device("cpu")
+
+
+@pytest.fixture
+def make_task() -> Callable[..., Task]:
+    """Builds easy tasks: class k of three lights up channel k, under noise."""
+
+    def split(num: int, seed: int) -> Split:
+        generator = torch.Generator().manual_seed(seed)
+        targets = torch.arange(num) % 3
+        inputs = torch.randint(0, 100, (num, 3, 8, 8), generator=generator)
+        inputs[torch.arange(num), targets] += 100
+        return Split(inputs.to(torch.uint8), targets)
+
+    def make(num_train: int = 48, num_validation: int = 24, augmentation: Augmentation | None = None) -> Task:
+        train = split(num_train, 1)
+        return Task(
+            name="lights",
+            classes=("red", "green", "blue"),
+            train=train,
+            validation=split(num_validation, 2),
+            test=SealedSplit(split(12, 3)),
+            preprocessing=Preprocessing.fit(train.inputs, 255.0),
+            augmentation=augmentation or Augmentation(),
+        )
+
+    return make
+
+
+@pytest.fixture
+def task(make_task: Callable[..., Task]) -> Task:
+    """An easy task without augmentation."""
+    return make_task()
+
+
+@pytest.fixture
+def fingerprint() -> Callable[[nn.Module], str]:
+    """A digest of every weight and every buffer of a network, bit by bit."""
+
+    def digest(network: nn.Module) -> str:
+        hasher = hashlib.sha256()
+        for name, value in network.state_dict().items():
+            hasher.update(name.encode())
+            hasher.update(value.contiguous().numpy().tobytes())
+        return hasher.hexdigest()
+
+    return digest
+
+
+@pytest.fixture
+def unsettle() -> Callable[[nn.Module], None]:
+    """Gives normalizations weights and running statistics that a fresh network does not have, so that they matter."""
+
+    def change(network: nn.Module) -> None:
+        generator = torch.Generator().manual_seed(5)
+
+        def draw(value: Tensor | None) -> None:
+            assert value is not None
+            value.copy_(torch.rand(value.shape, generator=generator) + 0.5)
+
+        with torch.no_grad():
+            for module in network.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    for value in (module.weight, module.bias, module.running_mean, module.running_var):
+                        draw(value)
+
+    return change

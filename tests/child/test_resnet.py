@@ -1,0 +1,55 @@
+"""The residual opponent, as large as what it is compared with."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from child.cost import count_macs
+from child.resnet import ResidualBlock, ResNet, width_of_like_macs
+
+
+@pytest.mark.parametrize("input_shape", [(1, 8, 8), (3, 15, 9), (2, 4, 4)])
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_shapes_and_depth(input_shape: tuple[int, int, int], blocks: int) -> None:
+    network = ResNet(input_shape, 7, 4, blocks)
+    sizes = []
+    for block in network.stages:
+        block.register_forward_hook(lambda _module, _inputs, output: sizes.append(tuple(output.shape[1:])))
+    assert network(torch.zeros(2, *input_shape)).shape == (2, 7)
+    _, height, width = input_shape
+    halved = [(height, width), (-(-height // 2), -(-width // 2))]
+    halved.append((-(-halved[1][0] // 2), -(-halved[1][1] // 2)))
+    assert sizes == [(4 * 2**stage, *halved[stage]) for stage in range(3) for _ in range(blocks)]
+
+
+def test_a_block_whose_body_gives_nothing_passes_its_input_on() -> None:
+    block = ResidualBlock(4, 4, 1).eval()
+    torch.nn.init.zeros_(block.body[3].weight)  # type: ignore[arg-type]
+    inputs = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(block(inputs), inputs.clamp(min=0))
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "stride"), [(4, 8, 2), (4, 8, 1), (8, 8, 2)])
+@pytest.mark.parametrize("size", [(8, 8), (5, 7)])
+def test_the_shortcut_is_a_strided_convolution(inputs: int, outputs: int, stride: int, size: tuple[int, int]) -> None:
+    block = ResidualBlock(inputs, outputs, stride).eval()
+    torch.nn.init.zeros_(block.body[3].weight)  # type: ignore[arg-type]
+    images = torch.randn(2, inputs, *size)
+    convolution, norm = block.shortcut.children()
+    assert isinstance(convolution, torch.nn.Conv2d)
+    expected = norm(functional.conv2d(images, convolution.weight, stride=stride)).clamp(min=0)
+    torch.testing.assert_close(block(images), expected)
+
+
+@pytest.mark.parametrize("macs", [1, 3_000, 20_000, 61_234, 150_000])
+def test_the_width_is_really_the_nearest(macs: int) -> None:
+    shape = (3, 8, 8)
+    gaps = {width: abs(count_macs(ResNet(shape, 5, width), shape) - macs) for width in range(1, 13)}
+    width = width_of_like_macs(shape, 5, macs)
+    assert gaps[width] == min(gaps.values())
+    assert width < 12  # else the list above is too short to tell
+
+
+def test_a_network_of_some_width_is_found_by_its_own_macs() -> None:
+    shape = (1, 15, 9)
+    assert width_of_like_macs(shape, 3, count_macs(ResNet(shape, 3, 6), shape)) == 6

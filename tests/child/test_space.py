@@ -1,0 +1,379 @@
+"""Every search space, by what all of them promise; and the small words of child/space.py, by known answers."""
+
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import child
+from child.space import Decision, Genotype, NetworkSpace, SearchSpace, derive_seed, nearest, read_genotype
+
+# The same examples on every run, and no database of failed ones in the working folder.
+searching = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+
+
+def draw_genotype(data: st.DataObject, space: SearchSpace) -> Genotype:
+    """Any legal genotype: the repair of any choices reaches all of them, since it keeps legal ones as they are."""
+    tokens = [data.draw(st.integers(0, decision.num_choices - 1)) for decision in space.decisions]
+    return space.canonical(tokens)
+
+
+def repair(space: SearchSpace, tokens: list[int]) -> tuple[int, ...]:
+    """What `canonical` promises, said again in the plainest way."""
+    done: list[int] = []
+    for token in tokens:
+        legal = np.flatnonzero(space.mask(np.array([done], np.int64).reshape(1, -1))[0]).tolist()
+        done.append(token if token in legal else legal[0])
+    return tuple(done)
+
+
+PICKY = {(0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 0, 1), (1, 1, 0), (2, 1, 0), (2, 2, 1)}
+
+
+# Every space.
+
+
+def test_every_space_in_child_is_among_the_tested(all_network_spaces: list[NetworkSpace]) -> None:
+    found = set()
+    for module in pkgutil.iter_modules(child.__path__, "child."):
+        for _, member in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+            if issubclass(member, NetworkSpace) and not inspect.isabstract(member) and member.__module__ == module.name:
+                found.add(member)
+    assert found
+    assert found <= {type(space) for space in all_network_spaces}, "add the missing to NETWORK_SPACES in conftest.py"
+
+
+def test_decisions_are_well_formed(space: SearchSpace) -> None:
+    names = [decision.name for decision in space.decisions]
+    assert len(set(names)) == len(names)
+    for decision in space.decisions:
+        assert len(set(decision.labels)) == decision.num_choices >= 1
+    assert space.max_choices == max(len(decision.labels) for decision in space.decisions)
+
+
+@searching
+@given(data=st.data())
+def test_a_genotype_survives_every_form(space: SearchSpace, data: st.DataObject) -> None:
+    genotype = draw_genotype(data, space)
+    assert space.genotype(genotype.tokens) == genotype == space.check(genotype)
+    assert Genotype.from_json(json.loads(json.dumps(genotype.to_json()))) == genotype
+    text = space.text(genotype)
+    assert "\n" not in text
+    assert space.parse(text) == genotype
+    assert read_genotype(f" {text}\n", space) == genotype
+    assert read_genotype(json.dumps(genotype.to_json()), space) == genotype
+    assert hash(genotype) == hash(Genotype(genotype.space, tuple(genotype.tokens)))
+
+
+@searching
+@given(data=st.data())
+def test_masks_are_never_all_zero_and_agree_with_what_is_accepted(space: SearchSpace, data: st.DataObject) -> None:
+    genotype = draw_genotype(data, space)
+    step = data.draw(st.integers(0, len(space.decisions) - 1))
+    mask = space.mask(np.array([genotype.tokens[:step]], np.int64).reshape(1, step))
+    assert mask.shape == (1, space.max_choices)
+    assert mask.dtype == np.int8
+    assert mask.sum() >= 1
+    assert not mask[0, space.decisions[step].num_choices :].any()
+    for choice in range(-1, space.max_choices + 1):
+        tokens = [*genotype.tokens[:step], choice, *genotype.tokens[step + 1 :]]
+        if 0 <= choice < space.max_choices and mask[0, choice]:
+            assert space.canonical(tokens).tokens[: step + 1] == tuple(tokens[: step + 1])
+        else:
+            with pytest.raises(ValueError, match=re.escape(f"({space.decisions[step].name})")):
+                space.genotype(tokens)
+
+
+@searching
+@given(data=st.data())
+def test_masks_of_a_batch_are_the_masks_of_its_prefixes(space: SearchSpace, data: st.DataObject) -> None:
+    tokens = np.array([draw_genotype(data, space).tokens for _ in range(3)])
+    together = space.masks(tokens)
+    assert together.shape == (3, len(space.decisions), space.max_choices)
+    for row in range(3):
+        for step in range(len(space.decisions)):
+            assert (together[row, step] == space.mask(tokens[row : row + 1, :step])[0]).all()
+
+
+def test_an_illegal_token_is_named_with_the_legal_choices(space: SearchSpace) -> None:
+    genotype = space.sample(np.random.default_rng(0), 1)[0]
+    for step, decision in enumerate(space.decisions):
+        tokens = list(genotype.tokens)
+        tokens[step] = 99
+        mask = space.mask(np.array([tokens[:step]], np.int64).reshape(1, step))[0]
+        with pytest.raises(ValueError) as caught:
+            space.genotype(tokens)
+        message = str(caught.value)
+        assert f"illegal action 99 for decision {step} ({decision.name})" in message
+        shown = re.findall(r"(\d+) \((.*?)\)", message.partition("legal choices:")[2])
+        assert shown == [(str(choice), decision.labels[choice]) for choice in np.flatnonzero(mask)]
+
+
+def test_a_wrong_number_of_tokens_is_refused(space: SearchSpace) -> None:
+    tokens = space.sample(np.random.default_rng(0), 1)[0].tokens
+    for wrong in (tokens[:-1], (*tokens, 0), ()):
+        with pytest.raises(ValueError, match=f"expects {len(tokens)} tokens, got {len(wrong)}"):
+            space.genotype(wrong)
+
+
+def test_a_genotype_of_another_space_is_refused(space: SearchSpace) -> None:
+    tokens = space.sample(np.random.default_rng(0), 1)[0].tokens
+    with pytest.raises(ValueError, match=f"expected a genotype of space '{space.name}', got one of 'elsewhere'"):
+        space.check(Genotype("elsewhere", tokens))
+
+
+@searching
+@given(data=st.data())
+def test_canonical_is_idempotent_and_keeps_what_is_legal(space: SearchSpace, data: st.DataObject) -> None:
+    tokens = [data.draw(st.integers(-2, space.max_choices + 1)) for _ in space.decisions]
+    once = space.canonical(tokens)
+    assert once.tokens == repair(space, tokens)
+    assert space.canonical(once.tokens) == once == space.genotype(once.tokens)
+
+
+def test_samples_are_legal_repeatable_and_uniform_over_the_legal_choices(space: SearchSpace) -> None:
+    genotypes = space.sample(np.random.default_rng(7), 3000)
+    assert genotypes == space.sample(np.random.default_rng(7), 3000)
+    assert genotypes != space.sample(np.random.default_rng(8), 3000)
+    assert all(space.check(genotype) == genotype for genotype in set(genotypes))
+    tokens = np.array([genotype.tokens for genotype in genotypes])
+    masks = space.masks(tokens)
+    for step in range(len(space.decisions)):
+        for mask in np.unique(masks[:, step], axis=0):
+            chosen = tokens[(masks[:, step] == mask).all(axis=1), step]
+            share = 1 / mask.sum()
+            expected, deviation = len(chosen) * share, np.sqrt(len(chosen) * share * (1 - share))
+            counts = np.bincount(chosen, minlength=len(mask))
+            assert (np.abs(counts[mask == 1] - expected) <= 4.5 * deviation).all(), (step, counts)
+
+
+@searching
+@given(data=st.data())
+def test_mutation_gives_a_neighbor(space: SearchSpace, data: st.DataObject) -> None:
+    genotype = draw_genotype(data, space)
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    mutant = space.mutate(genotype, rng)
+    assert mutant != genotype
+    assert space.check(mutant) == mutant
+    assert mutant in space.neighbors(genotype)
+
+
+def test_mutation_reaches_every_neighbor(space: SearchSpace) -> None:
+    rng = np.random.default_rng(3)
+    genotype = space.sample(rng, 1)[0]
+    assert {space.mutate(genotype, rng) for _ in range(1500)} == set(space.neighbors(genotype))
+
+
+@searching
+@given(data=st.data())
+def test_neighbors_are_exactly_the_repaired_changes_of_one_decision(space: SearchSpace, data: st.DataObject) -> None:
+    genotype = draw_genotype(data, space)
+    expected = set()
+    for step, decision in enumerate(space.decisions):
+        prefix = np.array([genotype.tokens[:step]], np.int64).reshape(1, step)
+        for choice in range(decision.num_choices):
+            if space.mask(prefix)[0, choice]:
+                changed = [*genotype.tokens[:step], choice, *genotype.tokens[step + 1 :]]
+                expected.add(repair(space, changed))
+    expected.discard(genotype.tokens)
+    neighbors = space.neighbors(genotype)
+    assert len(set(neighbors)) == len(neighbors)
+    assert {neighbor.tokens for neighbor in neighbors} == expected
+    assert {neighbor.space for neighbor in neighbors} == {space.name}
+    if not space.masks_depend_on_prefix:
+        assert len(neighbors) == sum(decision.num_choices - 1 for decision in space.decisions)
+        assert all(genotype in space.neighbors(neighbor) for neighbor in neighbors[::4])
+
+
+@searching
+@given(data=st.data())
+def test_a_child_takes_from_its_parents(space: SearchSpace, data: st.DataObject) -> None:
+    first, second = draw_genotype(data, space), draw_genotype(data, space)
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    child = space.cross_over(first, second, rng)
+    assert space.check(child) == child
+    for step, token in enumerate(child.tokens):
+        legal = np.flatnonzero(space.mask(np.array([child.tokens[:step]], np.int64).reshape(1, step))[0])
+        # What neither parent has is a repair: then one of their choices is illegal here, and it is the first legal.
+        if token not in (first.tokens[step], second.tokens[step]):
+            assert token == legal[0]
+            assert not {first.tokens[step], second.tokens[step]} <= set(legal.tolist())
+    assert space.cross_over(first, first, rng) == first
+
+
+def test_both_parents_give_about_half(macro: SearchSpace) -> None:
+    first = macro.genotype([0] * len(macro.decisions))
+    second = macro.genotype([1] * len(macro.decisions))
+    rng = np.random.default_rng(0)
+    children = np.array([macro.cross_over(first, second, rng).tokens for _ in range(1000)])
+    assert np.abs(children.mean(axis=0) - 0.5).max() < 0.08
+
+
+@searching
+@given(data=st.data())
+def test_features_are_one_hot(space: SearchSpace, data: st.DataObject) -> None:
+    genotype = draw_genotype(data, space)
+    features = space.features(genotype)
+    assert features.dtype == np.float32
+    sizes = [decision.num_choices for decision in space.decisions]
+    blocks = np.split(features, np.cumsum(sizes)[:-1])
+    assert [len(block) for block in blocks] == sizes
+    for block, token in zip(blocks, genotype.tokens, strict=True):
+        assert block.tolist() == [float(choice == token) for choice in range(len(block))]
+
+
+@searching
+@given(data=st.data())
+def test_a_graph_connects_nodes_that_it_has(space: SearchSpace, data: st.DataObject) -> None:
+    graph = space.graph(draw_genotype(data, space))
+    names = [name for name, _, _ in graph.nodes]
+    assert len(set(names)) == len(names)
+    assert {name for edge in graph.edges for name in edge} == set(names)
+    place = {name: number for number, name in enumerate(names)}
+    assert all(place[start] < place[end] for start, end in graph.edges)
+
+
+# The space that is listed by hand.
+
+
+def test_the_picky_space_has_seven_architectures(picky: SearchSpace) -> None:
+    every = [(a, b, c) for a in range(3) for b in range(3) for c in range(3)]
+
+    def legal(tokens: tuple[int, ...]) -> bool:
+        try:
+            return picky.genotype(tokens).tokens == tokens
+        except ValueError:
+            return False
+
+    assert {tokens for tokens in every if legal(tokens)} == PICKY
+    assert {picky.canonical(tokens).tokens for tokens in every} == PICKY
+
+
+def test_sampling_the_picky_space_gives_the_known_shares(picky: SearchSpace) -> None:
+    shares = {
+        (0, 0, 0): 1 / 6,
+        (0, 0, 1): 1 / 6,
+        (1, 0, 0): 1 / 12,
+        (1, 0, 1): 1 / 12,
+        (1, 1, 0): 1 / 6,
+        (2, 1, 0): 1 / 6,
+        (2, 2, 1): 1 / 6,
+    }
+    num = 6000
+    counts = Counter(genotype.tokens for genotype in picky.sample(np.random.default_rng(1), num))
+    assert counts.keys() == shares.keys()
+    chi_square = sum((counts[tokens] - num * share) ** 2 / (num * share) for tokens, share in shares.items())
+    assert chi_square < 16.8  # the 99th percentile at 6 degrees of freedom
+
+
+def test_neighbors_of_a_picky_architecture(picky: SearchSpace) -> None:
+    neighbors = picky.neighbors(picky.genotype((1, 0, 1)))
+    assert [neighbor.tokens for neighbor in neighbors] == [(0, 0, 1), (2, 1, 0), (1, 1, 0), (1, 0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [((0, 2, 1), (0, 0, 1)), ((2, 0, 1), (2, 1, 0)), ((2, 2, 0), (2, 2, 1)), ((-1, 9, -1), (0, 0, 0))],
+)
+def test_repairs_of_the_picky_space(picky: SearchSpace, given: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    assert picky.canonical(given).tokens == expected
+
+
+def test_the_default_text_and_graph_name_the_decisions(picky: SearchSpace) -> None:
+    genotype = picky.genotype((2, 2, 1))
+    assert picky.text(genotype) == "kind=c size=large color=blue"
+    graph = picky.graph(genotype)
+    assert graph.nodes[1] == ("size", "size: large", "width")
+    assert graph.edges == (("kind", "size"), ("size", "color"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("kind=c size=larg color=blue", ["'size' is 'larg'", "allowed: small, medium, large", "did you mean 'large'"]),
+        ("kind=c size=large", ["'color' is missing", "allowed: red, blue"]),
+        ("kind=c kind=a size=large color=blue", ["'kind' is given twice"]),
+        ("kind=c siez=large color=blue", ["unknown decision 'siez'", "'picky'", "did you mean 'size'"]),
+        ("kind=c size=large color=blue shape=round", ["unknown decision 'shape'", "allowed: kind, size, color"]),
+        ("kind=a size=large color=blue", ["illegal action 2", "(size)", "0 (small)"]),
+        ("", ["'kind' is missing"]),
+    ],
+)
+def test_parse_errors_name_the_word(picky: SearchSpace, text: str, words: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        picky.parse(text)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_an_architecture_without_a_choice_cannot_be_mutated() -> None:
+    class Only(SearchSpace):
+        name = "only"
+        decisions = (Decision("kind", "operation", ("a",)),)
+
+    space = Only()
+    (genotype,) = set(space.sample(np.random.default_rng(0), 5))
+    assert space.mutate(genotype, np.random.default_rng(0)) == genotype
+    assert space.neighbors(genotype) == []
+
+
+# Words.
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        [1, 2],
+        {"space": "picky"},
+        {"tokens": [1, 2]},
+        {"space": 3, "tokens": [1]},
+        {"space": "picky", "tokens": [1.0]},
+        {"space": "picky", "tokens": [True]},
+        {"space": "picky", "tokens": ["1"]},
+        {"space": "picky", "tokens": "12"},
+    ],
+)
+def test_data_that_are_no_genotype_are_refused(data: Any) -> None:
+    with pytest.raises(ValueError, match="a genotype is an object with 'space'"):
+        Genotype.from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"space": "picky", "tokens": [0,', "not valid JSON"),
+        ('{"space": "picky", "tokens": [0, 2, 0]}', r"illegal action 2 for decision 1 \(size\)"),
+        ('{"space": "macro", "tokens": [0, 0, 0]}', "expected a genotype of space 'picky', got one of 'macro'"),
+    ],
+)
+def test_a_bad_genotype_file_is_refused(picky: SearchSpace, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_genotype(text, picky)
+
+
+def test_derived_seeds_never_change() -> None:
+    # Resumed runs and published results hang on these values.
+    assert derive_seed(0) == 5254295370254170289
+    assert derive_seed(0, "search", 1) == 28552787200925594
+
+
+def test_derived_seeds_differ_by_key() -> None:
+    keys = [(seed, stage, step) for seed in range(5) for stage in ("a", "b", "1") for step in range(20)]
+    keys += [(0, 1), (0, "1"), (0, 1, 1), (0, 11), (0, "a", "b"), (0, "ab")]  # type: ignore[list-item]
+    seeds = [derive_seed(*key) for key in keys]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_nearest_names_all_and_hints_at_one() -> None:
+    assert nearest("con3", ["conv3", "maxpool3"]) == "allowed: conv3, maxpool3; did you mean 'conv3'?"
+    assert nearest("zzz", ["conv3", "maxpool3"]) == "allowed: conv3, maxpool3"

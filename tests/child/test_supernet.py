@@ -1,0 +1,427 @@
+"""Shared weights: a path is the fixed network, beginnings are shared, and scoring leaves no trace."""
+
+import io
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from child.cost import CostModel
+from child.macro import MacroSpace
+from child.space import Genotype, NetworkSpace
+from child.supernet import Statistics, SupernetEvaluator, batch_statistics
+from child.task import Task
+from child.training import TrainingSettings
+
+every_statistics = pytest.mark.parametrize("statistics", get_args(Statistics))
+
+
+# The network.
+
+
+def images_of(space: NetworkSpace, num: int = 6) -> Tensor:
+    return torch.rand(num, *space.arguments["input_shape"], generator=torch.Generator().manual_seed(3)) * 2 - 0.5
+
+
+def fixed_from(space: NetworkSpace, supernet: nn.Module, genotype: Genotype) -> nn.Module:
+    fixed = space.network(genotype)
+    shared = supernet.state_dict()
+    fixed.load_state_dict({name: shared[name] for name in fixed.state_dict()})
+    return fixed
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", "batch statistics"])
+def test_a_path_equals_the_fixed_network_with_copied_weights(
+    network_space: NetworkSpace, unsettle: Callable[[nn.Module], None], mode: str
+) -> None:
+    torch.manual_seed(0)
+    supernet = network_space.network()
+    unsettle(supernet)
+    images = images_of(network_space)
+    outputs = []
+    for genotype in network_space.sample(np.random.default_rng(2), 8):
+        fixed = fixed_from(network_space, supernet, genotype)
+        found = []
+        for network, arguments in ((supernet, (images, genotype)), (fixed, (images,))):
+            network.train(mode == "train")
+            torch.manual_seed(4)  # the same dropout
+            with batch_statistics(network) if mode == "batch statistics" else nullcontext():
+                found.append(network(*arguments))
+        torch.testing.assert_close(found[0], found[1])
+        outputs.append(found[0])
+        if mode != "train":
+            continue
+        # Both learn alike, and gather the same running statistics.
+        gradients = [
+            torch.autograd.grad(logits.square().sum(), list(network.parameters()), allow_unused=True)
+            for logits, network in zip(found, (supernet, fixed), strict=True)
+        ]
+        by_name = dict(zip((name for name, _ in supernet.named_parameters()), gradients[0], strict=True))
+        for (name, _), gradient in zip(fixed.named_parameters(), gradients[1], strict=True):
+            torch.testing.assert_close(by_name.pop(name), gradient, atol=1e-4, rtol=1e-4)
+        assert all(gradient is None for gradient in by_name.values())
+        for name, value in fixed.state_dict().items():
+            torch.testing.assert_close(supernet.state_dict()[name], value)
+    assert all(not torch.allclose(outputs[0], other) for other in outputs[1:])
+
+
+@pytest.mark.parametrize("mode", ["eval", "batch statistics"])
+def test_many_together_equal_one_by_one(
+    network_space: NetworkSpace, unsettle: Callable[[nn.Module], None], mode: str
+) -> None:
+    supernet: Any = network_space.network().eval()
+    unsettle(supernet)
+    images = images_of(network_space)
+    some = network_space.sample(np.random.default_rng(0), 6)
+    genotypes = [*some, some[0], *network_space.neighbors(some[1]), some[2]]
+    with torch.no_grad(), batch_statistics(supernet) if mode == "batch statistics" else nullcontext():
+        together = supernet.forward_many(images, genotypes)
+        assert len(together) == len(genotypes)
+        for genotype, logits in zip(genotypes, together, strict=True):
+            torch.testing.assert_close(logits, supernet(images, genotype))
+
+
+def count_calls(network: nn.Module, names: Sequence[str], run: Callable[[], object]) -> dict[str, int]:
+    """How often modules are called; by the names given, or all convolutions."""
+    calls: Counter[str] = Counter()
+    handles = [
+        module.register_forward_hook(lambda _module, _inputs, _outputs, key=name: calls.update([key]))
+        for name, module in network.named_modules()
+        if (name in names if names else isinstance(module, nn.Conv2d))
+    ]
+    run()
+    for handle in handles:
+        handle.remove()
+    return dict(calls)
+
+
+def test_equal_architectures_are_run_once(network_space: NetworkSpace) -> None:
+    supernet: Any = network_space.network().eval()
+    images = images_of(network_space)
+    genotype = network_space.sample(np.random.default_rng(0), 1)[0]
+    alone = count_calls(supernet, (), lambda: supernet(images, genotype))
+    assert count_calls(supernet, (), lambda: supernet.forward_many(images, [genotype] * 5)) == alone
+
+
+def test_architectures_that_begin_alike_share_the_beginning(macro: MacroSpace) -> None:
+    supernet: Any = macro.network().eval()
+    genotypes = [
+        macro.parse(text)
+        for text in (
+            "1:conv3 2:conv5 3:conv3",
+            "1:conv3 2:conv5 3:conv3(1)",
+            "1:conv3 2:maxpool3 3:conv3",
+            "1:conv5 2:conv5 3:conv3",
+        )
+    ]
+    names = ("stem", "operations.0.conv3", "operations.0.conv5", "operations.1.conv5", "operations.1.maxpool3",
+             "operations.2.conv3", "norms.1")  # fmt: skip
+    calls = count_calls(supernet, names, lambda: supernet.forward_many(images_of(macro), genotypes))
+    # Layer 2 differs three times, counting what stands before it; layer 3 four times.
+    assert list(map(calls.get, names)) == [1, 1, 1, 2, 1, 4, 3]
+
+
+def test_a_shallow_architecture_shares_with_a_deeper_one() -> None:
+    space = MacroSpace((3, 8, 8), 3, channels=8, num_layers=3, min_layers=1, num_reductions=0)
+    supernet: Any = space.network().eval()
+    genotypes = [space.parse(text) for text in ("1:conv3", "1:conv3 2:conv3", "1:conv3 2:conv3 3:conv3")]
+    names = ("operations.0.conv3", "operations.1.conv3", "operations.2.conv3", "classifier")
+    calls = count_calls(supernet, names, lambda: supernet.forward_many(images_of(space), genotypes))
+    assert list(map(calls.get, names)) == [1, 1, 1, 3]
+
+
+def test_batch_statistics_normalize_by_the_batch_and_leave_no_trace(fingerprint: Callable[[nn.Module], str]) -> None:
+    network = nn.Sequential(nn.BatchNorm2d(2), nn.Dropout(0.5))
+    before = fingerprint(network)
+    images = torch.randn(16, 2, 4, 4) * 3 + 5
+    with batch_statistics(network):
+        outputs = network(images)
+    torch.testing.assert_close(outputs.mean(dim=(0, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(outputs.std(dim=(0, 2, 3), correction=0), torch.ones(2), atol=1e-4, rtol=0)
+    assert fingerprint(network) == before
+    network.train()(images)
+    assert fingerprint(network) != before  # training gathers them again
+
+
+# The evaluator.
+
+
+@pytest.fixture
+def make_evaluator(macro: MacroSpace, task: Task, device: torch.device) -> Callable[..., SupernetEvaluator]:
+    """Builds evaluators of the small task."""
+
+    def make(
+        statistics: Statistics = "batch", seed: int = 0, task: Task = task, num_steps: int = 60
+    ) -> SupernetEvaluator:
+        cost = CostModel(macro, "macs", task.input_shape, device)
+        settings = TrainingSettings(batch_size=16, learning_rate=0.05)
+        return SupernetEvaluator(macro, task, cost, settings, num_steps, statistics, 2, seed, device)
+
+    return make
+
+
+@pytest.fixture
+def sampler(macro: MacroSpace) -> Callable[[int, int], list[Genotype]]:
+    """Uniform, keyed by the step."""
+    return lambda num, step: [macro.sample(np.random.default_rng(step + i), 1)[0] for i in range(num)]
+
+
+Sample = Callable[[int, int], list[Genotype]]
+
+
+def snapshot(evaluator: SupernetEvaluator) -> bytes:
+    file = io.BytesIO()
+    torch.save(evaluator.training.state_dict(), file)
+    return file.getvalue()
+
+
+@every_statistics
+@pytest.mark.parametrize("fidelity", [0.5, 1.0])
+def test_scores_are_a_function_of_weights_genotype_and_seed(
+    make_evaluator: Callable[..., SupernetEvaluator], sampler: Sample, statistics: Statistics, fidelity: float
+) -> None:
+    evaluator = make_evaluator(statistics)
+    evaluator.improve(sampler, 3)
+    genotypes = sampler(5, 100)
+    found = evaluator.evaluate(genotypes, fidelity, 7)
+    torch.manual_seed(99)
+    assert evaluator.evaluate(genotypes, fidelity, 7) == found
+    assert evaluator.evaluate(genotypes[::-1], fidelity, 7) == found[::-1]
+    assert [evaluator.evaluate([genotype], fidelity, 7)[0] for genotype in genotypes] == found
+    assert [evaluation.genotype for evaluation in found] == genotypes
+    assert {(evaluation.fidelity, evaluation.seed, evaluation.failure) for evaluation in found} == {(fidelity, 7, None)}
+    assert [evaluation.cost for evaluation in found] == [evaluator.space.macs(genotype) for genotype in genotypes]
+
+
+@every_statistics
+def test_scoring_leaves_no_trace(
+    make_evaluator: Callable[..., SupernetEvaluator],
+    sampler: Sample,
+    statistics: Statistics,
+    fingerprint: Callable[[nn.Module], str],
+) -> None:
+    evaluator, twin = make_evaluator(statistics), make_evaluator(statistics)
+    for one in (evaluator, twin):
+        one.improve(sampler, 3)
+    before, saved = fingerprint(evaluator.network), snapshot(evaluator)
+    evaluator.evaluate(sampler(4, 50), 0.5, 1)
+    assert fingerprint(evaluator.network) == before
+    assert snapshot(evaluator) == saved
+    norms = [part for part in evaluator.network.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert {(norm.momentum, norm.track_running_stats) for norm in norms} == {(0.1, True)}
+    # And so training goes on as if nothing had been scored.
+    assert evaluator.improve(sampler, 3) == twin.improve(sampler, 3)
+    assert fingerprint(evaluator.network) == fingerprint(twin.network)
+
+
+def test_a_failed_recalibration_leaves_no_trace(
+    make_evaluator: Callable[..., SupernetEvaluator], sampler: Sample, fingerprint: Callable[[nn.Module], str]
+) -> None:
+    evaluator = make_evaluator("recalibrated")
+    evaluator.improve(sampler, 3)
+    before = fingerprint(evaluator.network)
+
+    def forget(_module: nn.Module, _inputs: object) -> None:
+        raise torch.OutOfMemoryError("injected")
+
+    handle = evaluator.network.classifier.register_forward_pre_hook(forget)
+    assert [evaluation.failure for evaluation in evaluator.evaluate(sampler(2, 0), 1.0, 0)] == ["out of memory"] * 2
+    handle.remove()
+    assert fingerprint(evaluator.network) == before
+    norms = [part for part in evaluator.network.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {0.1}
+
+
+def test_recalibration_gathers_statistics_from_training_batches(
+    make_evaluator: Callable[..., SupernetEvaluator], macro: MacroSpace, task: Task, device: torch.device
+) -> None:
+    evaluator = make_evaluator("recalibrated")
+    genotype = macro.sample(np.random.default_rng(0), 1)[0]
+    fixed = fixed_from(macro, evaluator.network, genotype)
+    for norm in (part for part in fixed.modules() if isinstance(part, nn.BatchNorm2d)):
+        norm.momentum = None
+    fixed.train()
+    for dropout in (part for part in fixed.modules() if isinstance(part, nn.Dropout)):
+        dropout.eval()
+    with torch.no_grad():
+        for start in (0, 16):  # two batches of 16
+            fixed(task.preprocessing(task.train.inputs[start : start + 16]))
+        expected = fixed.eval()(task.preprocessing(task.validation.inputs))
+    outputs = evaluator._outputs([genotype], task.validation)[0]
+    assert isinstance(outputs, Tensor)
+    torch.testing.assert_close(outputs, expected, atol=1e-4, rtol=1e-4)
+
+
+@every_statistics
+def test_quality_is_the_metric_on_validation_data(
+    make_evaluator: Callable[..., SupernetEvaluator], task: Task, sampler: Sample, statistics: Statistics
+) -> None:
+    validation = task.validation.take([0, 1, 3, 6, 9, 12, 15, 18])  # seven of class 0, one of class 1
+    evaluator = make_evaluator(statistics, task=task.with_splits(task.train, validation))
+    for favorite, share in ((0, 7 / 8), (1, 1 / 8), (2, 0.0)):
+        with torch.no_grad():
+            evaluator.network.classifier.weight.zero_()
+            evaluator.network.classifier.bias.zero_()
+            evaluator.network.classifier.bias[favorite] = 1
+        assert [evaluation.quality for evaluation in evaluator.evaluate(sampler(2, 0), 1.0, 0)] == [share] * 2
+
+
+def test_fidelity_takes_its_share_of_the_validation_data(
+    make_evaluator: Callable[..., SupernetEvaluator], task: Task, sampler: Sample
+) -> None:
+    evaluator = make_evaluator()
+    seen: list[Tensor] = []
+    evaluator.network.stem.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].clone()))
+
+    def samples(fidelity: float, seed: int) -> list[tuple[float, ...]]:
+        seen.clear()
+        evaluator.evaluate(sampler(3, 0), fidelity, seed)
+        return [tuple(row) for row in torch.cat(seen).flatten(1).tolist()]
+
+    everything = {tuple(row) for row in task.preprocessing(task.validation.inputs).flatten(1).tolist()}
+    assert len(everything) == 24
+    assert set(samples(1.0, 0)) == everything
+    for fidelity, num in ((0.5, 12), (0.25, 6), (0.1, 2), (0.001, 1)):
+        drawn = samples(fidelity, 0)
+        assert len(drawn) == len(set(drawn)) == num
+        assert set(drawn) <= everything
+        assert drawn == samples(fidelity, 0)
+    assert set(samples(0.5, 0)) != set(samples(0.5, 1))
+
+
+def test_one_sample_left_over_does_not_upset_batch_statistics(task: Task, device: torch.device) -> None:
+    # The last layers see one pixel: a batch of one sample has no statistics, and torch refuses it.
+    space = MacroSpace((3, 8, 8), 3, channels=8, num_layers=4, num_reductions=3)
+    task = replace(task, validation=task.validation.take(range(17)))
+    settings = TrainingSettings(batch_size=16)
+    cost = CostModel(space, "macs", task.input_shape, device)
+    evaluator = SupernetEvaluator(space, task, cost, settings, 10, "batch", 2, 0, device)
+    (evaluation,) = evaluator.evaluate(space.sample(np.random.default_rng(0), 1), 1.0, 0)
+    assert evaluation.failure is None
+
+
+@every_statistics
+def test_shared_weights_learn(
+    make_evaluator: Callable[..., SupernetEvaluator], sampler: Sample, statistics: Statistics
+) -> None:
+    evaluator = make_evaluator(statistics)
+    genotypes = sampler(8, 500)
+    before = np.mean([evaluation.quality for evaluation in evaluator.evaluate(genotypes, 1.0, 0)])
+    losses = [evaluator.improve(sampler, 10).loss for _ in range(6)]
+    after = np.mean([evaluation.quality for evaluation in evaluator.evaluate(genotypes, 1.0, 0)])
+    assert losses[-1] < 0.6 * losses[0]
+    assert after > max(before, 0.8)  # a guess is right once in three
+
+
+def test_improve_asks_the_sampler_for_the_steps_to_come_and_trains_those_paths(
+    make_evaluator: Callable[..., SupernetEvaluator], sampler: Sample
+) -> None:
+    evaluator = make_evaluator()
+    asked, trained = [], []
+
+    def asking(num: int, step: int) -> list[Genotype]:
+        asked.append((num, step))
+        return sampler(num, step)
+
+    evaluator.network.register_forward_pre_hook(lambda _module, inputs: trained.append(inputs[1]))
+    evaluator.improve(asking, 3)
+    evaluator.improve(asking, 2)
+    assert asked == [(3, 0), (2, 3)]
+    assert trained == [*sampler(3, 0), *sampler(2, 3)]
+
+
+def test_batches_that_were_skipped_are_counted_and_not_averaged(
+    make_evaluator: Callable[..., SupernetEvaluator], sampler: Sample, macro: MacroSpace
+) -> None:
+    evaluator = make_evaluator()
+    with torch.no_grad():
+        evaluator.network.operations[0]["conv5"][0][0].weight.fill_(torch.nan)
+    bad = macro.parse("1:conv5 2:conv3 3:conv3")
+    good = macro.parse("1:conv3 2:conv3 3:conv3")
+    improvement = evaluator.improve(lambda _num, _step: [good, bad, good, bad], 4)
+    assert improvement.num_skipped == 2
+    assert np.isfinite(improvement.loss)
+    improvement = evaluator.improve(lambda _num, _step: [bad], 1)
+    assert improvement.num_skipped == 1
+    assert np.isnan(improvement.loss)
+
+
+@every_statistics
+def test_outputs_that_are_not_finite_are_a_failure(
+    make_evaluator: Callable[..., SupernetEvaluator], macro: MacroSpace, statistics: Statistics
+) -> None:
+    evaluator = make_evaluator(statistics)
+    with torch.no_grad():
+        evaluator.network.operations[2]["conv5"][0][0].weight.fill_(torch.nan)
+    bad, good = macro.parse("1:conv3 2:conv3 3:conv5"), macro.parse("1:conv3 2:conv3 3:conv3")
+    found = evaluator.evaluate([bad, good, bad], 1.0, 0)
+    assert [evaluation.failure for evaluation in found] == ["outputs not finite", None, "outputs not finite"]
+    assert [evaluation.quality for evaluation in found[::2]] == [0.0, 0.0]
+    assert found[0].cost == macro.macs(bad)
+    assert found[1] == make_evaluator(statistics).evaluate([good], 1.0, 0)[0]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_without_enough_memory_they_are_scored_one_by_one(
+    make_evaluator: Callable[..., SupernetEvaluator],
+    sampler: Sample,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception],
+    fingerprint: Callable[[nn.Module], str],
+) -> None:
+    evaluator = make_evaluator()
+    genotypes = sampler(4, 0)
+    assert len(set(genotypes)) == 4
+    expected = evaluator.evaluate(genotypes, 1.0, 0)
+    before = fingerprint(evaluator.network)
+    original, sizes = evaluator.network.forward_many, []
+
+    def hungry(x: Tensor, asked: Sequence[Genotype]) -> list[Tensor]:
+        sizes.append(len(asked))
+        if len(asked) > 1 or asked[0] == genotypes[2]:
+            raise error("injected")
+        return original(x, asked)
+
+    monkeypatch.setattr(evaluator.network, "forward_many", hungry)
+    found = evaluator.evaluate(genotypes, 1.0, 0)
+    assert [evaluation.failure for evaluation in found] == [None, None, "out of memory", None]
+    assert (found[2].quality, found[2].cost) == (0.0, expected[2].cost)
+    assert [found[place] for place in (0, 1, 3)] == [expected[place] for place in (0, 1, 3)]
+    assert max(sizes) == 4
+    assert fingerprint(evaluator.network) == before
+    norms = [part for part in evaluator.network.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert all(norm.track_running_stats for norm in norms)
+
+
+def test_the_state_goes_round(
+    make_evaluator: Callable[..., SupernetEvaluator], sampler: Sample, fingerprint: Callable[[nn.Module], str]
+) -> None:
+    first = make_evaluator(seed=0)
+    first.cost.unit = "latency_ms"
+    first.improve(sampler, 4)
+    genotypes = sampler(3, 200)
+    scored = first.evaluate(genotypes, 0.5, 0)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+
+    second = make_evaluator(seed=0)
+    assert fingerprint(second.network) != fingerprint(first.network)
+    second.cost.unit = "latency_ms"
+    second.load_state_dict(torch.load(file, weights_only=True))
+    assert second.evaluate(genotypes, 0.5, 0) == scored  # the latencies too
+    assert second.improve(sampler, 4) == first.improve(sampler, 4)
+    assert fingerprint(second.network) == fingerprint(first.network)
+
+
+def test_the_seed_decides_the_first_weights(
+    make_evaluator: Callable[..., SupernetEvaluator], fingerprint: Callable[[nn.Module], str]
+) -> None:
+    prints = [fingerprint(make_evaluator(seed=seed).network) for seed in (0, 1, 0)]
+    assert prints[0] == prints[2] != prints[1]

@@ -1,0 +1,275 @@
+"""Data, what is done to it, and who may see it."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from child.task import Augmentation, Preprocessing, SealedSplit, Split, Task
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# Splits.
+
+
+@pytest.fixture
+def split() -> Split:
+    """Ten samples; the value of each is its place."""
+    return Split(torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 2, 3, 3), torch.arange(10) * 10)
+
+
+@pytest.mark.parametrize("indices", [[3, 0, 3], range(2, 5), torch.tensor([9, 1]), []])
+def test_take_gives_the_samples_at_these_places(split: Split, indices: Tensor | list[int]) -> None:
+    taken = split.take(indices)
+    places = [int(place) for place in indices]
+    assert taken.inputs[:, 0, 0, 0].tolist() == places
+    assert taken.targets.tolist() == [10 * place for place in places]
+    assert len(taken) == len(places)
+    assert taken.inputs.dtype == torch.uint8
+
+
+def test_join_puts_end_to_end(split: Split) -> None:
+    joined = split.take([1, 2]).join(split.take([7]))
+    assert joined.inputs[:, 1, 2, 2].tolist() == [1, 2, 7]
+    assert joined.targets.tolist() == [10, 20, 70]
+
+
+def test_the_test_set_is_sealed_until_it_is_opened(split: Split) -> None:
+    sealed = SealedSplit(split)
+    assert len(sealed) == 10
+    for _ in range(2):
+        with pytest.raises(PermissionError, match="sealed until every choice is made; 'teacher' must wait"):
+            sealed.read("teacher")
+    sealed.unseal()
+    assert sealed.read("teacher") is split  # the attempts before did not count
+
+
+def test_each_network_reads_the_test_set_once(split: Split) -> None:
+    sealed = SealedSplit(split)
+    sealed.unseal()
+    sealed.read("teacher")
+    sealed.read("student")
+    for name in ("teacher", "student"):
+        with pytest.raises(PermissionError, match=f"'{name}' has already been measured"):
+            sealed.read(name)
+
+
+def test_a_copy_of_a_task_shares_the_seal(task: Task, split: Split, device: torch.device) -> None:
+    copies = [task.with_splits(split, split), task.to(device)]
+    task.test.unseal()
+    copies[0].test.read("teacher")
+    with pytest.raises(PermissionError, match="already"):
+        copies[1].test.read("teacher")
+
+
+# Preprocessing.
+
+
+def test_preprocessing_equals_its_formula() -> None:
+    stored = torch.randint(0, 256, (5, 2, 4, 3), generator=generator(), dtype=torch.uint8)
+    given = stored.clone()
+    values = Preprocessing(255.0, (0.3, 0.6), (0.2, 0.5))(stored)
+    for channel, (mean, std) in enumerate(((0.3, 0.2), (0.6, 0.5))):
+        torch.testing.assert_close(values[:, channel], (stored[:, channel] / 255.0 - mean) / std)
+    assert values.dtype == torch.float32
+    assert values.is_contiguous(memory_format=torch.channels_last)
+    assert stored.equal(given)
+
+
+def test_preprocessing_does_not_write_into_floats_it_was_given() -> None:
+    stored = torch.rand(2, 1, 3, 3).contiguous(memory_format=torch.channels_last)
+    before = stored.clone()
+    Preprocessing(1.0, (0.5,), (0.5,))(stored)
+    assert stored.equal(before)
+
+
+def test_fitted_preprocessing_gives_mean_0_and_deviation_1() -> None:
+    inputs = torch.randint(0, 17, (50, 2, 4, 4), generator=generator(), dtype=torch.uint8)
+    inputs[:, 1] //= 2
+    fitted = Preprocessing.fit(inputs, 16.0)
+    values = fitted(inputs)
+    torch.testing.assert_close(values.mean(dim=(0, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(values.std(dim=(0, 2, 3)), torch.ones(2), atol=1e-4, rtol=0)
+    assert fitted.mean[0] == pytest.approx(inputs[:, 0].double().mean().item() / 16)
+
+
+def test_a_channel_that_never_changes_is_not_divided_by_zero() -> None:
+    fitted = Preprocessing.fit(torch.full((4, 1, 2, 2), 7, dtype=torch.uint8), 255.0)
+    assert fitted(torch.full((1, 1, 2, 2), 7, dtype=torch.uint8)).abs().max() < 1e-4
+
+
+# Augmentation. Images whose values tell where each pixel came from: row * 100 + column + 1, so that 0 is the padding.
+
+
+def places(size: int, height: int, width: int, channels: int = 2) -> Tensor:
+    image = torch.arange(height).view(-1, 1) * 100 + torch.arange(width) + 1
+    return torch.stack([image + 10_000 * channel for channel in range(channels)]).repeat(size, 1, 1, 1)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("shift", [0, 2])
+@pytest.mark.parametrize(("height", "width"), [(6, 6), (5, 9)])
+def test_every_pixel_of_a_crop_comes_from_the_right_place(shift: int, flip: bool, height: int, width: int) -> None:
+    size = 200
+    images = places(size, height, width)
+    cropped = Augmentation(shift=shift, flip=flip).crop(images, generator())
+    assert cropped.shape == images.shape
+    assert cropped.dtype == images.dtype
+    found = set()
+    for before, after in zip(images.tolist(), cropped.tolist(), strict=True):
+        matches = []
+        for down in range(-shift, shift + 1):
+            for right in range(-shift, shift + 1):
+                for mirrored in (False, True):
+                    expected = [
+                        [
+                            [
+                                channel[row + down][column + right]
+                                if 0 <= row + down < height and 0 <= column + right < width
+                                else 0
+                                for column in (reversed(range(width)) if mirrored else range(width))
+                            ]
+                            for row in range(height)
+                        ]
+                        for channel in before
+                    ]
+                    if expected == after:
+                        matches.append((down, right, mirrored))
+        assert len(matches) == 1
+        found.add(matches[0])
+    # All moves and both sides occur, and nothing else.
+    steps = range(-shift, shift + 1)
+    assert {(down, right) for down, right, _ in found} == {(down, right) for down in steps for right in steps}
+    assert {mirrored for _, _, mirrored in found} == ({False, True} if flip else {False})
+
+
+def test_half_of_the_images_are_mirrored() -> None:
+    images = places(2000, 2, 3)
+    mirrored = (Augmentation(flip=True).crop(images, generator()) == images.flip(3)).flatten(1).all(dim=1)
+    assert 900 < mirrored.sum() < 1100
+
+
+def test_no_augmentation_changes_nothing() -> None:
+    images = places(4, 6, 5).float()
+    same = Augmentation()
+    assert same.crop(images, generator()) is images
+    assert same.warp(images, generator()).equal(images)
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [Augmentation(shift=2, flip=True), Augmentation(rotate=20.0), Augmentation(zoom=0.2), Augmentation(cutout=3)],
+)
+def test_the_same_generator_gives_the_same_images(augmentation: Augmentation) -> None:
+    images = torch.rand(16, 3, 8, 8, generator=generator())
+    before = images.clone()
+
+    def augment(seed: int) -> Tensor:
+        draws = generator(seed)
+        return augmentation.warp(augmentation.crop(images, draws), draws)
+
+    assert augment(1).equal(augment(1))
+    assert not augment(1).equal(augment(2))
+    assert not augment(1).equal(images)
+    assert images.equal(before)
+    changed = augment(1)
+    assert len({tuple((changed[row] - images[row]).flatten().tolist()) for row in range(16)}) > 8  # drawn for each
+
+
+@pytest.mark.parametrize("augmentation", [Augmentation(rotate=1e-6), Augmentation(zoom=1e-7)])
+@pytest.mark.parametrize("size", [(8, 8), (15, 9)])
+def test_turning_by_nothing_is_the_identity(augmentation: Augmentation, size: tuple[int, int]) -> None:
+    images = torch.rand(4, 2, *size, generator=generator())
+    torch.testing.assert_close(augmentation.warp(images, generator()), images, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(21, 21), (31, 19)])
+@pytest.mark.parametrize(("rotate", "zoom"), [(30.0, 0.0), (0.0, 0.3), (30.0, 0.3)])
+def test_a_turn_keeps_angles_and_distances(size: tuple[int, int], rotate: float, zoom: float) -> None:
+    # Two ramps that hold each pixel's own x and y: bilinear sampling reads off exactly where a pixel came from.
+    height, width = size
+    y = (torch.arange(height) - (height - 1) / 2).view(-1, 1).expand(size)
+    x = (torch.arange(width) - (width - 1) / 2).expand(size)
+    num = 64
+    images = torch.stack([x, y]).repeat(num, 1, 1, 1)
+    warped = Augmentation(rotate=rotate, zoom=zoom).warp(images, generator())
+    row, column = height // 2, width // 2
+    assert warped[:, :, row, column].abs().max() < 1e-4  # the center stays
+    right = warped[:, :, row, column + 3] / 3  # where one step to the right came from
+    down = warped[:, :, row + 3, column] / 3
+    torch.testing.assert_close(right.norm(dim=1), down.norm(dim=1), atol=1e-4, rtol=0)
+    torch.testing.assert_close((right * down).sum(dim=1), torch.zeros(num), atol=1e-4, rtol=0)
+    factors = right.norm(dim=1)
+    angles = torch.atan2(right[:, 1], right[:, 0]) * 180 / math.pi
+    for drawn, limit in ((factors - 1, zoom), (angles, rotate)):
+        assert drawn.abs().max() <= limit + 1e-3
+        if limit:
+            assert drawn.min() < -0.7 * limit
+            assert drawn.max() > 0.7 * limit
+
+
+def test_the_border_is_repeated() -> None:
+    images = torch.full((8, 1, 6, 6), 3.0)
+    torch.testing.assert_close(Augmentation(rotate=45.0, zoom=0.5).warp(images, generator()), images)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 8])
+def test_cutout_blanks_a_square_of_its_side(side: int) -> None:
+    height, width = 12, 9
+    cut = Augmentation(cutout=side).warp(torch.ones(500, 2, height, width), generator())
+    blank = cut == 0
+    assert blank[:, 0].equal(blank[:, 1])  # the same in every channel
+    assert (blank | (cut == 1)).all()
+    rows, columns = blank[:, 0].any(dim=2), blank[:, 0].any(dim=1)
+    assert blank[:, 0].equal(rows[:, :, None] & columns[:, None, :])  # a rectangle
+    for lines, length in ((rows, height), (columns, width)):
+        for line in lines:
+            first, last = int(line.nonzero().min()), int(line.nonzero().max())
+            assert line[first : last + 1].all()
+            # The whole side, unless the square hangs over an edge; its center never does.
+            assert last - first + 1 == side or (
+                (first == 0 or last == length - 1) and side // 2 <= last - first + 1 < side
+            )
+        assert lines.any(dim=0).all()  # every place is blanked in some image
+
+
+# The task.
+
+
+def test_a_task_knows_its_shapes(task: Task) -> None:
+    assert task.input_shape == (3, 8, 8)
+    assert task.num_classes == 3
+
+
+def test_a_training_batch_is_the_samples_asked_for(task: Task) -> None:
+    indices = torch.tensor([5, 0, 17])
+    inputs, targets = task.training_batch(indices, generator())
+    torch.testing.assert_close(inputs, task.preprocessing(task.train.inputs[indices]))
+    assert targets.tolist() == task.train.targets[indices].tolist() == [2, 0, 2]
+
+
+def test_a_training_batch_is_augmented_after_padding_with_stored_zeros(make_task: Callable[..., Task]) -> None:
+    task = make_task(augmentation=Augmentation(shift=8))
+    inputs, _ = task.training_batch(torch.arange(48), generator())
+    black = task.preprocessing(torch.zeros(1, 3, 1, 1, dtype=torch.uint8)).flatten()
+    moved_far = (inputs - black.view(1, 3, 1, 1)).abs().flatten(2).min(dim=2).values
+    assert (moved_far < 1e-6).any()
+
+
+def test_loss_and_metric_have_known_answers(task: Task) -> None:
+    logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 3.0], [1.0, 0.0, 0.0]])
+    targets = torch.tensor([0, 1, 0, 2])
+    assert task.metric(logits, targets) == 0.5
+    assert task.quality(0.5) == 0.5
+    by_hand = sum(
+        math.log(sum(math.exp(value) for value in row)) - row[target]
+        for row, target in zip(logits.tolist(), targets.tolist(), strict=True)
+    )
+    assert task.loss(logits, targets).item() == pytest.approx(by_hand / 4)
+    uniform = sum(math.log(sum(math.exp(v) for v in row)) - sum(row) / 3 for row in logits.tolist())
+    assert task.loss(logits, targets, 0.3).item() == pytest.approx((0.7 * by_hand + 0.3 * uniform) / 4, rel=1e-5)

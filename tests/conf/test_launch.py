@@ -1,0 +1,245 @@
+"""From the command line to a run: every config composes, and every mistake is one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from child.cost import CostModel
+from child.macro import MacroSpace
+from child.space import NetworkSpace
+from child.task import Task
+from conf.launch import FREE_ON_RESUME, compose, one_line
+from conf.schema import ConfigError, RunConfig
+from controller.strategy import Strategy
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted(
+    (path.parent.name, path.stem) for path in (ROOT / "conf").glob("*/*.yaml") if not path.stem.startswith("_")
+)
+GROUPS = sorted({group for group, _ in FILES})
+
+
+def message(*overrides: str) -> str:
+    """The line that a user gets to read for these overrides."""
+    with pytest.raises(Exception) as caught:
+        compose(*overrides)
+    line = one_line(caught.value)
+    assert line and "\n" not in line and "Traceback" not in line
+    return line
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Something for `env.path`, wherever a config asks for data of the user's."""
+    path = tmp_path_factory.mktemp("data") / "mine.npz"
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    np.savez(path, x=images, y=np.arange(60) % 3)
+    return str(path)
+
+
+def test_there_are_configs() -> None:
+    assert {"env", "space", "controller", "evaluator", "reward", "retrain", "distill"} <= set(GROUPS)
+
+
+@pytest.mark.parametrize(("group", "name"), FILES, ids=["/".join(file) for file in FILES])
+def test_every_config_composes(group: str, name: str, data: str) -> None:
+    override = f"+{group}={name}" if group == "experiment" else f"{group}={name}"
+    config = compose(override, f"++env.path={data}")
+    assert isinstance(config, RunConfig)
+    # And says something: it is not the composition of another name with a typing error in it.
+    with pytest.raises(Exception, match=f"{name}x"):
+        compose(f"{override}x")
+
+
+@pytest.mark.parametrize("name", [name for group, name in FILES if group == "controller"])
+def test_every_controller_builds(name: str, known: Any) -> None:
+    built = compose(f"controller={name}").controller.build((), space=known.FlatSpace(2, 2), seed=0, num_updates=1)
+    assert isinstance(built, Strategy)
+
+
+@pytest.mark.parametrize("name", [name for group, name in FILES if group == "reward"])
+@pytest.mark.parametrize("unit", ["macs", "parameters", "latency_ms"])
+def test_every_reward_builds(name: str, unit: str) -> None:
+    reward = compose(f"reward={name}", "reward.target=7", f"reward.unit={unit}").reward.build(())
+    assert (reward.target, reward.unit) == (7.0, unit)
+    assert unit in reward.formula()
+
+
+@pytest.mark.parametrize("space_name", [name for group, name in FILES if group == "space"])
+@pytest.mark.parametrize("evaluator_name", [name for group, name in FILES if group == "evaluator"])
+def test_every_space_and_evaluator_build(space_name: str, evaluator_name: str, small_task: Task) -> None:
+    config = compose(f"space={space_name}", f"evaluator={evaluator_name}")
+    space = config.space.build((), input_shape=small_task.input_shape, num_classes=small_task.num_classes)
+    assert isinstance(space, NetworkSpace)
+    device = torch.device("cpu")
+    cost = CostModel(space, "macs", small_task.input_shape, device)
+    given = {"task": small_task, "cost": cost, "seed": 0, "device": device, "num_steps": 1}
+    assert config.evaluator.build((), space=space, **given).state_dict()
+
+
+@pytest.mark.parametrize("name", ["arrays", "digits"])
+def test_tasks_build(name: str, data: str) -> None:
+    config = compose(f"env={name}", *([f"env.path={data}"] if name == "arrays" else []))
+    task = config.env.task.build((), seed=0)
+    assert isinstance(task, Task) and task.input_shape == (1, 8, 8)
+
+
+def test_values_reach_their_place() -> None:
+    config = compose("seed=7", "search.rounds=3", "space.num_layers=5", "retrain.training.epochs=2", "threads=2")
+    assert (config.seed, config.search.rounds, config.retrain.training.epochs, config.threads) == (7, 3, 2, 2)
+    assert config.space.arguments["num_layers"] == 5
+    space = config.space.build((), input_shape=(1, 8, 8), num_classes=3)
+    assert isinstance(space, MacroSpace) and space.num_layers == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("search.round=3", ["search.round: unknown key", "did you mean 'rounds'"]),
+        ("sed=3", ["sed: unknown key", "did you mean 'seed'"]),
+        ("search.rounds=many", ["search.rounds: expected an integer, got 'many'"]),
+        ("search.rounds=2.5", ["search.rounds: expected an integer, got 2.5"]),
+        ("search.rounds=0", ["search.rounds must be at least 1, got 0"]),
+        ("search.rounds=null", ["search.rounds: expected an integer, got None"]),
+        ("search.sampler=fare", ["search.sampler: got 'fare'", "did you mean 'fair'"]),
+        ("search.compare_random=1", ["search.compare_random: expected true or false, got 1"]),
+        ("+search.extra=1", ["search.extra: unknown key"]),
+        ("+extra=1", ["extra: unknown key"]),
+        ("device=gpu", ["device: got 'gpu'", "allowed: auto, cpu, cuda"]),
+        ("seed=-1", ["seed must be at least 0, got -1"]),
+        ("threads=0", ["threads must be at least 1 or null, got 0"]),
+        ("threads=many", ["threads: expected an integer, got 'many' (or null)"]),
+        ("retrain.top=0", ["retrain.top", "at least 1", "got 0"]),
+        ("retrain.training.epochs=0", ["retrain.training", "epochs must be above 0, got 0"]),
+        ("distill.training.epochs=0", ["distill.training", "epochs must be above 0, got 0"]),
+        ("distill.budget=0", ["distill.budget is a share of the teacher's MACs in (0, 1], got 0.0"]),
+        ("derive.candidates=0", ["derive.candidates must be at least 1, got 0"]),
+        ("baseline.learning_rates=0.1", ["baseline.learning_rates: expected a list such as [1,2], got 0.1"]),
+        ("baseline.learning_rates=[0]", ["baseline.learning_rates needs rates above 0, got [0.0]"]),
+        ("env=digitz", ["env: there is no config 'digitz'", "digits", "did you mean 'digits'"]),
+        ("controller=reinforced", ["controller: there is no config 'reinforced'", "did you mean 'reinforce'"]),
+        ("env=arrays", ["env.path", "set env.path=..."]),
+        ("plugins=[no_such_module]", ["plugins: cannot import 'no_such_module'", "PYTHONPATH"]),
+        ("resume=no/such/folder", ["resume: no/such/folder is not a run folder"]),
+        ("reward={a: 1}", ["reward"]),
+    ],
+)
+def test_mistakes_are_one_line(override: str, expected: list[str]) -> None:
+    line = message(override)
+    for words in expected:
+        assert words in line
+
+
+def test_a_target_of_someone_elses_is_refused() -> None:
+    config = compose("controller._target_=os.system", "~controller.policy")
+    with pytest.raises(ConfigError, match=r"controller\._target_: refused to call 'os\.system'"):
+        config.controller.build(config.plugins, space=None, seed=0, num_updates=1)
+
+
+def test_a_users_own_part_joins_by_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: Any) -> None:
+    (tmp_path / "my_search.py").write_text(
+        "from controller.strategy import RandomSearch\n\nclass Mine(RandomSearch):\n    name = 'mine'\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = compose("controller=random", "controller._target_=my_search.Mine", "plugins=[my_search]")
+    built = config.controller.build(config.plugins, space=known.FlatSpace(2, 2), seed=0, num_updates=1)
+    assert built.name == "mine"
+    with pytest.raises(ConfigError, match="refused to call"):
+        compose("controller=random", "controller._target_=my_search.Mine").controller.build((), space=None, seed=0)
+
+
+# Resuming
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, compose_text: Any) -> Path:
+    _, text = compose_text("search.rounds=5", "seed=3", "checkpoint_every_s=7", "device=cpu", "threads=1", "name=x")
+    (tmp_path / "config.yaml").write_text(text)
+    return tmp_path
+
+
+def test_a_run_goes_on_with_its_own_config(stopped: Path) -> None:
+    config = compose(f"resume={stopped}")
+    assert (config.search.rounds, config.seed, config.name) == (5, 3, "x")
+    assert config.resume == str(stopped)
+
+
+def test_what_nobody_changed_stays_as_it_was(stopped: Path) -> None:
+    config = compose(f"resume={stopped}")
+    assert (config.device, config.threads, config.checkpoint_every_s) == ("cpu", 1, 7.0)
+
+
+def test_only_where_and_how_to_watch_may_change(stopped: Path) -> None:
+    config = compose(f"resume={stopped}", "device=auto", "threads=2", "checkpoint_every_s=1", "output=elsewhere")
+    assert (config.device, config.threads, config.checkpoint_every_s, config.output) == ("auto", 2, 1.0, "elsewhere")
+    assert compose(f"resume={stopped}", "seed=3", "search.rounds=5").seed == 3  # the same again is no change
+    assert set(FREE_ON_RESUME) == {"device", "threads", "checkpoint_every_s", "resume", "output"}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed=4", "seed was 3 and is now 4"),
+        ("search.rounds=6", "search.rounds was 5 and is now 6"),
+        ("reward=soft", "reward was .*Linear.* and is now .*Soft.*"),
+        ("plugins=[json]", r"plugins was \[\] and is now \['json'\]"),
+        ("name=y", "name was x and is now y"),
+    ],
+)
+def test_other_changes_are_refused(stopped: Path, override: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=f"resume: a run goes on with its own config, but {expected}; only device, "):
+        compose(f"resume={stopped}", override)
+
+
+def test_the_text_gives_the_same_config_again(compose_text: Any) -> None:
+    config, text = compose_text("reward=hard", "search.rounds=9", "space.min_layers=null")
+    assert OmegaConf.create(text) == OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(text)))
+    assert "hydra" not in text and "rounds: 9" in text
+    assert config.space.arguments["min_layers"] is None
+
+
+# The real command line, a few times, as every start costs seconds.
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(ROOT / "main.py"), *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["search.round=3"], "luban: search.round: unknown key; "),
+        (["space.num_layers=0"], "luban: space: space macro needs 1 <= min_layers <= num_layers, got"),
+        (["controller=radom"], "luban: controller: there is no config 'radom'; "),
+        (["search.rounds"], "luban: "),
+        (["reward.unit=watts"], "luban: reward.unit: got 'watts'; allowed: macs, parameters, latency_ms"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_bad_command_line_is_one_line(arguments: list[str], expected: str, tmp_path: Path) -> None:
+    done = start(*arguments, f"output={tmp_path / 'outputs'}", cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(expected)
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []  # no folder of ours or of Hydra's
+
+
+def test_the_script_starts_from_anywhere(tmp_path: Path) -> None:
+    """A short look at the whole config, composed from another folder."""
+    done = start("--cfg", "job", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == ""
+    assert OmegaConf.create(done.stdout).seed == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_composing_leaves_nothing_behind() -> None:
+    compose("seed=1")
+    assert not GlobalHydra.instance().is_initialized()

@@ -1,0 +1,191 @@
+"""What many tests share: small spaces, an evaluator that knows the best architecture, and a small task."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from child.macro import MacroSpace
+from child.space import Decision, Evaluation, Genotype, Improvement, Sampler, SearchSpace
+from child.task import Task
+from conf.launch import resolve
+from conf.schema import RunConfig
+from envs.arrays import image_task
+
+# A whole run in seconds: a few steps of everything.
+TINY = (
+    "device=cpu",
+    "threads=1",
+    "space.channels=8",
+    "space.num_layers=3",
+    "space.min_layers=2",
+    "search.rounds=2",
+    "search.episodes=3",
+    "search.warmup_batches=3",
+    "search.batches_per_round=1",
+    "derive.candidates=3",
+    "retrain.training.epochs=1",
+    "distill.training.epochs=1",
+    "baseline.learning_rates=[0.05]",
+)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+class FlatSpace(SearchSpace):
+    """Decisions that do not depend on each other, all of one width: a NAS-Bench-201 without its table."""
+
+    name = "flat"
+
+    def __init__(self, num_decisions: int, num_choices: int):
+        labels = tuple(f"op{choice}" for choice in range(num_choices))
+        self.decisions = tuple(Decision(f"edge{i}", "operation", labels, i) for i in range(num_decisions))
+
+
+class CellSpace(SearchSpace):
+    """A space with every kind of decision that the policy knows: depth, operation, skip, input and width."""
+
+    name = "cell"
+    masks_depend_on_prefix = True
+
+    def __init__(self) -> None:
+        self.decisions = (
+            Decision("nodes", "depth", ("2", "3")),
+            Decision("n0.op", "operation", ("a", "b", "c"), 0),
+            Decision("n1.op", "operation", ("a", "b", "c"), 1),
+            Decision("n1.skip0", "skip", ("no", "yes"), 1, (0,)),
+            Decision("n2.op", "operation", ("a", "b", "c"), 2),
+            Decision("n2.skip0", "skip", ("no", "yes"), 2, (0,)),
+            Decision("n2.skip1", "skip", ("no", "yes"), 2, (1,)),
+            Decision("out.width", "width", ("8", "16"), 3),
+            Decision("out.input", "input", ("n0", "n1"), 3, (0, 1)),
+        )
+
+    def mask(self, prefixes: NDArray[np.int64]) -> NDArray[np.int8]:
+        masks = super().mask(prefixes)
+        if self.decisions[prefixes.shape[1]].node == 2:
+            masks = masks.copy()
+            masks[prefixes[:, 0] == 0, 1:] = 0
+        return masks
+
+
+class TwoOperations(MacroSpace):
+    """The macro space cut down to two operations, so that all its architectures can be counted."""
+
+    operations = ("conv3", "maxpool3")
+
+
+def tiny_macro(num_layers: int = 3, min_layers: int = 1, **arguments: Any) -> MacroSpace:
+    return MacroSpace((1, 8, 8), 3, 4, num_layers, min_layers, min(1, num_layers - 1), 0.1, **arguments)
+
+
+def two_operations(num_layers: int = 3) -> MacroSpace:
+    return TwoOperations((1, 8, 8), 3, 4, num_layers, 1, 0, 0.1)
+
+
+def every_genotype(space: SearchSpace) -> list[Genotype]:
+    """All architectures of a space, by walking through its masks."""
+    prefixes = np.zeros((1, 0), np.int64)
+    for _ in space.decisions:
+        rows, choices = np.nonzero(space.mask(prefixes))
+        prefixes = np.concatenate([prefixes[rows], choices[:, None]], axis=1)
+    return [Genotype(space.name, tuple(row)) for row in prefixes.tolist()]
+
+
+class TargetEvaluator:
+    """Knows the best architecture: quality is the share of decisions that agree with it, cost 1 plus all tokens.
+
+    With a space, a decision agrees only where it is open in both or in neither. Without, the closed decisions of a
+    shallow architecture would agree with a deep target by their zeros, and the space would lead astray.
+    """
+
+    def __init__(self, target: Genotype, space: SearchSpace | None = None):
+        self.target, self.space = target, space
+        self.calls: list[tuple[list[Genotype], float, int]] = []
+        self.num_improved = 0
+
+    def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
+        self.calls.append((list(genotypes), fidelity, seed))
+        tokens = np.array([genotype.tokens for genotype in genotypes])
+        agree = tokens == np.array(self.target.tokens)
+        if self.space is not None:
+            opened, wanted = (self.space.masks(t).sum(axis=2) > 1 for t in (tokens, np.array([self.target.tokens])))
+            agree &= opened == wanted
+        qualities = agree.mean(axis=1).tolist()
+        costs = (1.0 + tokens.sum(axis=1)).tolist()
+        return [
+            Evaluation(genotype, quality, cost, fidelity, seed)
+            for genotype, quality, cost in zip(genotypes, qualities, costs, strict=True)
+        ]
+
+    def improve(self, sampler: Sampler, num_batches: int) -> Improvement | None:
+        self.num_improved += num_batches
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        assert not state
+
+
+class SeededEvaluator(TargetEvaluator):
+    """Its qualities depend on the seed too, as those of a noisy validation batch do."""
+
+    def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
+        noise = np.random.default_rng(seed).random() / 10
+        found = super().evaluate(genotypes, fidelity, seed)
+        return [Evaluation(e.genotype, e.quality * 0.9 + noise, e.cost, fidelity, seed) for e in found]
+
+
+class Known:
+    """The helpers above by one name, so that a test file can ask for them all with one fixture."""
+
+    TINY = TINY
+    FlatSpace = FlatSpace
+    CellSpace = CellSpace
+    TargetEvaluator = TargetEvaluator
+    SeededEvaluator = SeededEvaluator
+    tiny_macro = staticmethod(tiny_macro)
+    two_operations = staticmethod(two_operations)
+    every_genotype = staticmethod(every_genotype)
+
+
+@pytest.fixture(scope="session")
+def known() -> type[Known]:
+    return Known
+
+
+@pytest.fixture(scope="session")
+def small_task() -> Task:
+    """Three classes of noisy 8x8 images: learnable, but not at once."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 3
+    patterns = rng.integers(60, 200, (3, 8, 8))
+    images = np.clip(patterns[labels] + rng.normal(0, 60, (120, 8, 8)), 0, 255).astype(np.uint8)
+    return image_task("small", images, labels, seed=0)
+
+
+@pytest.fixture(scope="session")
+def compose_text() -> Callable[..., tuple[RunConfig, str]]:
+    """The typed config of some overrides and the text of its `config.yaml`, as `launch` hands them to `main`."""
+
+    def compose(*overrides: str) -> tuple[RunConfig, str]:
+        with hydra.initialize_config_module("conf", version_base="1.3"):
+            return resolve(hydra.compose("config", list(overrides)), list(overrides))
+
+    return compose
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The clone."""
+    return Path(__file__).resolve().parents[1]

@@ -1,0 +1,167 @@
+"""From a history to the few architectures worth training."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from child.space import Evaluation, Genotype
+from controller.derive import Candidate, choose_student, derive, front_of, hypervolume, shortlist
+
+Pair = tuple[float, float]
+
+# Few values, so that ties are common.
+points = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)).map(lambda p: (p[0] / 6, float(p[1]))), max_size=12)
+
+
+def itself(pair: Pair) -> Pair:
+    return pair
+
+
+def dominates(a: Pair, b: Pair) -> bool:
+    return a[0] >= b[0] and a[1] <= b[1] and a != b
+
+
+def test_front_by_hand() -> None:
+    pairs = [(0.9, 10.0), (0.5, 2.0), (0.8, 10.0), (0.5, 3.0), (0.7, 5.0), (0.6, 6.0), (0.9, 10.0)]
+    assert front_of(pairs, key=itself) == [(0.5, 2.0), (0.7, 5.0), (0.9, 10.0)]
+    assert front_of([], key=itself) == []
+
+
+def test_of_equals_the_first_stays() -> None:
+    items = [("second best", 0.5, 4.0), ("first", 0.9, 5.0), ("its double", 0.9, 5.0)]
+    assert [name for name, *_ in front_of(items, key=lambda item: (item[1], item[2]))] == ["second best", "first"]
+
+
+@given(points)
+def test_a_front_is_what_nothing_dominates(pairs: list[Pair]) -> None:
+    front = front_of(pairs, key=itself)
+    assert len(set(front)) == len(front)
+    assert [cost for _, cost in front] == sorted(cost for _, cost in front)
+    for member in front:
+        assert not any(dominates(other, member) for other in pairs)
+    for pair in pairs:
+        assert pair in front or any(dominates(member, pair) for member in front)
+
+
+def test_hypervolume_by_hand() -> None:
+    assert hypervolume([(1.0, 0.0)], 10.0) == 1  # perfect and free
+    assert hypervolume([(0.5, 2.0), (0.8, 6.0)], 10.0) == pytest.approx((0.5 * 8 + 0.3 * 4) / 10)
+    assert hypervolume([(0.5, 2.0), (0.4, 3.0)], 10.0) == pytest.approx(0.4)  # the dominated one adds nothing
+    assert hypervolume([(0.9, 11.0)], 10.0) == 0  # beyond the box
+    assert hypervolume([], 10.0) == hypervolume([(0.9, 0.0)], 0.0) == 0
+
+
+@given(points, st.tuples(st.floats(0, 1), st.floats(0.5, 8)))
+def test_hypervolume_counts_the_dominated_area(pairs: list[Pair], extra: Pair) -> None:
+    volume = hypervolume(pairs, 6.0)
+    # On a grid of unit costs and sixths of quality the dominated cells can be counted.
+    cells = sum(
+        any(quality >= (row + 1) / 6 - 1e-9 and cost <= column for quality, cost in pairs)
+        for row in range(6) for column in range(6)
+    )  # fmt: skip
+    assert volume == pytest.approx(cells / 36)
+    assert hypervolume([*pairs, extra], 6.0) >= volume - 1e-12
+
+
+def line(token: int, reward: float, quality: float, cost: float | None, **other: Any) -> dict[str, Any]:
+    genotype = {"space": "flat", "tokens": [token]}
+    return {
+        "strategy": "mine", "genotype": genotype, "reward": reward, "quality": quality, "cost": cost, "failure": None
+    } | other  # fmt: skip
+
+
+def tokens_of(genotypes: list[Genotype]) -> list[int]:
+    return [genotype.tokens[0] for genotype in genotypes]
+
+
+def test_the_shortlist_is_half_by_reward_and_half_by_front() -> None:
+    history = [
+        line(0, 0.9, 0.9, 9.0),
+        line(1, 0.8, 0.8, 8.0),
+        line(2, 0.7, 0.7, 7.0),  # not among the best two by reward, but on the front of the rest
+        line(3, 0.1, 0.3, 1.0),  # cheap: on the front too
+        line(4, 0.6, 0.2, 8.5),  # dominated
+        line(5, 0.99, 0.1, 99.0, failure="out of memory"),
+        line(6, 0.99, 0.99, 1.0, strategy="random"),
+    ]
+    assert tokens_of(shortlist(history, "mine", 4)) == [0, 1, 3, 2]
+    assert tokens_of(shortlist(history, "mine", 1)) == [0]
+    assert tokens_of(shortlist(history, "mine", 99)) == [0, 1, 2, 4, 3]  # all, once each; three by reward
+    assert shortlist(history, "nobody", 5) == []
+
+
+def test_one_lucky_evaluation_does_not_count_more_than_the_mean() -> None:
+    history = [line(0, 1.0, 1.0, 1.0), line(1, 0.7, 0.7, 1.0), line(0, 0.2, 0.2, 1.0)]
+    assert tokens_of(shortlist(history, "mine", 1)) == [1]
+
+
+def test_an_environment_that_tells_no_cost_has_a_shortlist_too() -> None:
+    history = [line(0, 0.2, 0.2, None), line(1, 0.7, 0.7, None), line(2, 0.5, 0.5, None)]
+    assert tokens_of(shortlist(history, "mine", 2)) == [1, 2]
+
+
+def test_derive_scores_again_on_everything(known: Any) -> None:
+    space = known.FlatSpace(3, 3)
+    genotypes = space.sample(np.random.default_rng(0), 12)
+    history = [
+        {
+            "strategy": ("mine", "random")[number % 2], "genotype": genotype.to_json(), "failure": None,
+            "reward": float(number), "quality": number / 12, "cost": 1.0 + number,
+        } for number, genotype in enumerate(genotypes)
+    ]  # fmt: skip
+    evaluator = known.TargetEvaluator(genotypes[0])
+    candidates = derive(space, history, ["mine", "random"], evaluator, lambda e: e.quality - e.cost / 100, 3, seed=8)
+    assert [(len(asked), fidelity, seed) for asked, fidelity, seed in evaluator.calls] == [(3, 1.0, 8)] * 2
+    assert sorted(c.strategy for c in candidates) == ["mine"] * 3 + ["random"] * 3
+    assert [c.reward for c in candidates] == sorted((c.reward for c in candidates), reverse=True)
+    for candidate in candidates:
+        agree = np.mean(np.array(candidate.genotype.tokens) == genotypes[0].tokens)
+        assert candidate.evaluation.quality == agree  # not what the history said
+        assert candidate.reward == agree - candidate.evaluation.cost / 100
+
+
+def test_failed_candidates_are_left_out(known: Any) -> None:
+    space = known.FlatSpace(1, 3)
+
+    class Fails(known.TargetEvaluator):
+        def evaluate(self, genotypes: Any, fidelity: float, seed: int) -> list[Evaluation]:
+            found = super().evaluate(genotypes, fidelity, seed)
+            failed = Evaluation(found[0].genotype, 0.0, 1.0, 1.0, seed, "out of memory")
+            return [failed, *found[1:]]
+
+    history = [line(token, 0.5 - token / 10, 0.5, 1.0 + token) for token in range(3)]
+    candidates = derive(space, history, ["mine"], Fails(Genotype("flat", (0,))), lambda e: e.quality, 3, 0)
+    assert sorted(tokens_of([c.genotype for c in candidates])) == [1, 2]
+
+
+def test_a_foreign_genotype_in_the_history_is_refused(known: Any) -> None:
+    evaluator = known.TargetEvaluator(Genotype("flat", (0,)))
+    with pytest.raises(ValueError, match="illegal action 7"):
+        derive(known.FlatSpace(1, 3), [line(7, 1.0, 1.0, 1.0)], ["mine"], evaluator, lambda e: 0.0, 3, 0)
+
+
+def test_a_candidate_in_json(known: Any) -> None:
+    space = known.FlatSpace(2, 2)
+    genotype = Genotype("flat", (0, 1))
+    candidate = Candidate("mine", Evaluation(genotype, 0.5, 3.0, 1.0, 0), 0.4)
+    assert candidate.to_json(space, [candidate]) == {
+        "strategy": "mine", "genotype": {"space": "flat", "tokens": [0, 1]}, "text": "edge0=op0 edge1=op1",
+        "quality": 0.5, "cost": 3.0, "reward": 0.4, "on_front": True,
+    }  # fmt: skip
+    assert not candidate.to_json(space, [])["on_front"]
+
+
+def test_the_student_is_the_best_within_the_budget() -> None:
+    candidates = [(Genotype("flat", (macs,)), quality) for macs, quality in ((9, 0.9), (5, 0.8), (3, 0.8), (1, 0.2))]
+
+    def chosen(budget: float) -> tuple[int, bool]:
+        genotype, within = choose_student(candidates, lambda g: g.tokens[0], budget)
+        return genotype.tokens[0], within
+
+    assert chosen(9) == (9, True)
+    assert chosen(8.9) == (3, True)  # of equals the cheaper
+    assert chosen(2) == (1, True)
+    assert chosen(0.5) == (1, False)  # nothing is within: the cheapest

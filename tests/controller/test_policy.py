@@ -1,0 +1,320 @@
+"""The LSTM policy: what it draws is what it says it draws."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from child.space import Decision, SearchSpace
+from controller.policy import Episodes, LSTMPolicy, Memory, PolicySettings, blocks_of, check_connections, mean_where_open
+
+SPREAD = PolicySettings(hidden=12, temperature=1.0, tanh_constant=None, init=1.0)  # far from uniform
+
+
+@pytest.fixture(params=["flat", "cell", "macro", "two operations"])
+def space(request: pytest.FixtureRequest, known: Any) -> SearchSpace:
+    makers = {
+        "flat": lambda: known.FlatSpace(3, 4),
+        "cell": known.CellSpace,
+        "macro": lambda: known.tiny_macro(3, 2),
+        "two operations": lambda: known.two_operations(3),
+    }
+    return makers[request.param]()
+
+
+def policy_of(space: SearchSpace, settings: PolicySettings = SPREAD, seed: int = 0) -> LSTMPolicy:
+    torch.manual_seed(seed)
+    return LSTMPolicy(space, settings).double()
+
+
+def batch_of(space: SearchSpace, genotypes: list[Any]) -> tuple[Tensor, Tensor]:
+    tokens = np.array([genotype.tokens for genotype in genotypes])
+    return torch.from_numpy(tokens), torch.from_numpy(np.array(space.masks(tokens)))
+
+
+def draw(policy: LSTMPolicy, num: int, seed: int) -> np.ndarray:
+    episodes = Episodes(policy, num, seed)
+    for step in range(len(policy.space.decisions)):
+        episodes.next(step, policy.space.mask(episodes.tokens[:step].T))
+    return episodes.tokens.T
+
+
+def ask(policy: LSTMPolicy, memory: Memory, number: int, previous: Tensor | None) -> Tensor:
+    policy.advance(memory, number, previous)
+    return policy.logits(memory, number)
+
+
+def test_one_block_per_lstm_call(known: Any) -> None:
+    blocks = blocks_of(known.tiny_macro(4, 2).decisions)
+    assert [(b.start, b.stop, b.kind, b.node, b.sources) for b in blocks] == [
+        (0, 1, "depth", -1, ()),
+        (1, 2, "operation", 0, ()),
+        (2, 3, "operation", 1, ()),
+        (3, 4, "skip", 1, (0,)),
+        (4, 5, "operation", 2, ()),
+        (5, 7, "skip", 2, (0, 1)),
+        (7, 8, "operation", 3, ()),
+        (8, 11, "skip", 3, (0, 1, 2)),
+    ]
+    # Decisions of one kind and size share a table, others do not.
+    assert [b.table for b in blocks_of(known.CellSpace().decisions) if b.kind not in ("skip", "input")] == [
+        "depth2", "operation3", "operation3", "operation3", "width2"
+    ]  # fmt: skip
+
+
+def test_a_block_costs_one_call(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = policy_of(space)
+    calls = []
+    advance = policy.advance
+    monkeypatch.setattr(policy, "advance", lambda *given: (calls.append(given[1]), advance(*given))[1])
+    draw(policy, 5, 0)
+    assert calls == list(range(len(policy.blocks)))
+
+
+@torch.no_grad()
+def test_the_cell_is_an_lstm(known: Any) -> None:
+    """The same numbers as PyTorch's own cell, whose gates come in the order input, forget, candidate, output."""
+    policy = policy_of(known.FlatSpace(4, 3))
+    hidden = policy.settings.hidden
+    cell = torch.nn.LSTMCell(hidden, hidden).double()
+    order = torch.cat([torch.arange(hidden) + part * hidden for part in (0, 1, 3, 2)])
+    cell.weight_ih.copy_(policy.gates.weight[order, :hidden])
+    cell.weight_hh.copy_(policy.gates.weight[order, hidden:])
+    cell.bias_ih.copy_(policy.gates.bias[order])
+    cell.bias_hh.zero_()
+    tokens = torch.tensor([[0, 2, 1, 1], [1, 1, 0, 2]])
+    memory = policy.begin(2)
+    inputs: Tensor = policy.start.expand(2, -1)
+    state = (torch.zeros(2, hidden).double(), torch.zeros(2, hidden).double())
+    for number in range(4):
+        logits = ask(policy, memory, number, tokens[:, number - 1 : number] if number else None)
+        state = cell(inputs, state)
+        torch.testing.assert_close(memory.hidden, state[0])
+        torch.testing.assert_close(memory.cell, state[1])
+        torch.testing.assert_close(logits[:, 0], policy.heads["operation3"](state[0]))
+        inputs = policy.embeddings["operation3"](tokens[:, number])
+
+
+@torch.no_grad()
+def test_attention_by_hand(known: Any) -> None:
+    """Anchor: the state after a node's operation was read. Logit: v . tanh(W1 anchor + W2 h), and less for "no"."""
+    policy = policy_of(known.two_operations(3))
+    tokens = torch.tensor([[2, 0, 1, 1, 0, 1, 0]])  # three layers; layer 2 adds layer 1; layer 3 adds layer 1
+    memory = policy.begin(1)
+    states, logits = [], []
+    for number, block in enumerate(policy.blocks):
+        before = policy.blocks[number - 1]
+        logits.append(ask(policy, memory, number, tokens[:, before.start : before.stop] if number else None))
+        states.append(memory.hidden)
+        if block.kind == "operation" and block.node == 2:
+            # Layer 2's one connection was read: the sum of its anchors over one more than their number.
+            read = policy._read(memory, before, tokens[:, before.start : before.stop])
+            torch.testing.assert_close(read, policy._input_gates(states[2] / 2))
+    assert [b.kind for b in policy.blocks] == ["depth", "operation", "operation", "skip", "operation", "skip"]
+    anchors = [states[2], states[3]]  # after the operations of layers 1 and 2
+    for source in range(2):
+        score = policy.score(torch.tanh(policy.key(anchors[source]) + policy.query(states[5])))[:, 0]
+        torch.testing.assert_close(logits[5][:, source], torch.stack([-score, score], dim=1))
+
+
+@torch.no_grad()
+def test_inputs_choose_among_anchors(known: Any) -> None:
+    policy = policy_of(known.CellSpace())
+    tokens = torch.from_numpy(draw(policy, 4, 0))
+    memory = policy.begin(4)
+    logits = policy.begin(0).hidden
+    for number in range(len(policy.blocks)):
+        before = policy.blocks[number - 1]
+        logits = ask(policy, memory, number, tokens[:, before.start : before.stop] if number else None)
+    scores = [policy.score(torch.tanh(memory.keys[i] + policy.query(memory.hidden))) for i in (0, 1)]
+    torch.testing.assert_close(logits[:, 0], torch.cat(scores, dim=1))
+
+
+@torch.no_grad()
+def test_probabilities_of_all_architectures_sum_to_one(space: SearchSpace, known: Any) -> None:
+    genotypes = known.every_genotype(space)
+    assert len(set(genotypes)) == len(genotypes) > 50
+    chosen = policy_of(space).evaluate(*batch_of(space, genotypes), 0.4)
+    assert float(chosen.log_probability.exp().sum()) == pytest.approx(1, abs=1e-10)
+    assert float(chosen.log_probability.std()) > 0.5  # and they are not all alike
+
+
+@torch.no_grad()
+def test_draws_have_the_stated_probabilities(space: SearchSpace, known: Any) -> None:
+    policy, num = policy_of(space), 20_000
+    genotypes = known.every_genotype(space)
+    expected = policy.evaluate(*batch_of(space, genotypes), 0.4).log_probability.exp().numpy() * num
+    tokens, counts = np.unique(draw(policy, num, 0), axis=0, return_counts=True)
+    place = {genotype.tokens: number for number, genotype in enumerate(genotypes)}
+    observed = np.zeros(len(genotypes))
+    observed[[place[tuple(row)] for row in tokens.tolist()]] = counts  # a KeyError would be an illegal draw
+    common = expected >= 5
+    observed = np.append(observed[common], observed[~common].sum())
+    expected = np.append(expected[common], expected[~common].sum())
+    statistic = ((observed - expected) ** 2 / np.maximum(expected, 1e-9)).sum()
+    freedom = len(expected) - 1
+    assert freedom > 10
+    assert statistic < freedom + 5 * math.sqrt(2 * freedom)  # five standard deviations of chi squared
+
+
+@torch.no_grad()
+def test_entropy_is_that_of_the_whole_distribution(space: SearchSpace, known: Any) -> None:
+    """Chain rule: the mean of the summed conditional entropies is the entropy over all architectures."""
+    chosen = policy_of(space).evaluate(*batch_of(space, known.every_genotype(space)), 0.4)
+    weights = chosen.log_probability.exp()
+    whole = -(weights * chosen.log_probability).sum()
+    torch.testing.assert_close((weights * chosen.entropy).sum(), whole)
+
+
+@torch.no_grad()
+def test_entropy_by_hand(known: Any) -> None:
+    policy = policy_of(known.FlatSpace(2, 4))
+    for parameter in policy.heads.parameters():
+        parameter.zero_()
+    tokens, masks = torch.tensor([[0, 0], [1, 3]]), torch.ones(2, 2, 4, dtype=torch.int8)
+    masks[1, 1] = torch.tensor([0, 1, 0, 1])
+    chosen = policy.evaluate(tokens, masks, 0.4)
+    torch.testing.assert_close(chosen.entropy.tolist(), [2 * math.log(4), math.log(4) + math.log(2)])
+    torch.testing.assert_close(chosen.log_probability.tolist(), [-2 * math.log(4), -math.log(4) - math.log(2)])
+
+
+@torch.no_grad()
+def test_masks_are_respected(known: Any) -> None:
+    space = known.CellSpace()
+    policy = policy_of(space)
+    tokens = draw(policy, 500, 1)
+    for row in tokens.tolist():
+        space.genotype(row)
+    closed = tokens[:, 0] == 0
+    assert closed.any() and not closed.all()
+    assert not tokens[closed, 4:7].any() and tokens[~closed, 4:7].any()
+    masks = torch.from_numpy(np.array(space.masks(tokens)))
+    forbidden = masks.clone()
+    forbidden[:, 1, 2] = 0
+    some = torch.from_numpy(tokens[:, 1] == 2)
+    assert torch.isneginf(policy.evaluate(torch.from_numpy(tokens), forbidden, 0.4).log_probability[some]).all()
+
+
+@torch.no_grad()
+def test_closed_decisions_do_not_count_in_the_mean_probabilities(known: Any) -> None:
+    space = known.CellSpace()
+    policy = policy_of(space)
+    tokens = draw(policy, 60, 1)
+    closed = tokens[:, 0] == 0
+    everything, opened = (
+        policy.evaluate(torch.from_numpy(rows), torch.from_numpy(np.array(space.masks(rows))), 0.4).probabilities
+        for rows in (tokens, tokens[~closed])
+    )
+    torch.testing.assert_close(everything[4:7], opened[4:7])
+    assert not torch.allclose(everything[7], opened[7])
+    torch.testing.assert_close(everything.sum(dim=1), torch.ones(9).double())
+    rows = tokens[closed]  # where none was open the one legal choice has it all
+    shown = policy.evaluate(torch.from_numpy(rows), torch.from_numpy(np.array(space.masks(rows))), 0.4).probabilities
+    torch.testing.assert_close(shown[4].tolist(), [1.0, 0.0, 0.0])
+
+
+def test_mean_where_open_by_hand() -> None:
+    probabilities = torch.tensor([[[0.2, 0.8]], [[0.6, 0.4]], [[1.0, 0.0]]])
+    masks = torch.tensor([[[1, 1]], [[1, 1]], [[1, 0]]])
+    torch.testing.assert_close(mean_where_open(probabilities, masks), torch.tensor([[0.4, 0.6]]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("constant", [0.5, 2.5])
+def test_squashing_bounds_the_logits(space: SearchSpace, constant: float) -> None:
+    wild = PolicySettings(hidden=12, temperature=0.01, tanh_constant=constant, init=5.0)
+    policy = policy_of(space, wild)
+    memory, largest = policy.begin(8), 0.0
+    tokens = torch.from_numpy(draw(policy, 8, 0))
+    for number in range(len(policy.blocks)):
+        before = policy.blocks[number - 1]
+        logits = ask(policy, memory, number, tokens[:, before.start : before.stop] if number else None)
+        largest = max(largest, float(logits.abs().max()))
+    assert 0.9 * constant < largest <= constant + 1e-12
+
+
+@torch.no_grad()
+def test_temperature_divides_and_tanh_squashes(known: Any) -> None:
+    space = known.FlatSpace(1, 3)
+    plain, cool, squashed = (
+        policy_of(space, PolicySettings(8, temperature, constant, 1.0)) for temperature, constant in
+        ((1.0, None), (5.0, None), (5.0, 2.5))
+    )  # fmt: skip
+    logits, cooled, bent = (ask(policy, policy.begin(1), 0, None) for policy in (plain, cool, squashed))
+    torch.testing.assert_close(cooled, logits / 5)
+    torch.testing.assert_close(bent, 2.5 * torch.tanh(logits / 5))
+
+
+@torch.no_grad()
+def test_skip_divergence_by_hand(known: Any) -> None:
+    policy = policy_of(known.two_operations(3))
+    policy.score.weight.zero_()  # every connection has probability one half
+    prior = 0.4
+    expected = 0.5 * math.log(0.5 / 0.4) + 0.5 * math.log(0.5 / 0.6)
+    space = policy.space
+    genotypes = [space.canonical([depth, *[0] * 6]) for depth in range(3)]
+    chosen = policy.evaluate(*batch_of(space, genotypes), prior)
+    # One layer has no open connection, and the mean over the open ones does not depend on their number.
+    torch.testing.assert_close(chosen.skip_divergence.tolist(), [0.0, expected, expected])
+    certain = policy_of(known.two_operations(3))
+    genotype = [space.canonical([1, 0, 0, 1, 0, 0, 0])]
+    memory = certain.begin(1)
+    tokens = torch.tensor([genotype[0].tokens])
+    logits = memory.hidden
+    for number in range(4):
+        before = certain.blocks[number - 1]
+        logits = ask(certain, memory, number, tokens[:, before.start : before.stop] if number else None)
+    no, yes = logits[0, 0].softmax(dim=0).tolist()
+    by_hand = no * math.log(no / (1 - prior)) + yes * math.log(yes / prior)
+    shown = certain.evaluate(*batch_of(space, genotype), prior).skip_divergence
+    assert float(shown[0]) == pytest.approx(by_hand, rel=1e-9)
+
+
+def test_draws_follow_from_the_seed(space: SearchSpace) -> None:
+    policy = policy_of(space)
+    np.testing.assert_array_equal(draw(policy, 16, 5), draw(policy, 16, 5))
+    assert (draw(policy, 16, 5) != draw(policy, 16, 6)).any()
+    torch.manual_seed(99)  # the global generator has no say
+    np.testing.assert_array_equal(draw(policy, 16, 5), draw(policy, 16, 5))
+
+
+@torch.no_grad()
+def test_a_batch_is_many_single_ones(space: SearchSpace) -> None:
+    policy = policy_of(space)
+    genotypes = space.sample(np.random.default_rng(0), 12)
+    together = policy.evaluate(*batch_of(space, genotypes), 0.4)
+    alone = [policy.evaluate(*batch_of(space, [genotype]), 0.4) for genotype in genotypes]
+    for name in ("log_probability", "entropy", "skip_divergence"):
+        torch.testing.assert_close(getattr(together, name), torch.cat([getattr(one, name) for one in alone]))
+
+
+def test_start_weights_are_within_bounds(space: SearchSpace) -> None:
+    policy = policy_of(space, PolicySettings(hidden=16, init=0.1))
+    values = torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
+    assert float(values.abs().max()) <= 0.1 and float(values.std()) == pytest.approx(0.2 / math.sqrt(12), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"hidden": 0}, {"temperature": 0.0}, {"init": 0.0}, {"tanh_constant": 0.0}, {"temperature": math.nan}]
+)
+def test_settings_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="the policy needs"):
+        PolicySettings(**wrong)
+
+
+def test_a_connection_to_what_comes_later_is_refused(known: Any) -> None:
+    check_connections(known.CellSpace())
+
+    class Backwards(SearchSpace):
+        name = "backwards"
+        decisions = (
+            Decision("a", "operation", ("x", "y"), 0),
+            Decision("b", "skip", ("no", "yes"), 1, (1,)),
+            Decision("c", "operation", ("x", "y"), 1),
+        )
+
+    with pytest.raises(ValueError, match="decision 'b' connects to node 1, which has no operation before it"):
+        check_connections(Backwards())

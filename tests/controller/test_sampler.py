@@ -1,0 +1,102 @@
+"""What the shared weights are trained on."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from child.space import Genotype, SearchSpace
+from controller.sampler import TrainingSampler, fair_group
+from controller.strategy import RandomSearch, Rollout, Strategy, Update
+
+
+class Stubborn(Strategy):
+    """Proposes one architecture only, so that its share can be counted."""
+
+    name = "stubborn"
+
+    def __init__(self, space: SearchSpace, favourite: Genotype):
+        super().__init__(space, 0)
+        self.favourite = favourite
+
+    def begin(self, num: int, round_number: int) -> None:
+        raise AssertionError("training shared weights plays no episode")
+
+    def act(self, observation: Any) -> Any:
+        raise AssertionError
+
+    def learn(self, rollout: Rollout) -> Update:
+        raise AssertionError
+
+    def sample(self, num: int, step: int) -> list[Genotype]:
+        return [self.favourite] * num
+
+
+def test_a_fair_group_trains_every_choice_equally_often(known: Any) -> None:
+    space = known.FlatSpace(7, 4)
+    for seed in range(20):
+        group = fair_group(space, np.random.default_rng(seed))
+        assert len(group) == 4
+        for column in np.array([genotype.tokens for genotype in group]).T:
+            assert sorted(column.tolist()) == [0, 1, 2, 3]
+
+
+def test_a_fair_group_is_legal_and_covers_narrow_decisions(known: Any) -> None:
+    space = known.tiny_macro(4, 2)
+    for seed in range(20):
+        group = fair_group(space, np.random.default_rng(seed))
+        assert len(group) == 6
+        assert [space.check(genotype) for genotype in group] == group
+        tokens = np.array([genotype.tokens for genotype in group])
+        assert sorted(Counter(tokens[:, 0].tolist()).values()) == [2, 2, 2]  # 3 depths
+        assert sorted(tokens[:, 1].tolist()) == [0, 1, 2, 3, 4, 5]  # operations of the first layer
+        assert sorted(tokens[:, 3].tolist()) == [0, 0, 0, 1, 1, 1]  # a connection that is always open
+
+
+def test_fair_draws_are_fair_in_the_long_run(known: Any) -> None:
+    space = known.FlatSpace(3, 4)
+    drawn = TrainingSampler("fair", RandomSearch(space, 0), seed=5)(400, 0)
+    for column in np.array([genotype.tokens for genotype in drawn]).T:
+        assert np.bincount(column).tolist() == [100] * 4
+    assert len(set(drawn)) > 40  # the permutations differ from group to group
+
+
+def test_uniform_draws_are_uniform(known: Any) -> None:
+    space = known.FlatSpace(3, 4)
+    drawn = TrainingSampler("uniform", RandomSearch(space, 0), seed=5)(4000, 0)
+    for column in np.array([genotype.tokens for genotype in drawn]).T:
+        np.testing.assert_allclose(np.bincount(column) / 4000, 0.25, atol=0.03)
+
+
+@pytest.mark.parametrize("base", ["uniform", "fair"])
+@pytest.mark.parametrize("parts", [(5, 5), (1, 9), (7, 2, 1), (3, 3, 4), (1,) * 10])
+def test_chunks_do_not_matter(known: Any, base: Any, parts: tuple[int, ...]) -> None:
+    space = known.CellSpace()
+    sampler = TrainingSampler(base, RandomSearch(space, 0), seed=1)
+    for start in (0, 4):
+        whole, pieces, step = sampler(10, start), [], start
+        for part in parts:
+            pieces += sampler(part, step)
+            step += part
+        assert pieces == whole
+
+
+@pytest.mark.parametrize("base", ["uniform", "fair"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_policy_has_its_share(known: Any, base: Any, share: float) -> None:
+    space = known.FlatSpace(8, 5)
+    favourite = Genotype("flat", (4, 3, 2, 1, 0, 1, 2, 3))
+    sampler = TrainingSampler(base, Stubborn(space, favourite), seed=0)
+    sampler.policy_share = share
+    drawn = [genotype for step in range(0, 2000, 10) for genotype in sampler(10, step)]
+    assert len(drawn) == 2000
+    found = sum(genotype == favourite for genotype in drawn) / 2000
+    assert found == pytest.approx(share, abs=0 if share in (0, 1) else 0.04)
+
+
+def test_draws_follow_from_the_seed(known: Any) -> None:
+    space = known.FlatSpace(8, 5)
+    for base in ("uniform", "fair"):
+        first, again, other = (TrainingSampler(base, RandomSearch(space, 0), seed)(20, 3) for seed in (1, 1, 2))
+        assert first == again != other

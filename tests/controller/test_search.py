@@ -1,0 +1,230 @@
+"""The search loop: what it writes down, that its players are treated alike, and that it goes on where it stopped."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from child.cost import CostModel
+from child.space import Evaluation, Genotype, SearchSpace, derive_seed
+from child.supernet import SupernetEvaluator
+from child.task import Task
+from child.training import TrainingSettings
+from controller.policy import PolicySettings
+from controller.reinforce import Reinforce
+from controller.search import SearchSettings, operation_shares, search
+from controller.strategy import RandomSearch, Rollout, Strategy
+from envs.reward import Linear
+from logbook.console import Console
+from logbook.run import Run, read_checkpoint
+
+CPU = torch.device("cpu")
+SETTINGS = SearchSettings(rounds=4, episodes=3, warmup_batches=4, batches_per_round=2, fidelity=0.5)
+
+
+class StoppedError(Exception):
+    """Stands for a power cut."""
+
+
+def make_run(folder: Path) -> Run:
+    return Run.create(folder.parent, folder.name, "seed: 0\n", checkpoint_every_s=0)
+
+
+def reinforce(space: SearchSpace, rounds: int = 4) -> Reinforce:
+    return Reinforce(space, 0, rounds, PolicySettings(hidden=8), learning_rate=0.05)
+
+
+def environments(space: SearchSpace, evaluator: Any, settings: SearchSettings) -> Any:
+    return gymnasium.make_vec(
+        "luban/Architecture-v0", settings.episodes, vectorization_mode="vector_entry_point",
+        space=space, evaluator=evaluator, reward=Linear(target=20_000, beta=0.1), fidelity=settings.fidelity,
+    )  # fmt: skip
+
+
+def play_search(strategy: Strategy, evaluator: Any, run: Run, settings: SearchSettings = SETTINGS) -> None:
+    search(environments(strategy.space, evaluator, settings), strategy, evaluator, settings, 0, run, Console())
+
+
+@pytest.fixture
+def supernet(known: Any, small_task: Task) -> Callable[[], SupernetEvaluator]:
+    def make() -> SupernetEvaluator:
+        space = known.tiny_macro()
+        cost = CostModel(space, "macs", small_task.input_shape, CPU)
+        training = TrainingSettings(batch_size=16, learning_rate=0.05)
+        return SupernetEvaluator(space, small_task, cost, training, SETTINGS.num_batches, "batch", 1, 0, CPU)
+
+    return make
+
+
+def test_the_history_is_complete_and_fair(known: Any, tmp_path: Path) -> None:
+    space = known.tiny_macro()
+    evaluator = known.SeededEvaluator(space.sample(np.random.default_rng(0), 1)[0])
+    run = make_run(tmp_path / "run")
+    play_search(reinforce(space), evaluator, run)
+    history = run.read("history")
+    run.close()
+    mine, random = ([line for line in history if line["strategy"] == name] for name in ("reinforce", "random"))
+    assert len(mine) == len(random) == 4 * 3  # as many evaluations for the opponent
+    for lines in (mine, random):
+        assert [line["round"] for line in lines] == [number // 3 for number in range(12)]
+        assert [line["step"] for line in lines] == list(range(1, 13))
+    for line in history:
+        genotype = space.check(Genotype.from_json(line["genotype"]))
+        assert line["text"] == space.text(genotype)
+        assert line["seed"] == derive_seed(0, "search", line["round"])  # both players on the same data
+        assert line["fidelity"] == 0.5 and line["failure"] is None
+        (again,) = evaluator.evaluate([genotype], 0.5, line["seed"])
+        assert (line["quality"], line["cost"]) == (again.quality, again.cost)
+        assert line["reward"] == Linear(target=20_000, beta=0.1)(again)
+    assert evaluator.num_improved == 4 + 3 * 2
+    assert [line["genotype"]["tokens"] for line in random[:3]] == [
+        list(g.tokens) for g in RandomSearch(space, 0).propose(3, 0)
+    ]
+
+
+def test_the_updates_tell_what_was_learned(known: Any, tmp_path: Path) -> None:
+    space = known.FlatSpace(3, 4)
+    run = make_run(tmp_path / "run")
+    play_search(reinforce(space), known.SeededEvaluator(Genotype("flat", (1, 2, 3))), run)
+    updates, history = run.read("updates"), run.read("history")
+    run.close()
+    assert [line["round"] for line in updates] == [0, 1, 2, 3]
+    for line in updates:
+        mine, random = (
+            [e["reward"] for e in history if e["strategy"] == name and e["round"] == line["round"]]
+            for name in ("reinforce", "random")
+        )
+        assert line["reward_mean"] == pytest.approx(np.mean(mine)) == pytest.approx(line["baseline"])
+        assert line["reward_best"] == max(mine)
+        assert line["random_reward_mean"] == pytest.approx(np.mean(random))
+        assert 0 < line["entropy"] <= 3 * math.log(4) + 1e-5
+        assert len(line["probabilities"]) == 3
+        for row in line["probabilities"]:
+            assert len(row) == 4 and sum(row) == pytest.approx(1, abs=1e-5)
+
+
+def test_random_search_has_no_opponent(known: Any, tmp_path: Path) -> None:
+    space = known.FlatSpace(3, 4)
+    evaluator = known.TargetEvaluator(Genotype("flat", (1, 2, 3)))
+    alone, without = make_run(tmp_path / "alone"), make_run(tmp_path / "without")
+    play_search(RandomSearch(space, 0), evaluator, alone)
+    settings = SearchSettings(rounds=4, episodes=3, warmup_batches=0, batches_per_round=0, compare_random=False)
+    play_search(reinforce(space), evaluator, without, settings)
+    assert {line["strategy"] for line in alone.read("history")} == {"random"}
+    assert {line["strategy"] for line in without.read("history")} == {"reinforce"}
+    assert len(alone.read("history")) == len(without.read("history")) == 12
+    alone.close()
+    without.close()
+
+
+def test_the_policys_share_of_training_rises_linearly(known: Any, tmp_path: Path) -> None:
+    shares = []
+
+    class Watches(known.TargetEvaluator):
+        def improve(self, sampler: Any, num_batches: int) -> None:
+            shares.append((sampler.policy_share, num_batches))
+
+    run = make_run(tmp_path / "run")
+    settings = SearchSettings(rounds=5, episodes=2, warmup_batches=7, batches_per_round=2, policy_share=0.8)
+    play_search(reinforce(known.FlatSpace(2, 2)), Watches(Genotype("flat", (0, 0))), run, settings)
+    run.close()
+    assert [share for share, _ in shares] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+    assert [num for _, num in shares] == [7, 2, 2, 2, 2]
+    assert settings.num_batches == 7 + 4 * 2
+
+
+def test_failures_are_written_down(known: Any, tmp_path: Path) -> None:
+    class Fails(known.TargetEvaluator):
+        def evaluate(self, genotypes: Any, fidelity: float, seed: int) -> list[Evaluation]:
+            first, second, *rest = super().evaluate(genotypes, fidelity, seed)
+            broken = Evaluation(second.genotype, math.nan, second.cost, fidelity, seed)
+            return [Evaluation(first.genotype, 0.0, 1.0, fidelity, seed, "out of memory"), broken, *rest]
+
+    run = make_run(tmp_path / "run")
+    play_search(reinforce(known.FlatSpace(2, 3)), Fails(Genotype("flat", (0, 0))), run)
+    for first, second, third in zip(*[iter(run.read("history"))] * 3, strict=True):
+        assert first["failure"] == "out of memory" and first["reward"] <= 0
+        assert second["failure"] == "reward nan is not finite" and second["reward"] is second["quality"] is None
+        assert third["failure"] is None
+    assert [line["num_skipped"] for line in run.read("updates")] == [1] * 4
+    run.close()
+
+
+def assert_same(mine: Any, other: Any) -> None:
+    """Equal to the last bit."""
+    assert type(mine) is type(other)
+    if isinstance(mine, torch.Tensor):
+        assert torch.equal(mine, other)
+    elif isinstance(mine, dict):
+        assert mine.keys() == other.keys()
+        for key in mine:
+            assert_same(mine[key], other[key])
+    elif isinstance(mine, list | tuple):
+        assert len(mine) == len(other)
+        for a, b in zip(mine, other, strict=True):
+            assert_same(a, b)
+    else:
+        assert mine == other
+
+
+@pytest.mark.parametrize("stop_in", [1, 2, 3])
+@pytest.mark.parametrize("kept", [True, False], ids=["every round saved", "later rounds not saved"])
+def test_a_search_that_stopped_goes_on_bit_by_bit(
+    stop_in: int, kept: bool, supernet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make_run(tmp_path / "whole")
+    evaluator = supernet()
+    play_search(reinforce(evaluator.space), evaluator, whole)
+    whole.close()
+
+    run, evaluator = make_run(tmp_path / "stopped"), supernet()
+    strategy = reinforce(evaluator.space)
+    learn, rounds = strategy.learn, iter(range(99))
+
+    def stops(rollout: Rollout) -> Any:
+        if next(rounds) == stop_in:
+            raise StoppedError
+        if not kept and run.stage_state:
+            run.checkpoint_every_s = math.inf
+        return learn(rollout)
+
+    monkeypatch.setattr(strategy, "learn", stops)
+    with pytest.raises(StoppedError):
+        play_search(strategy, evaluator, run)
+    run.append("history", {"half": "a round that no checkpoint knows"})
+    run.close()
+
+    resumed, evaluator = Run.resume(run.folder, 0), supernet()
+    assert resumed.stage_state["round"] == (stop_in if kept else 1)
+    play_search(reinforce(evaluator.space), evaluator, resumed)
+    resumed.close()
+    for name in ("history.jsonl", "updates.jsonl"):
+        assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    states = [read_checkpoint(max((r.folder / "checkpoints").glob("*.pt"))) for r in (whole, resumed)]
+    assert states[0]["stage_state"]["round"] == 4
+    assert_same(states[0], states[1])
+
+
+def test_operation_shares_by_hand(known: Any) -> None:
+    space = known.CellSpace()
+    tokens = np.array([[0, 0, 1, 0, 0, 0, 0, 0, 0], [1, 0, 2, 1, 1, 0, 0, 0, 1]])
+    rollout = Rollout(tokens, np.array(space.masks(tokens)), np.zeros(2), [])
+    # Five open operation decisions: a, b; a, c, b. The closed one of the shallow architecture does not count.
+    assert operation_shares(space, rollout) == {"a": 2 / 5, "b": 2 / 5, "c": 1 / 5}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rounds": 0}, {"episodes": 1}, {"warmup_batches": -1}, {"batches_per_round": -1}, {"policy_share": 1.1},
+        {"policy_share": -0.1}, {"fidelity": 0.0}, {"fidelity": 1.1},
+    ],
+)  # fmt: skip
+def test_settings_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"search\.{next(iter(wrong))} (must be |in )"):
+        SearchSettings(**wrong)

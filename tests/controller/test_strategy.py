@@ -1,0 +1,55 @@
+"""Strategies that think in whole architectures replay them token by token."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from child.space import Genotype, SearchSpace
+from controller.strategy import RandomSearch, Rollout, Update, WholeStrategy
+
+
+def test_whole_architectures_are_replayed(known: Any) -> None:
+    space = known.CellSpace()
+    wanted = space.sample(np.random.default_rng(3), 4)
+
+    class Replay(WholeStrategy):
+        name = "replay"
+
+        def propose(self, num: int, round_number: int) -> list[Genotype]:
+            return wanted[:num]
+
+        def learn(self, rollout: Rollout) -> Update:
+            return Update()
+
+    strategy = Replay(space, 0)
+    strategy.begin(4, 0)
+    played = [strategy.act({"step": np.full(4, step)}) for step in range(len(space.decisions))]
+    assert np.stack(played, axis=1).tolist() == [list(genotype.tokens) for genotype in wanted]
+
+
+def test_random_search_is_uniform_over_legal_choices(known: Any) -> None:
+    space: SearchSpace = known.CellSpace()
+    tokens = np.array([g.tokens for g in RandomSearch(space, 0).propose(6000, 0)])
+    masks = space.masks(tokens)
+    for step in range(len(space.decisions)):
+        opened = masks[:, step].sum(axis=1) > 1
+        counts = np.bincount(tokens[opened, step], minlength=space.decisions[step].num_choices)
+        np.testing.assert_allclose(counts / opened.sum(), 1 / len(counts), atol=0.04)
+
+
+def test_draws_follow_from_seed_and_round(known: Any) -> None:
+    space = known.FlatSpace(6, 5)
+    first = RandomSearch(space, 1)
+    assert first.propose(8, 2) == RandomSearch(space, 1).propose(8, 2)
+    assert first.propose(8, 2) != first.propose(8, 3)
+    assert first.propose(8, 2) != RandomSearch(space, 2).propose(8, 2)
+    assert first.sample(8, 2) == RandomSearch(space, 1).sample(8, 2)
+    assert first.sample(8, 2) != first.propose(8, 2)  # what shared weights see is not what is scored
+
+
+def test_random_search_keeps_nothing(known: Any) -> None:
+    strategy = RandomSearch(known.FlatSpace(2, 2), 0)
+    assert strategy.state_dict() == {}
+    with pytest.raises(AssertionError, match="random keeps no state"):
+        strategy.load_state_dict({"something": 1})

@@ -1,0 +1,148 @@
+"""Tasks from arrays: fair splits that follow from the seed, and mistakes that are named."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from child.task import Split, Task
+from envs.arrays import arrays, image_task
+
+NUM = 200
+LABELS = np.arange(NUM) % 4  # 50 of each
+
+
+def images(num: int = NUM, *shape: int) -> NDArray[np.uint8]:
+    """Images that tell their number."""
+    numbers = np.arange(num, dtype=np.uint8)
+    return np.broadcast_to(numbers.reshape(-1, *[1] * len(shape or (4, 4))), (num, *(shape or (4, 4)))).copy()
+
+
+def numbers(split: Split) -> list[int]:
+    return split.inputs[:, 0, 0, 0].tolist()
+
+
+def opened(task: Task) -> Split:
+    task.test.unseal()
+    return task.test.read("test")
+
+
+def test_splits_are_stratified_disjoint_and_complete() -> None:
+    task = image_task("t", images(), LABELS, seed=0, test_share=0.2, validation_share=0.25)
+    parts = [task.train, task.validation, opened(task)]
+    assert [len(part) for part in parts] == [120, 40, 40]
+    for part in parts:
+        assert np.bincount(part.targets.numpy()).tolist() == [len(part) // 4] * 4
+        assert part.targets.tolist() == [number % 4 for number in numbers(part)]
+    assert sorted(number for part in parts for number in numbers(part)) == list(range(NUM))
+
+
+def test_the_split_follows_from_the_seed() -> None:
+    first, again, other = (image_task("t", images(), LABELS, seed) for seed in (1, 1, 2))
+    assert numbers(first.train) == numbers(again.train)
+    assert numbers(first.validation) == numbers(again.validation)
+    assert numbers(first.validation) != numbers(other.validation)
+    tests = [numbers(opened(task)) for task in (first, again, other)]
+    assert tests[0] == tests[1] != tests[2]
+
+
+def test_the_test_set_is_sealed() -> None:
+    with pytest.raises(PermissionError, match="sealed"):
+        image_task("t", images(), LABELS, seed=0).test.read("early")
+
+
+def test_channels_come_first_and_classes_by_name() -> None:
+    labels = np.array(["cat", "ant", "bee", "dog"])[LABELS]
+    pictures = np.random.default_rng(0).integers(0, 256, (NUM, 5, 6, 3), dtype=np.uint8)
+    pictures[:, 0, 0, 0] = np.arange(NUM)
+    task = image_task("t", pictures, labels, seed=0)
+    assert task.input_shape == (3, 5, 6)
+    assert task.classes == ("ant", "bee", "cat", "dog")
+    number = numbers(task.train)[7]
+    np.testing.assert_array_equal(task.train.inputs[7].numpy(), pictures[number].transpose(2, 0, 1))
+    assert task.classes[int(task.train.targets[7])] == labels[number]
+
+
+def save(path: Path, **content: Any) -> str:
+    np.savez(path, **content)
+    return str(path)
+
+
+def test_independent_sets_are_taken_as_given(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "mine.npz",
+        x=images(), y=LABELS,
+        x_validation=images(8) + 100, y_validation=LABELS[:8],
+        x_test=images(12) + 50, y_test=LABELS[:12],
+    )  # fmt: skip
+    task = arrays(path, seed=0)
+    assert task.name == "mine"
+    assert numbers(task.train) == list(range(NUM))
+    assert numbers(task.validation) == list(range(100, 108))
+    assert numbers(opened(task)) == list(range(50, 62))
+
+
+def test_only_what_is_missing_is_held_out(tmp_path: Path) -> None:
+    path = save(tmp_path / "mine.npz", x=images(), y=LABELS, x_test=images(12), y_test=LABELS[:12])
+    task = arrays(path, seed=0, validation_share=0.25)
+    assert (len(task.train), len(task.validation), len(task.test)) == (150, 50, 12)
+
+
+def test_preprocessing_is_fitted_to_training_data_alone() -> None:
+    bright = np.full((8, 4, 4), 255, np.uint8)
+    task = image_task("t", images(), LABELS, 0, validation=(bright, LABELS[:8]), test=(bright, LABELS[:8]))
+    seen = task.preprocessing(task.train.inputs)
+    assert abs(float(seen.mean())) < 1e-4
+    torch.testing.assert_close(task.preprocessing.mean[0], float(images().mean()) / 255, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"x": images().astype(np.float32), "y": LABELS}, "mine: expected images as uint8 of shape .* got float32"),
+        ({"x": images()[0], "y": LABELS[:4]}, r"expected images as uint8 .* got uint8 \(4, 4\)"),
+        ({"x": images(), "y": np.zeros(NUM)}, "mine: classification needs at least 2 classes, got 1"),
+        ({"x": images(), "y": LABELS[:-1]}, r"expected one label for each of 200 images, got shape \(199,\)"),
+        ({"x": images()}, "has no array 'y'; it holds x"),
+        ({"images": images(), "y": LABELS}, "has no array 'x'; it holds images, y"),
+        ({"x": images(), "y": LABELS, "x_test": images(8)}, "has x_test but no y_test"),
+        (
+            {"x": images(), "y": LABELS, "x_test": images(8), "y_test": np.full(8, 7)},
+            "mine test set: class .*7.* does not occur in the training data",
+        ),
+        (
+            {"x": images(), "y": LABELS, "x_validation": images(8, 5, 5), "y_validation": LABELS[:8]},
+            r"all splits need images of one shape, got \(1, 4, 4\) for training and \(1, 5, 5\)",
+        ),
+        ({"x": images(5), "y": np.array([0, 0, 1, 1, 2])}, "cannot hold out test_share=0.25 of 5 samples by class"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, content: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        arrays(save(tmp_path / "mine.npz", **content), seed=0)
+
+
+@pytest.mark.parametrize("key", ["test_share", "validation_share"])
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5])
+def test_shares_are_shares(key: str, share: float) -> None:
+    with pytest.raises(ValueError, match=f"{key} must be between 0 and 1, got {share}"):
+        image_task("t", images(), LABELS, 0, **{key: share})  # pyright: ignore[reportArgumentType]
+
+
+def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
+    text = tmp_path / "mine.npz"
+    text.write_text("no archive")
+    single = tmp_path / "one.npy"
+    np.save(single, images())
+    objects = tmp_path / "objects.npz"
+    np.savez(objects, x=np.array([{"a": 1}, None], dtype=object), y=np.array([0, 1]))
+    whole = Path(save(tmp_path / "whole.npz", x=images(), y=LABELS)).read_bytes()
+    cut, empty = tmp_path / "cut.npz", tmp_path / "empty.npz"
+    cut.write_bytes(whole[: len(whole) // 2])
+    empty.write_bytes(b"")
+    for path in (text, single, objects, cut, empty, tmp_path / "missing.npz"):
+        with pytest.raises(ValueError, match=rf"cannot read .*{path.name}: expected an \.npz file with arrays x and y"):
+            arrays(str(path), seed=0)

@@ -1,0 +1,458 @@
+"""Whole runs, tiny ones: what a user finds in the folder at the end, and that no choice leans on test data."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import main as main_script
+from child.cost import count_macs
+from child.network import load_network
+from child.retrain import retrain
+from child.supernet import SupernetEvaluator
+from child.task import SealedSplit
+from conf.schema import RunConfig
+from controller.derive import front_of, hypervolume
+from envs.digits import digits
+from logbook.report import usage_example
+from logbook.run import Run
+from main import main
+
+Compose = Callable[..., tuple[RunConfig, str]]
+STAGES = ["teacher", "student", "student_alone", "random_best", "hand_designed_0.05"]
+
+
+@pytest.fixture(scope="session")
+def run_main(known: Any, compose_text: Compose) -> Callable[..., Path]:
+    """Run main with the tiny settings and these overrides, and give the run folder."""
+
+    def run(output: Path, *overrides: str, name: str = "run") -> Path:
+        main(*compose_text(*known.TINY, f"output={output}", f"name={name}", *overrides))
+        return output / name
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def reads() -> list[tuple[str, bool]]:
+    """Every reading of a test set in the finished run: by which network, and whether choices.json was there."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, run_main: Any, reads: list[tuple[str, bool]]) -> Path:
+    output = tmp_path_factory.mktemp("outputs")
+    read, unseal = SealedSplit.read, SealedSplit.unseal
+
+    def watched(self: SealedSplit, network: str) -> Any:
+        reads.append((network, (output / "run" / "choices.json").is_file()))
+        return read(self, network)
+
+    def opening(self: SealedSplit) -> None:
+        reads.append(("unseal", (output / "run" / "choices.json").is_file()))
+        unseal(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SealedSplit, "read", watched)
+        patch.setattr(SealedSplit, "unseal", opening)
+        return run_main(output)
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the drawings, which take half of a tiny run's time; other tests look at them."""
+    monkeypatch.setattr(main_script, "write_report", lambda folder: folder)
+
+
+def load(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_file_is_there(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == {
+        "config.yaml", "history.jsonl", "updates.jsonl", "space.json", "candidates.json", "choices.json",
+        "results.json", "report.html", "plots", "networks", "checkpoints", "tensorboard",
+    }  # fmt: skip
+    assert [path.name for path in finished.parent.iterdir()] == ["run"]
+    assert sorted(path.name for path in (finished / "networks").iterdir()) == sorted(STAGES)
+    for stage in STAGES:
+        folder = finished / "networks" / stage
+        assert {p.name for p in folder.iterdir()} == {"network.json", "weights.safetensors", "SHA256SUMS"}
+        for line in (folder / "SHA256SUMS").read_text().splitlines():
+            digest, name = line.split("  ")
+            assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    assert not list(finished.rglob("*.part"))
+    plots = {path.suffix for path in (finished / "plots").iterdir()}
+    assert plots == {".png", ".svg"}
+
+
+def test_the_search_is_written_down(finished: Path, known: Any) -> None:
+    history, updates = lines(finished / "history.jsonl"), lines(finished / "updates.jsonl")
+    assert len(history) == 2 * 2 * 3 and len(updates) == 2
+    decisions = load(finished / "space.json")["decisions"]
+    for line in history:
+        tokens = line["genotype"]["tokens"]
+        assert len(tokens) == len(decisions)
+        assert all(0 <= t < len(d["labels"]) for t, d in zip(tokens, decisions, strict=True))
+        assert line["failure"] is None and 0 <= line["quality"] <= 1
+
+
+def test_the_candidates_are_consistent(finished: Path) -> None:
+    found, history = load(finished / "candidates.json"), lines(finished / "history.jsonl")
+    seen = {(line["strategy"], tuple(line["genotype"]["tokens"])) for line in history}
+    worst = max(line["cost"] for line in history)
+    for strategy in ("reinforce", "random"):
+        own = [c for c in found["candidates"] if c["strategy"] == strategy]
+        assert 1 <= len(own) <= 3
+        assert {(strategy, tuple(c["genotype"]["tokens"])) for c in own} <= seen
+        pairs = [(c["quality"], c["cost"]) for c in own]
+        assert [p for p, c in zip(pairs, own, strict=True) if c["on_front"]] != []
+        front = front_of(pairs, key=lambda pair: pair)
+        assert sorted(p for p, c in zip(pairs, own, strict=True) if c["on_front"]) == sorted(front)
+        assert found["hypervolume"][strategy] == pytest.approx(hypervolume(pairs, worst))
+    rewards = [c["reward"] for c in found["candidates"]]
+    assert rewards == sorted(rewards, reverse=True)
+    teacher = next(c for c in found["candidates"] if c["strategy"] == "reinforce")
+    assert load(finished / "results.json")["rows"][0]["text"] == teacher["text"]
+
+
+def test_saved_networks_are_as_good_as_claimed(finished: Path) -> None:
+    results = load(finished / "results.json")
+    assert [row["name"] for row in results["rows"]] == [
+        "teacher", "student", "student_alone", "random_best", "hand_designed"
+    ]  # fmt: skip
+    task = digits(seed=0)
+    task.test.unseal()
+    test = task.test.read("again")
+    for row in results["rows"]:
+        network = load_network(finished / row["folder"])
+        for split, claimed in ((test, row["test"]), (task.validation, row["validation"])):
+            right = network.probabilities(split.inputs.numpy()).argmax(dim=1) == split.targets
+            assert [float(right.double().mean())] == pytest.approx(claimed, abs=1e-9)
+        assert row["macs"] == count_macs(network.module, network.input_shape)
+        assert row["parameters"] == sum(p.numel() for p in network.module.parameters())
+        assert row["latency_ms"] > 0
+        image = test.inputs[0, 0].numpy()
+        label, share = network.classify(image)
+        assert label in task.classes and 0.1 <= share <= 1
+    macs = {row["name"]: row["macs"] for row in results["rows"]}
+    assert macs["student"] == macs["student_alone"]
+
+
+def test_the_test_set_waits_for_every_choice(finished: Path, reads: list[tuple[str, bool]]) -> None:
+    assert all(written for _, written in reads)
+    names = [name for name, _ in reads]
+    assert names[0] == "unseal" and names.count("unseal") == 1
+    assert sorted(names[1:]) == sorted(f"networks/{stage}" for stage in STAGES)  # once for each network
+
+
+def test_the_report_tells_the_result(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    for row in load(finished / "results.json")["rows"]:
+        assert row["title"] in page and f"{row['test'][0]:.2%}" in page
+    assert usage_example((finished / "networks" / "student").as_posix()).splitlines()[-1] in page.replace("&#34;", '"')
+
+
+def test_tensorboard_shows_one_run(finished: Path) -> None:
+    folder = finished / "tensorboard"
+    assert [path.is_file() for path in folder.iterdir()] == [True]
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0, "images": 0})
+    events.Reload()
+    tags = events.Tags()
+    expected = {
+        "search/reward_mean", "search/reward_best", "search/random_reward_mean", "search/entropy", "search/loss",
+        "search/gradient_norm", "search/baseline", "search/quality_mean", "supernet/loss", "cost/mean",
+        "pareto/hypervolume_reinforce", "pareto/hypervolume_random", "final/teacher_test", "operations/conv3",
+    }  # fmt: skip
+    expected |= {f"{stage}/loss" for stage in STAGES} | {f"{stage}/validation_accuracy" for stage in STAGES}
+    assert expected <= set(tags["scalars"])
+    assert "custom_scalars__config__" in tags["tensors"]
+    assert "architecture/1/text_summary" in tags["tensors"] and tags["images"] == ["architecture/1"]
+    assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(events.summary_metadata)
+    updates = lines(finished / "updates.jsonl")
+    means = [event.value for event in events.Scalars("search/reward_mean")]
+    assert means == pytest.approx([line["reward_mean"] for line in updates])
+    shares = [events.Scalars(tag)[0].value for tag in tags["scalars"] if tag.startswith("operations/")]
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_the_usage_example_runs(finished: Path, root: Path) -> None:
+    code = usage_example((finished / "networks" / "student").as_posix())
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    label, share = done.stdout.strip().split(": ")
+    assert label in "0123456789" and share.endswith("%")
+
+
+def same_results(first: Path, second: Path) -> None:
+    """Everything but clock values and places."""
+    for name in ("history.jsonl", "updates.jsonl", "candidates.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    rows, others = (load(folder / "results.json")["rows"] for folder in (first, second))
+    keys = ("name", "text", "folder", "validation", "test", "parameters", "macs")
+    assert [{key: row[key] for key in keys} for row in rows] == [{key: row[key] for key in keys} for row in others]
+    for stage in STAGES:
+        weights = Path("networks") / stage / "weights.safetensors"
+        assert (first / weights).read_bytes() == (second / weights).read_bytes()
+
+
+@pytest.mark.usefixtures("no_report")
+def test_the_same_seed_gives_the_same_run_and_another_does_not(finished: Path, run_main: Any, tmp_path: Path) -> None:
+    same_results(finished, run_main(tmp_path))
+    other = run_main(tmp_path, "seed=1", name="other")
+    assert lines(other / "history.jsonl")[0]["genotype"] != lines(finished / "history.jsonl")[0]["genotype"]
+
+
+class StoppedError(Exception):
+    """Stands for a power cut."""
+
+
+@pytest.mark.parametrize(
+    "stop_at",
+    [
+        "search",
+        pytest.param("teacher", marks=pytest.mark.slow),
+        "student",
+        pytest.param("hand_designed_0.05", marks=pytest.mark.slow),
+        pytest.param("test", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.usefixtures("no_report")
+def test_a_copy_goes_on_without_doing_anything_twice(
+    stop_at: str, finished: Path, run_main: Any, compose_text: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    stop = [True]
+
+    def train(*given: Any, **named: Any) -> Any:
+        done.append(given[4])
+        if stop[0] and given[4] == stop_at:
+            given[6].save_if_due(dict)  # nothing of this stage is known yet
+            raise StoppedError
+        return retrain(*given, **named)
+
+    once = Run.once
+
+    def stage(self: Run, name: str, compute: Any) -> Any:
+        if name in ("search", "test") and name not in self.finished:
+            done.append(name)
+            if stop[0] and name == "test" == stop_at:
+                raise StoppedError
+        return once(self, name, compute)
+
+    learn = main_script.derive
+
+    def derived(*given: Any) -> Any:
+        if stop[0] and stop_at == "search":
+            raise StoppedError
+        return learn(*given)
+
+    monkeypatch.setattr(main_script, "retrain", train)
+    monkeypatch.setattr(main_script, "derive", derived)
+    monkeypatch.setattr(Run, "once", stage)
+    with pytest.raises(StoppedError):
+        run_main(tmp_path, "checkpoint_every_s=0")
+    everything = ["search", *STAGES, "test"]
+    assert done == everything[: everything.index(stop_at) + 1]
+    copy = tmp_path / "elsewhere"
+    shutil.move(tmp_path / "run", copy)
+
+    done.clear()
+    stop[0] = False
+    main(*compose_text(f"resume={copy}"))
+    assert done == everything[everything.index(stop_at) :]
+    same_results(finished, copy)
+    done.clear()
+    before = (copy / "results.json").read_bytes()
+    main(*compose_text(f"resume={copy}"))  # and a run that is finished is only reported again
+    assert done == [] and (copy / "results.json").read_bytes() == before
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_retraining_that_stopped_midway_goes_on(
+    finished: Path, run_main: Any, compose_text: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from child.training import Training
+
+    step = Training.step
+
+    def stops(self: Training, *given: Any) -> Any:
+        if self.stage == "student" and self.step_number == 7:
+            raise StoppedError
+        return step(self, *given)
+
+    monkeypatch.setattr(Training, "step", stops)
+    with pytest.raises(StoppedError):
+        run_main(tmp_path, "checkpoint_every_s=0")
+    monkeypatch.undo()
+    first_steps = []
+
+    def watched(self: Training, *given: Any) -> Any:
+        if not first_steps:
+            first_steps.append((self.stage, self.step_number))
+        return step(self, *given)
+
+    monkeypatch.setattr(Training, "step", watched)
+    main(*compose_text(f"resume={tmp_path / 'run'}"))
+    assert first_steps == [("student", 7)]
+    same_results(finished, tmp_path / "run")
+
+
+def test_a_test_set_that_must_not_be_touched(run_main: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Search, retraining and distillation run to their end on a task whose test data explode."""
+
+    class Mined(SealedSplit):
+        def __init__(self, split: Any):
+            self.size = len(split)
+
+        def __len__(self) -> int:
+            return self.size
+
+        def unseal(self) -> None:
+            raise StoppedError
+
+        def read(self, network: str) -> Any:
+            raise AssertionError(f"{network} read the test set")
+
+        def __getattr__(self, name: str) -> Any:
+            raise AssertionError(f"{name} of the test set was touched")
+
+    monkeypatch.setattr("envs.arrays.SealedSplit", Mined)
+    with pytest.raises(StoppedError):
+        run_main(tmp_path)
+    assert (tmp_path / "run" / "choices.json").is_file()
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.usefixtures("no_report")
+def test_several_seeds_and_several_candidates(run_main: Any, tmp_path: Path) -> None:
+    folder = run_main(tmp_path, "retrain.seeds=2", "retrain.top=2", "search.rounds=1")
+    results = load(folder / "results.json")
+    names = [row["name"] for row in results["rows"]]
+    assert names == ["teacher", "teacher2", "student", "student_alone", "random_best", "hand_designed"]
+    assert results["rows"][0]["text"] != results["rows"][1]["text"]
+    choices = {row["name"]: row for row in load(folder / "choices.json")["finals"]}
+    for row in results["rows"]:
+        assert len(row["test"]) == len(row["validation"]) == 2
+        chosen = choices[row["name"]]
+        best = int(np.argmax(chosen["validation"]))
+        assert row["folder"] == chosen["folders"][best]
+    means = [np.mean(choices[name]["validation"]) for name in ("teacher", "teacher2")]
+    assert results["teacher"] == ("teacher", "teacher2")[int(np.argmax(means))]
+    weights = [(folder / "networks" / name / "weights.safetensors").read_bytes() for name in
+               ("teacher", "teacher-seed1")]  # fmt: skip
+    assert weights[0] != weights[1]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_joined_validation_data_are_no_longer_evidence(run_main: Any, tmp_path: Path) -> None:
+    folder = run_main(tmp_path, "retrain.join_validation=true", "search.rounds=1", "search.episodes=2")
+    assert [row["validation"] for row in load(folder / "results.json")["rows"]] == [[]] * 5
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("evaluator=standalone", "evaluator.folds=2", "evaluator.settings.epochs=1"),
+        ("controller=random",),
+        ("evaluator.statistics=recalibrated", "evaluator.recalibration_batches=1"),
+        ("reward=linear", "reward.unit=parameters"),
+        ("reward=soft",),
+        ("reward=hard",),
+        ("reward=absolute", "reward.target=30000"),
+        ("space.min_layers=null",),
+        ("search.compare_random=false", "search.sampler=uniform"),
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_parts_can_be_swapped(
+    overrides: tuple[str, ...], run_main: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if overrides[0] not in ("controller=random", "space.min_layers=null"):  # those whose report looks different
+        monkeypatch.setattr(main_script, "write_report", lambda folder: folder)
+    folder = run_main(tmp_path, "search.rounds=1", "search.episodes=2", "derive.candidates=2", *overrides)
+    results = load(folder / "results.json")
+    strategies = {line["strategy"] for line in lines(folder / "history.jsonl")}
+    alone = {"controller=random": {"random"}, "search.compare_random=false": {"reinforce"}}.get(overrides[0])
+    assert strategies == (alone or {"reinforce", "random"})
+    assert ("random_best" in [row["name"] for row in results["rows"]]) == (alone is None)
+    assert all(0 <= row["test"][0] <= 1 for row in results["rows"])
+    assert results["num_evaluations"] == 2
+    found = load(folder / "candidates.json")
+    if "reward.unit=parameters" in overrides:
+        assert found["cost_unit"] == "parameters" and "parameters / " in found["reward_formula"]
+
+
+def test_a_users_environment_makes_a_whole_run(run_main: Any, tmp_path: Path) -> None:
+    """Single, with a reward of its own, and silent about evaluations and costs."""
+
+    class Mine(gymnasium.Env[Any, Any]):
+        def __init__(self, **given: Any):
+            self.inner: Any = gymnasium.make("luban/Architecture-v0", **given).unwrapped
+            self.observation_space, self.action_space = self.inner.observation_space, self.inner.action_space
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            super().reset(seed=seed)
+            return self.inner.reset(seed=seed)
+
+        def step(self, action: Any) -> Any:
+            observation, _, over, _, _ = self.inner.step(action)
+            return observation, float(observation["tokens"].mean()) if over else 0.0, over, False, {}
+
+    gymnasium.register("mine/Search-v0", entry_point=Mine)
+    try:
+        folder = run_main(tmp_path, "env.id=mine/Search-v0", "search.rounds=1")
+    finally:
+        del gymnasium.registry["mine/Search-v0"]
+    for line in lines(folder / "history.jsonl"):
+        assert line["reward"] == pytest.approx(np.mean(line["genotype"]["tokens"])) and line["cost"] is None
+    assert all(c["cost"] > 0 for c in load(folder / "candidates.json")["candidates"])
+    assert "Best of random search" in (folder / "report.html").read_text()
+
+
+def test_a_device_that_is_not_there_is_told(run_main: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device: cuda was asked for, but PyTorch sees no CUDA device; allowed"):
+        run_main(tmp_path, "device=cuda")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_run_on_cuda_stops_and_goes_on(
+    run_main: Any, compose_text: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Search steps, evaluation, a resume within the search, retraining and distillation."""
+    evaluate, calls, devices = SupernetEvaluator.evaluate, [0], set()
+
+    def stops(self: SupernetEvaluator, *given: Any) -> Any:
+        calls[0] += 1
+        devices.add(next(self.network.parameters()).device.type)
+        if calls[0] == 3:  # the second round
+            raise StoppedError
+        return evaluate(self, *given)
+
+    monkeypatch.setattr(SupernetEvaluator, "evaluate", stops)
+    with pytest.raises(StoppedError):
+        run_main(tmp_path, "device=cuda", "checkpoint_every_s=0")
+    main(*compose_text(f"resume={tmp_path / 'run'}", "device=cuda"))
+    assert devices == {"cuda"}
+    history = lines(tmp_path / "run" / "history.jsonl")
+    assert [line["round"] for line in history] == [0] * 6 + [1] * 6
+    for row in load(tmp_path / "run" / "results.json")["rows"]:
+        assert 0 <= row["test"][0] <= 1
+        load_network(tmp_path / "run" / row["folder"])  # and what was trained there is read here
