@@ -7,7 +7,7 @@ the same shared weights and validation batches, with as many evaluations.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,9 @@ from controller.sampler import TrainingSampler
 from controller.strategy import RandomSearch, Rollout, Strategy, Update
 from logbook.console import Console
 from logbook.run import Run
+
+PIECE = 50
+"""Training batches of shared weights between two chances of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,27 @@ class SearchSettings:
         return self.warmup_batches + (self.rounds - 1) * self.batches_per_round
 
 
+@dataclass(frozen=True)
+class Trained:
+    """How far the shared weights have come in this round: batches, and the mean loss of those that count."""
+
+    num_batches: int = 0
+    total_loss: float = 0.0
+    num_finite: int = 0
+
+    def after(self, improvement: Improvement | None, num_batches: int) -> "Trained":
+        """One piece further; of a piece without shared weights only the batches count."""
+        if improvement is None or not math.isfinite(improvement.loss):
+            return replace(self, num_batches=self.num_batches + num_batches)
+        num_finite = num_batches - improvement.num_skipped
+        total = self.total_loss + num_finite * improvement.loss
+        return Trained(self.num_batches + num_batches, total, self.num_finite + num_finite)
+
+    @property
+    def loss(self) -> float | None:
+        return self.total_loss / self.num_finite if self.num_finite else None
+
+
 def play(envs: VectorEnv[Any, Any, Any], strategy: Strategy, round_number: int, seed: int) -> Rollout:
     """One episode in each environment, all evaluated with the same seed, and so on the same data."""
     strategy.begin(envs.num_envs, round_number)
@@ -99,39 +123,48 @@ def search(
     if settings.compare_random and not isinstance(strategy, RandomSearch):
         players.append(RandomSearch(strategy.space, seed))
     sampler = TrainingSampler(settings.sampler, strategy, seed)
-    first = 0
+    round_number, trained = 0, Trained()
     if run.stage_state:
-        first = run.stage_state["round"]
+        round_number = run.stage_state["round"]
+        trained = Trained(**run.stage_state["trained"])
         evaluator.load_state_dict(run.stage_state["evaluator"])
         for player in players:
             player.load_state_dict(run.stage_state["strategies"][player.name])
 
     def state() -> dict[str, Any]:
         strategies = {player.name: player.state_dict() for player in players}
-        return {"round": done, "evaluator": evaluator.state_dict(), "strategies": strategies}
+        return {
+            "round": round_number,
+            "trained": asdict(trained),
+            "evaluator": evaluator.state_dict(),
+            "strategies": strategies,
+        }
 
     best = ""
     best_reward = -math.inf
-    with console.stage("search", total=settings.rounds, initial=first) as progress:
-        for round_number in range(first, settings.rounds):
+    with console.stage("search", total=settings.rounds, initial=round_number) as progress:
+        while round_number < settings.rounds:
             sampler.policy_share = settings.policy_share * round_number / max(1, settings.rounds - 1)
             num_batches = settings.warmup_batches if round_number == 0 else settings.batches_per_round
-            improvement = evaluator.improve(sampler, num_batches) if num_batches else None
+            while trained.num_batches < num_batches:
+                # In pieces, so that a checkpoint, and a wish to stop, never wait long.
+                piece = min(PIECE, num_batches - trained.num_batches)
+                trained = trained.after(evaluator.improve(sampler, piece), piece)
+                run.save_if_due(state)
             data_seed = derive_seed(seed, "search", round_number)
             played = [(player, play(envs, player, round_number, data_seed)) for player in players]
             updates = [player.learn(rollout) for player, rollout in played]
             for player, rollout in played:
                 _remember(run, player, rollout, round_number)
-            _log(run, strategy.space, round_number, played, updates[0], improvement)
+            _log(run, strategy.space, round_number, played, updates[0], trained.loss)
             own = played[0][1]
             if np.isfinite(own.rewards).any() and np.nanmax(own.rewards) > best_reward:
                 best_reward = float(np.nanmax(own.rewards))
                 winner = own.evaluations[int(np.nanargmax(own.rewards))]
                 best = f"reward {best_reward:.4f}, quality {winner.quality:.4f}, cost {winner.cost:.4g}"
-            done = round_number + 1
-            progress.advance(done=done, best=best)
+            round_number, trained = round_number + 1, Trained()
+            progress.advance(done=round_number, best=best)
             run.save_if_due(state)
-    done = settings.rounds
     run.save(state())
 
 
@@ -163,7 +196,7 @@ def _log(
     round_number: int,
     played: list[tuple[Strategy, Rollout]],
     update: Update,
-    improvement: Improvement | None,
+    supernet_loss: float | None,
 ) -> None:
     own = played[0][1]
     line: dict[str, Any] = {"round": round_number, "strategy": played[0][0].name}
@@ -171,7 +204,7 @@ def _log(
     if len(played) > 1:
         line["random_reward_mean"] = _spread(played[1][1].rewards)["mean"]
     line |= asdict(update)
-    line["supernet_loss"] = None if improvement is None else _finite(improvement.loss)
+    line["supernet_loss"] = supernet_loss
     run.append("updates", line)
 
     scalars = {
