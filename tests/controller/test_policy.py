@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from child.space import Decision, SearchSpace
-from controller.policy import Episodes, LSTMPolicy, Memory, PolicySettings, blocks_of, check_connections, mean_where_open
+from controller.policy import (
+    Episodes,
+    LSTMPolicy,
+    Memory,
+    PolicySettings,
+    blocks_of,
+    check_connections,
+    mean_where_open,
+)
 
 SPREAD = PolicySettings(hidden=12, temperature=1.0, tanh_constant=None, init=1.0)  # far from uniform
 
