@@ -33,6 +33,7 @@ from controller.strategy import RandomSearch, Strategy
 from envs.reward import Reward
 from logbook.board import describe_run, describe_search
 from logbook.console import Console
+from logbook.interrupt import Interrupted, Interruption
 from logbook.report import results_table, write_report
 from logbook.run import Run
 
@@ -65,40 +66,50 @@ class Final:
 def main(config: RunConfig, text: str) -> None:
     """Run every stage, or those that a resumed run has not finished."""
     started = time.monotonic()
-    device = choose_device(config.device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     console = Console()
-    task = config.env.task.build(config.plugins, seed=config.seed)
-    space = config.space.build(config.plugins, input_shape=task.input_shape, num_classes=task.num_classes)
-    cost, reward = build_reward(config, space, task, device)
-    evaluator = config.evaluator.build(
-        config.plugins, space=space, task=task, cost=cost, seed=config.seed, device=device,
-        num_steps=config.search.num_batches,
-    )  # fmt: skip
-    strategy = config.controller.build(config.plugins, space=space, seed=config.seed, num_updates=config.search.rounds)
-    environments = make_environments(config, space, evaluator, reward)
-
-    if config.resume:
-        run = Run.resume(Path(config.resume), config.checkpoint_every_s)
-    else:
-        run = Run.create(Path(config.output), config.name, text, config.checkpoint_every_s)
-    at = Setting(config, device, task, space, run, console)
-    console.say(f"Luban: {task.name}, space {space.name}, seed {config.seed}, on {device}. Run folder: {run.folder}")
-    console.say(f"Reward: {reward.formula()}")
-    run.write("space.json", {"name": space.name, "decisions": [
-        {"name": d.name, "kind": d.kind, "labels": list(d.labels)} for d in space.decisions
-    ]})  # fmt: skip
-    try:
-        found = run.once("search", lambda: search_and_derive(at, environments, strategy, evaluator, reward))
-        trained = train_finals(at, found)
-        results = run.once("test", lambda: test_finals(at, found, trained))
-        describe_run(run.board, results, config_of_interest(config))
-        console.table(results_table(results))
-        for note in results["notes"]:
-            console.say(note)
-    finally:
-        run.close()
+    with Interruption() as interruption:
+        run = None
+        if config.resume:
+            run = Run.resume(Path(config.resume), config.checkpoint_every_s, interruption)
+        device = choose_device(config.device)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        task = config.env.task.build(config.plugins, seed=config.seed)
+        space = config.space.build(config.plugins, input_shape=task.input_shape, num_classes=task.num_classes)
+        cost, reward = build_reward(config, space, task, device, run.finished.get("target") if run else None)
+        evaluator = config.evaluator.build(
+            config.plugins, space=space, task=task, cost=cost, seed=config.seed, device=device,
+            num_steps=config.search.num_batches,
+        )  # fmt: skip
+        strategy = config.controller.build(
+            config.plugins, space=space, seed=config.seed, num_updates=config.search.rounds
+        )
+        environments = make_environments(config, space, evaluator, reward)
+        if run is None:  # only now, so that a mistake in the config leaves no folder behind
+            run = Run.create(Path(config.output), config.name, text, config.checkpoint_every_s, interruption)
+        at = Setting(config, device, task, space, run, console)
+        console.say(
+            f"Luban: {task.name}, space {space.name}, seed {config.seed}, on {device}. Run folder: {run.folder}"
+        )
+        for remark in run.remarks:
+            console.say(remark)
+        console.say(f"Reward: {reward.formula()}")
+        try:
+            run.once("target", lambda: getattr(reward, "target", None))
+            run.write("space.json", {"name": space.name, "decisions": [
+                {"name": d.name, "kind": d.kind, "labels": list(d.labels)} for d in space.decisions
+            ]})  # fmt: skip
+            found = run.once("search", lambda: search_and_derive(at, environments, strategy, evaluator, reward))
+            trained = train_finals(at, found)
+            results = run.once("test", lambda: test_finals(at, found, trained))
+        except Interrupted:
+            console.say(f"Stopped. Go on with: python main.py resume={run.folder}")
+            raise
+        finally:
+            run.close()
+    console.table(results_table(results))
+    for note in results["notes"]:
+        console.say(note)
     report = write_report(run.folder)
     console.say(f"Report: {report}   TensorBoard: tensorboard --logdir {run.folder}")
     console.say(f"Finished in {time.monotonic() - started:.0f} s.")
@@ -111,14 +122,22 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def build_reward(config: RunConfig, space: NetworkSpace, task: Task, device: torch.device) -> tuple[CostModel, Reward]:
-    """The reward and the cost in its unit; a target of null becomes the median cost of 101 random architectures."""
+def build_reward(
+    config: RunConfig, space: NetworkSpace, task: Task, device: torch.device, known_target: float | None
+) -> tuple[CostModel, Reward]:
+    """The reward, and the cost in its unit.
+
+    A target of null becomes the median cost of 101 random architectures; a run that goes on keeps the one it had,
+    since a latency measured again would not be the same.
+    """
     part = config.reward
     unit = read(CostUnit, part.arguments.get("unit", "macs"), f"{part.key}.unit")
     cost = CostModel(space, unit, task.input_shape, device)
     if "target" in part.arguments and part.arguments["target"] is None:
-        drawn = space.sample(np.random.default_rng(derive_seed(config.seed, "target")), 101)
-        target = float(np.median([cost(genotype) for genotype in drawn]))
+        target = known_target
+        if target is None:
+            drawn = space.sample(np.random.default_rng(derive_seed(config.seed, "target")), 101)
+            target = float(np.median([cost(genotype) for genotype in drawn]))
         part = Part(part.key, part.target, {**part.arguments, "target": target})
     return cost, part.build(config.plugins)
 
@@ -178,9 +197,8 @@ def search_and_derive(
         "hypervolume": volumes,
         "hypervolume_reference": f"quality 0, cost {worst:.4g}",
     })  # fmt: skip
-    for name, volume in volumes.items():
-        run.board.add_scalar(f"pareto/hypervolume_{name}", volume, 0)
-    describe_search(run.board, space, [c.genotype for c in own[: config.retrain.top]])
+    run.log({f"pareto/hypervolume_{name}": volume for name, volume in volumes.items()})
+    describe_search(run, space, [c.genotype for c in own[: config.retrain.top]])
     return {
         "teachers": [list(c.genotype.tokens) for c in own[: config.retrain.top]],
         "random_best": list(others[0].genotype.tokens) if others else None,
@@ -320,6 +338,7 @@ def test_finals(at: Setting, found: dict[str, Any], trained: dict[str, Any]) -> 
         "notes": trained["notes"],
     }
     at.run.write("results.json", results)
+    describe_run(at.run, results, config_of_interest(config))
     return results
 
 

@@ -52,7 +52,7 @@ def main() -> None:
             started = time.perf_counter()
             scores = [e.quality for e in evaluator.evaluate(genotypes, 1.0, seed)]
             seconds[statistics].append((time.perf_counter() - started) / len(genotypes))
-            tau = kendalltau(scores, truth).statistic
+            tau = float(np.asarray(kendalltau(scores, truth))[0])
             rows[statistics].append(tau)
             print(f"seed {seed}  {statistics:12}  tau {tau:.3f}  mean score {np.mean(scores):.3f}  loss {loss:.3f}")
     print("\nstatistics     Kendall's tau (mean ± spread of 3 seeds)   ms per architecture")

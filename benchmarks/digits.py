@@ -39,7 +39,9 @@ def run(seed: int) -> None:
     new = [f"seed={seed}", f"name=seed{seed}", f"output={FOLDER}", "threads=1", *sys.argv[1:]]
     arguments = [f"resume={folder}"] if begun else new
     done = subprocess.run([sys.executable, "main.py", *arguments], cwd=ROOT, capture_output=True, text=True)
-    print(f"seed {seed}: " + (done.stdout.strip().splitlines()[-1] if done.returncode == 0 else done.stderr), flush=True)
+    print(
+        f"seed {seed}: " + (done.stdout.strip().splitlines()[-1] if done.returncode == 0 else done.stderr), flush=True
+    )
 
 
 def summary(seed: int) -> dict:
@@ -82,7 +84,7 @@ def table(rows: list[dict]) -> str:
     gap = 100 * np.array([r["networks"]["teacher"]["test"] - r["networks"]["student"]["test"] for r in rows])
     lines += [
         "",
-        f"The student has {100 * share.mean():.1f}% of its teacher's MACs in the mean, {100 * share.max():.1f}% at most,",
+        f"The student has {100 * share.mean():.1f}% of its teacher's MACs, at most {100 * share.max():.0f}%,",
         f"and is {gap.mean():.2f} ± {gap.std(ddof=1):.2f} points below it.",
         "",
         "| seed | policy, mean reward in the last fifth | random, same weights | hypervolume, policy | random |",

@@ -19,6 +19,7 @@ from child.space import nearest
 from child.training import TrainingError
 from conf.schema import ConfigError, RunConfig, read
 from controller.reinforce import ControllerError
+from logbook.interrupt import Interrupted
 
 # What may differ when a run goes on: where it computes, and how it is watched.
 FREE_ON_RESUME = ("device", "threads", "checkpoint_every_s", "resume", "output")
@@ -33,8 +34,8 @@ def launch(start: Start) -> None:
     """Compose the config from the command line and hand it on, typed and as the text of `config.yaml`.
 
     Mistakes and failed runs are told in one line on standard error; the exit status is then 2 for a mistake of the
-    user's, 1 for a run that could not go on, 130 for Ctrl-C. A job of a multirun that fails does not stop the others;
-    all that failed are told at the end.
+    user's, 1 for a run that could not go on, 130 for Ctrl-C, 143 for SIGTERM. A job of a multirun that fails does not
+    stop the others; all that failed are told at the end.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them itself
     failed: list[tuple[str, int]] = []
@@ -52,6 +53,8 @@ def launch(start: Start) -> None:
         entry()
     except EXPECTED as error:
         failed.append((one_line(error), 2))
+    except Interrupted as error:
+        failed.append((str(error), 128 + error.signal_number))
     except KeyboardInterrupt:
         failed.append(("interrupted", 130))
     for message, _ in failed:

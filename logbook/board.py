@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch.utils.tensorboard.summary import hparams
-from torch.utils.tensorboard.writer import SummaryWriter
 
 from child.space import Genotype, SearchSpace
 from logbook import plots
+from logbook.run import Run
 
 LAYOUT = {
     "Search": {
@@ -28,24 +28,24 @@ LAYOUT = {
 }
 
 
-def describe_search(board: SummaryWriter, space: SearchSpace, chosen: Sequence[Genotype]) -> None:
+def describe_search(run: Run, space: SearchSpace, chosen: Sequence[Genotype]) -> None:
     """The layout of the custom-scalars page, and the chosen architectures as text and drawing."""
+    board, step = run.board, run.next_step()
     board.add_custom_scalars(LAYOUT)
     for number, genotype in enumerate(chosen, 1):
         graph = space.graph(genotype)
         drawing = plots.network_drawing(graph.nodes, graph.edges)
         picture = np.asarray(Image.open(io.BytesIO(plots.png(drawing))).convert("RGB"))
-        board.add_image(f"architecture/{number}", picture, 0, dataformats="HWC")
-        board.add_text(f"architecture/{number}", space.text(genotype), 0)
+        board.add_image(f"architecture/{number}", picture, step, dataformats="HWC")
+        board.add_text(f"architecture/{number}", space.text(genotype), step)
 
 
-def describe_run(board: SummaryWriter, results: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def describe_run(run: Run, results: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """The hyper-parameters with the final metrics, in the run's own event file.
 
     `SummaryWriter.add_hparams` would open a second run beside it.
     """
     metrics = {f"final/{row['name']}_test": float(np.mean(row["test"])) for row in results["rows"]}
     for summary in hparams(dict(config), metrics):
-        board._get_file_writer().add_summary(summary)
-    for tag, value in metrics.items():
-        board.add_scalar(tag, value, 0)
+        run.board._get_file_writer().add_summary(summary)
+    run.log(metrics)

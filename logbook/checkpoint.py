@@ -62,9 +62,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.replace(beside, path)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        raise OSError(
-            error.errno, f"cannot write {path}: {error.strerror}; what stood there before is untouched"
-        ) from None
+        raise OSError(f"cannot write {path}: {error.strerror or error}; what stood there before is untouched") from None
     folder = os.open(path.parent, os.O_RDONLY)  # so that the new name survives a power cut too
     try:
         os.fsync(folder)

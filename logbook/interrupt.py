@@ -8,8 +8,8 @@ GRACE_S = 7.0
 """Seconds until a run that reaches no checkpoint stops all the same, and goes on from its last one later."""
 
 
-class Interrupted(Exception):  # noqa: N818 (like KeyboardInterrupt)
-    """The run was asked to stop.
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop. Like Ctrl-C it passes through whatever only handles errors.
 
     Attributes:
         signal_number: By which signal.

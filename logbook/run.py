@@ -1,12 +1,11 @@
 """A run's folder: its config, journals, TensorBoard events and checkpoints, and how to go on from them.
 
 One checkpoint file per moment holds all state: the results of finished stages, the state of the current one, and how
-far the journals had been written, so that going on truncates them to that moment. Its first line carries a SHA-256 of
-the rest; it is written beside its place, synced, and renamed, so that it is there whole or not at all.
+far the journals had been written, so that going on truncates them to that moment. The last three are kept, and
+`checkpoints/newest` names the last, so that one that has gone missing is noticed.
 """
 
-import hashlib
-import io
+import contextlib
 import json
 import os
 import time
@@ -15,11 +14,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from logbook.checkpoint import read_checkpoint, write_atomically, write_checkpoint
+from logbook.interrupt import Interruption
+
 KEPT = 3
-MAGIC = "luban checkpoint 1"
 
 
 class Run:
@@ -29,10 +29,14 @@ class Run:
         folder: Where everything goes.
         finished: The result of every finished stage, plain data.
         stage_state: The state of the current stage, empty at its beginning.
+        interruption: Whether the run was asked to stop; it stops at its next checkpoint, which is then made at once.
+        remarks: What going on had to say, such as checkpoints that were passed over.
     """
 
-    def __init__(self, folder: Path, checkpoint_every_s: float):
+    def __init__(self, folder: Path, checkpoint_every_s: float, interruption: Interruption | None = None):
         self.folder, self.checkpoint_every_s = folder, checkpoint_every_s
+        self.interruption = interruption or Interruption()
+        self.remarks: list[str] = []
         self.finished: dict[str, Any] = {}
         self.stage_state: dict[str, Any] = {}
         self._number = 0
@@ -42,7 +46,14 @@ class Run:
         self._writer: SummaryWriter | None = None
 
     @classmethod
-    def create(cls, root: Path, name: str, config: str, checkpoint_every_s: float) -> "Run":
+    def create(
+        cls,
+        root: Path,
+        name: str,
+        config: str,
+        checkpoint_every_s: float,
+        interruption: Interruption | None = None,
+    ) -> "Run":
         """A new folder `root/name` (with the time in front where `name` is empty) that holds the resolved config."""
         root.mkdir(parents=True, exist_ok=True)
         wanted = name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
@@ -52,24 +63,38 @@ class Run:
                 folder.mkdir()
             except FileExistsError:
                 continue
-            (folder / "config.yaml").write_text(config)
-            return cls(folder, checkpoint_every_s)
+            write_atomically(folder / "config.yaml", config.encode())
+            return cls(folder, checkpoint_every_s, interruption)
         raise ValueError(f"cannot find a free name for a run folder like {root / wanted}")
 
     @classmethod
-    def resume(cls, folder: Path, checkpoint_every_s: float) -> "Run":
-        """Go on from the newest checkpoint of a folder.
+    def resume(cls, folder: Path, checkpoint_every_s: float, interruption: Interruption | None = None) -> "Run":
+        """Go on from the newest checkpoint of a folder that is whole; from the beginning where none was made yet.
 
         Raises:
-            ValueError: There is no run, or no checkpoint that can be read.
+            ValueError: There is no run, or there are checkpoints but none is whole.
         """
         if not (folder / "config.yaml").is_file():
             raise ValueError(f"cannot resume {folder}: it is not a run folder (no config.yaml)")
-        run = cls(folder, checkpoint_every_s)
-        files = sorted((folder / "checkpoints").glob("*.pt"))
-        if not files:
-            raise ValueError(f"cannot resume {folder}: it has no checkpoint yet; start the run anew")
-        run._restore(files[-1])
+        run = cls(folder, checkpoint_every_s, interruption)
+        files = sorted((folder / "checkpoints").glob("*.ckpt"), reverse=True)
+        newest = folder / "checkpoints" / "newest"
+        named = newest.read_text(errors="replace").strip() if newest.is_file() else ""
+        if named and named not in [file.name for file in files]:
+            run.remarks.append(f"The newest checkpoint, {newest.with_name(named)}, is missing.")
+        for file in files:
+            try:
+                state = read_checkpoint(file)
+            except ValueError as error:
+                run.remarks.append(f"Passed over a checkpoint: {error}.")
+                continue
+            run._restore(state, int(file.stem))
+            run.remarks.append(f"Going on from {file}.")
+            return run
+        if files or named:
+            raise ValueError(f"cannot resume {folder}: no checkpoint is whole; start the run anew. {run.remarks[-1]}")
+        run._truncate({})
+        run.remarks.append("No checkpoint had been made yet: starting from the beginning.")
         return run
 
     def once(self, stage: str, compute: Callable[[], Any]) -> Any:
@@ -77,6 +102,7 @@ class Run:
         if stage not in self.finished:
             self.finished[stage] = compute()
             self.save({})
+            self.interruption.check()
         return self.finished[stage]
 
     def append(self, journal: str, record: Mapping[str, Any]) -> None:
@@ -106,76 +132,79 @@ class Run:
 
     def log(self, scalars: Mapping[str, float]) -> None:
         """Scalars for TensorBoard, at the next step; one counter serves all tags, so that a resume can purge."""
-        board = self.board  # made before the step goes on, for it purges from the coming step
-        self._tick += 1
+        board, step = self.board, self.next_step()
         for tag, value in scalars.items():
-            board.add_scalar(tag, value, self._tick)
+            board.add_scalar(tag, value, step)
+
+    def next_step(self) -> int:
+        """The next step of TensorBoard, for what is not a scalar."""
+        assert self.board is not None  # made before the step goes on, for it purges from the coming step
+        self._tick += 1
+        return self._tick
 
     def save_if_due(self, state: Callable[[], dict[str, Any]]) -> None:
-        """A checkpoint, where the last is longer ago than the interval."""
-        if time.monotonic() - self._last_save >= self.checkpoint_every_s:
+        """A checkpoint, where the last is longer ago than the interval; or at once, and a stop, where one is asked for.
+
+        Raises:
+            Interrupted: The run was asked to stop; its checkpoint is written.
+        """
+        if self.interruption.requested or time.monotonic() - self._last_save >= self.checkpoint_every_s:
             self.save(state())
+            self.interruption.check()
 
     def save(self, stage_state: dict[str, Any]) -> None:
-        """A checkpoint of everything."""
+        """A checkpoint of everything.
+
+        Raises:
+            OSError: It could not be written, as on a full disk; the checkpoint before is untouched.
+        """
         self.stage_state = stage_state
         offsets = {}
         for name, file in self._journals.items():
-            file.flush()
-            os.fsync(file.fileno())
+            try:
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError as error:
+                path = self.folder / f"{name}.jsonl"
+                raise OSError(f"cannot write {path}: {error.strerror or error}") from None
             offsets[name] = file.tell()
         if self._writer is not None:
             self._writer.flush()
         state = {"finished": self.finished, "stage_state": stage_state, "offsets": offsets, "tick": self._tick}
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        payload = buffer.getvalue()
-        header = f"{MAGIC} {hashlib.sha256(payload).hexdigest()}\n".encode()
         self._number += 1
         folder = self.folder / "checkpoints"
         folder.mkdir(exist_ok=True)
-        write_atomically(folder / f"{self._number:06d}.pt", header + payload)
-        for old in sorted(folder.glob("*.pt"))[:-KEPT]:
+        path = folder / f"{self._number:06d}.ckpt"
+        write_checkpoint(path, state)
+        write_atomically(folder / "newest", path.name.encode())
+        for old in sorted(folder.glob("*.ckpt"))[:-KEPT]:
             old.unlink()
         self._last_save = time.monotonic()
 
     def close(self) -> None:
-        """Flush and close every file."""
+        """Close every file; what no checkpoint knows may be lost, and would be truncated anyway."""
         for file in self._journals.values():
-            file.close()
+            with contextlib.suppress(OSError):
+                file.close()
         self._journals.clear()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
-    def _restore(self, path: Path) -> None:
-        state = read_checkpoint(path)
-        self._number = int(path.stem)
+    def _restore(self, state: dict[str, Any], number: int) -> None:
+        self._number = number
         self.finished, self.stage_state, self._tick = state["finished"], state["stage_state"], state["tick"]
-        for file in self.folder.glob("*.jsonl"):
-            with file.open("r+b") as journal:
-                journal.truncate(state["offsets"].get(file.stem, 0))
-        for name in state["offsets"]:
+        self._truncate(state["offsets"])
+
+    def _truncate(self, offsets: Mapping[str, int]) -> None:
+        """Take the journals back to where a checkpoint knew them."""
+        for name, offset in offsets.items():
+            path = self.folder / f"{name}.jsonl"
+            length = path.stat().st_size if path.exists() else 0
+            if length < offset:
+                raise ValueError(f"cannot resume: {path} has {length} bytes, but its checkpoint knew {offset} of them")
+        for path in self.folder.glob("*.jsonl"):
+            with path.open("r+b") as journal:
+                journal.truncate(offsets.get(path.stem, 0))
+        for name in offsets:
             self._journals[name] = (self.folder / f"{name}.jsonl").open("ab")
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint file.
-
-    Raises:
-        ValueError: It is damaged, or no checkpoint.
-    """
-    header, _, payload = path.read_bytes().partition(b"\n")
-    if header.decode(errors="replace") != f"{MAGIC} {hashlib.sha256(payload).hexdigest()}":
-        raise ValueError(f"{path} is damaged: its content does not match its SHA-256")
-    return torch.load(io.BytesIO(payload), weights_only=True)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside, sync, rename: after a crash the file is whole, old or new."""
-    beside = path.with_name(path.name + ".part")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)

@@ -17,9 +17,9 @@ from logbook.run import Run
 def events(known: Any, tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
     space = known.tiny_macro()
     run = Run.create(tmp_path_factory.mktemp("board"), "run", "", 0.0)
-    describe_search(run.board, space, [space.genotype([2, 0, 1, 1, 2, 0, 1]), space.canonical([0] * 7)])
+    describe_search(run, space, [space.genotype([2, 0, 1, 1, 2, 0, 1]), space.canonical([0] * 7)])
     results = {"rows": [{"name": "teacher", "test": [0.9, 0.7]}, {"name": "student", "test": [0.5]}]}
-    describe_run(run.board, results, {"seed": 3, "controller": "x.Y", "policy_share": 0.5})
+    describe_run(run, results, {"seed": 3, "controller": "x.Y", "policy_share": 0.5})
     run.close()
     folder = run.folder / "tensorboard"
     assert [path.is_file() for path in folder.iterdir()] == [True]  # no second run beside it

@@ -1,7 +1,15 @@
 """A run folder remembers everything once, and nothing twice."""
 
+import errno
+import hashlib
+import io
 import json
+import math
 import os
+import pickle
+import random
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +17,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from logbook.run import KEPT, Run, read_checkpoint, write_atomically
+from logbook.checkpoint import MAGIC, read_checkpoint, write_atomically, write_checkpoint
+from logbook.interrupt import Interrupted, Interruption
+from logbook.run import KEPT, Run
 
 
 def create(tmp_path: Path, name: str = "run") -> Run:
@@ -17,7 +27,7 @@ def create(tmp_path: Path, name: str = "run") -> Run:
 
 
 def numbers(run: Run) -> list[int]:
-    return [int(path.stem) for path in sorted((run.folder / "checkpoints").iterdir())]
+    return [int(path.stem) for path in sorted((run.folder / "checkpoints").glob("*.ckpt"))]
 
 
 def test_names_do_not_collide(tmp_path: Path) -> None:
@@ -121,13 +131,15 @@ def test_damage_is_noticed(tmp_path: Path, damage: str) -> None:
     run = create(tmp_path)
     run.save({"weights": torch.ones(100)})
     run.close()
-    path = run.folder / "checkpoints" / "000001.pt"
+    path = run.folder / "checkpoints" / "000001.ckpt"
     content = bytearray(path.read_bytes())
     if damage == "a flipped bit":
         content[-200] ^= 1
     changed = {"cut short": content[:-1], "empty": b"", "not ours": b"PK something"}.get(damage, content)
     path.write_bytes(bytes(changed))
-    with pytest.raises(ValueError, match=r"000001\.pt is damaged: its content does not match its SHA-256"):
+    with pytest.raises(
+        ValueError, match=r"no checkpoint is whole.*000001\.ckpt is damaged: its content does not match its SHA-256"
+    ):
         Run.resume(run.folder, 0.0)
 
 
@@ -135,16 +147,124 @@ def test_what_is_no_run_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="it is not a run folder"):
         Run.resume(tmp_path, 0.0)
     run = create(tmp_path)
-    with pytest.raises(ValueError, match="it has no checkpoint yet"):
-        Run.resume(run.folder, 0.0)
+    run.append("history", {"round": 1})
+    run.close()
+    again = Run.resume(run.folder, 0.0)  # stopped before its first checkpoint: it begins anew
+    assert again.remarks == ["No checkpoint had been made yet: starting from the beginning."]
+    assert again.finished == {} and again.read("history") == []
 
 
 def test_no_code_is_run_by_a_checkpoint(tmp_path: Path) -> None:
     run = create(tmp_path)
-    run.save({"path": Path("x")})  # needs more than plain data and tensors
+    with pytest.raises(TypeError, match="plain data and tensors, not PosixPath"):
+        run.save({"path": Path("x")})
     run.close()
-    with pytest.raises(Exception, match=r"weights_only|Weights only"):
-        read_checkpoint(run.folder / "checkpoints" / "000001.pt")
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, (f"touch {tmp_path / 'exploded'}",)
+
+    buffer = io.BytesIO()
+    torch.save({"finished": Bomb()}, buffer)
+    for payload in (pickle.dumps(Bomb()), buffer.getvalue()):
+        path = tmp_path / "bomb.ckpt"  # whole by its own account, with a pickle where tensors should be
+        path.write_bytes(MAGIC + b" " + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
+        with pytest.raises(ValueError, match="is not a checkpoint"):
+            read_checkpoint(path)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.fixture(scope="module")
+def two_saves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = create(tmp_path_factory.mktemp("saves"))
+    for number in (1, 2):
+        run.append("history", {"round": number})
+        run.save({"round": number, "weights": torch.randn(50, generator=torch.Generator().manual_seed(number))})
+    run.close()
+    return run.folder
+
+
+def damaged(content: bytes, kind: str, number: int) -> bytes | None:
+    rng = random.Random(number)
+    if kind == "flip":
+        place = rng.randrange(len(content))
+        return content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :]
+    return content[: rng.randrange(len(content))] if kind == "cut" else None
+
+
+@pytest.mark.parametrize(("kind", "times"), [("flip", 200), ("cut", 60), ("deletion", 20)])
+def test_any_damage_to_the_newest_checkpoint_falls_back_and_says_so(
+    kind: str, times: int, two_saves: Path, tmp_path: Path
+) -> None:
+    for number in range(times):
+        folder = shutil.copytree(two_saves, tmp_path / f"{number}")
+        path = folder / "checkpoints" / "000002.ckpt"
+        content = damaged(path.read_bytes(), kind, number)
+        path.unlink() if content is None else path.write_bytes(content)
+        resumed = Run.resume(folder, 0.0)
+        assert resumed.stage_state["round"] == 1 and resumed.read("history") == [{"round": 1}]
+        assert "000002.ckpt" in resumed.remarks[0] and "000001.ckpt" in resumed.remarks[-1]
+        resumed.close()
+        shutil.rmtree(folder)
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_overwritten(two_saves: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(two_saves, tmp_path / "run")
+    for path in (folder / "checkpoints").glob("*.ckpt"):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="no checkpoint is whole"):
+        Run.resume(folder, 0.0)
+    assert len((folder / "history.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_journal_that_lost_lines_is_noticed(two_saves: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(two_saves, tmp_path / "run")
+    (folder / "history.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"history\.jsonl has 0 bytes, but its checkpoint knew"):
+        Run.resume(folder, 0.0)
+
+
+def test_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    last = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    state = {"t": torch.randn(3, 4).t(), "n": {0: {"x": [1, 2.5, None, True, "é"]}}, "c": (1, math.inf), "last": last}
+    write_checkpoint(tmp_path / "state.ckpt", state)
+    read = read_checkpoint(tmp_path / "state.ckpt")
+    assert read["n"] == state["n"] and read["c"] == state["c"] and torch.equal(read["t"], state["t"])
+    assert torch.equal(read["last"], last) and read["last"].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = create(tmp_path)
+    run.save({"round": 1})
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as raised:
+        run.save({"round": 2})
+    assert "\n" not in str(raised.value) and "No space left on device" in str(raised.value)
+    assert "000002.ckpt" in str(raised.value)
+    monkeypatch.undo()
+    run.close()
+    assert not list(run.folder.glob("**/*.part"))
+    assert Run.resume(run.folder, 0.0).stage_state == {"round": 1}
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_asks_for_a_checkpoint_and_a_second_stops_at_once(tmp_path: Path, signal_number: int) -> None:
+    with Interruption() as interruption:
+        run = Run.create(tmp_path, "run", "a: 1\n", math.inf, interruption)
+        run.save_if_due(lambda: {"round": 1})
+        assert not (run.folder / "checkpoints").exists()
+        os.kill(os.getpid(), signal_number)
+        with pytest.raises(Interrupted, match=signal.Signals(signal_number).name):
+            run.save_if_due(lambda: {"round": 2})
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal_number)
+    run.close()
+    assert Run.resume(run.folder, 0.0).stage_state == {"round": 2}
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
