@@ -127,8 +127,8 @@ def build_reward(
 ) -> tuple[CostModel, Reward]:
     """The reward, and the cost in its unit.
 
-    A target of null becomes the median cost of 101 random architectures; a run that goes on keeps the one it had,
-    since a latency measured again would not be the same.
+    A target of null becomes the upper quartile of the costs of 101 random architectures; a run that goes on keeps the
+    one it had, since a latency measured again would not be the same.
     """
     part = config.reward
     unit = read(CostUnit, part.arguments.get("unit", "macs"), f"{part.key}.unit")
@@ -137,7 +137,7 @@ def build_reward(
         target = known_target
         if target is None:
             drawn = space.sample(np.random.default_rng(derive_seed(config.seed, "target")), 101)
-            target = float(np.median([cost(genotype) for genotype in drawn]))
+            target = float(np.quantile([cost(genotype) for genotype in drawn], 0.75))
         part = Part(part.key, part.target, {**part.arguments, "target": target})
     return cost, part.build(config.plugins)
 

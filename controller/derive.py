@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from child.space import Evaluation, Evaluator, Genotype, SearchSpace
+from controller.strategy import RandomSearch
 
 Item = TypeVar("Item")
 
@@ -41,12 +42,18 @@ def shortlist(history: Iterable[dict[str, Any]], strategy: str, num: int) -> lis
     Half by reward (of an architecture seen more than once, the mean); the rest from the front of quality and cost,
     peeled layer by layer, so that cheap ones are looked at again too. Where an environment tells no cost it counts as
     without bound.
+
+    Shared weights get better all the time, which would favor what was seen late. What random search, whose proposals
+    do not change, got in the mean of the same round is therefore taken off first, where it played.
     """
+    lines = [line for line in history if line["failure"] is None and line["quality"] is not None]
+    drift = {key: _mean_by_round(lines, key) for key in ("reward", "quality")}
     seen: dict[Genotype, list[dict[str, Any]]] = {}
-    for line in history:
-        if line["strategy"] == strategy and line["failure"] is None and line["quality"] is not None:
+    for line in lines:
+        if line["strategy"] == strategy:
+            fair = {key: line[key] - drift[key].get(line["round"], 0.0) for key in drift}
             cost = math.inf if line["cost"] is None else line["cost"]
-            seen.setdefault(Genotype.from_json(line["genotype"]), []).append({**line, "cost": cost})
+            seen.setdefault(Genotype.from_json(line["genotype"]), []).append({**fair, "cost": cost})
     means = {
         genotype: tuple(sum(line[key] for line in lines) / len(lines) for key in ("reward", "quality", "cost"))
         for genotype, lines in seen.items()
@@ -58,6 +65,15 @@ def shortlist(history: Iterable[dict[str, Any]], strategy: str, num: int) -> lis
         chosen += layer[: num - len(chosen)]
         rest = {genotype: pair for genotype, pair in rest.items() if genotype not in layer}
     return chosen
+
+
+def _mean_by_round(lines: Iterable[dict[str, Any]], key: str) -> dict[int, float]:
+    """What random search got in the mean of each round; nothing where it did not play."""
+    found: dict[int, list[float]] = {}
+    for line in lines:
+        if line["strategy"] == RandomSearch.name:
+            found.setdefault(line["round"], []).append(line[key])
+    return {number: sum(values) / len(values) for number, values in found.items()}
 
 
 def front_of(items: Iterable[Item], key: Callable[[Item], tuple[float, float]]) -> list[Item]:

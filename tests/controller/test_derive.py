@@ -69,7 +69,8 @@ def test_hypervolume_counts_the_dominated_area(pairs: list[Pair], extra: Pair) -
 def line(token: int, reward: float, quality: float, cost: float | None, **other: Any) -> dict[str, Any]:
     genotype = {"space": "flat", "tokens": [token]}
     return {
-        "strategy": "mine", "genotype": genotype, "reward": reward, "quality": quality, "cost": cost, "failure": None
+        "strategy": "mine", "genotype": genotype, "reward": reward, "quality": quality, "cost": cost, "failure": None,
+        "round": token,
     } | other  # fmt: skip
 
 
@@ -103,13 +104,25 @@ def test_an_environment_that_tells_no_cost_has_a_shortlist_too() -> None:
     assert tokens_of(shortlist(history, "mine", 2)) == [1, 2]
 
 
+def test_what_was_seen_early_is_compared_fairly() -> None:
+    """Shared weights gain 0.4 between the rounds, which random search shows; the early architecture is the better."""
+    history = [
+        line(0, 0.55, 0.55, 5.0, round=0),
+        line(1, 0.90, 0.90, 5.0, round=1),
+        line(2, 0.50, 0.50, 5.0, round=0, strategy="random"),
+        line(3, 0.90, 0.90, 5.0, round=1, strategy="random"),
+    ]
+    assert tokens_of(shortlist(history, "mine", 1)) == [0]
+    assert tokens_of(shortlist(history[:2], "mine", 1)) == [1]  # without random search nothing is known of the drift
+
+
 def test_derive_scores_again_on_everything(known: Any) -> None:
     space = known.FlatSpace(3, 3)
     genotypes = space.sample(np.random.default_rng(0), 12)
     history = [
         {
             "strategy": ("mine", "random")[number % 2], "genotype": genotype.to_json(), "failure": None,
-            "reward": float(number), "quality": number / 12, "cost": 1.0 + number,
+            "reward": float(number), "quality": number / 12, "cost": 1.0 + number, "round": number // 2,
         } for number, genotype in enumerate(genotypes)
     ]  # fmt: skip
     evaluator = known.TargetEvaluator(genotypes[0])
