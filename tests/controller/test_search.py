@@ -20,8 +20,9 @@ from controller.reinforce import Reinforce
 from controller.search import SearchSettings, operation_shares, search
 from controller.strategy import RandomSearch, Rollout, Strategy
 from envs.reward import Linear
+from logbook.checkpoint import read_checkpoint
 from logbook.console import Console
-from logbook.run import Run, read_checkpoint
+from logbook.run import Run
 
 CPU = torch.device("cpu")
 SETTINGS = SearchSettings(rounds=4, episodes=3, warmup_batches=4, batches_per_round=2, fidelity=0.5)
@@ -205,7 +206,7 @@ def test_a_search_that_stopped_goes_on_bit_by_bit(
     resumed.close()
     for name in ("history.jsonl", "updates.jsonl"):
         assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes()
-    states = [read_checkpoint(max((r.folder / "checkpoints").glob("*.pt"))) for r in (whole, resumed)]
+    states = [read_checkpoint(max((r.folder / "checkpoints").glob("*.ckpt"))) for r in (whole, resumed)]
     assert states[0]["stage_state"]["round"] == 4
     assert_same(states[0], states[1])
 
