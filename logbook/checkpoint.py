@@ -24,7 +24,7 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     plain = json.dumps(_encode(state, tensors))
     payload = save(tensors, metadata={"state": plain})
-    write_atomically(path, MAGIC + b" " + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
+    write_atomically(path, _header(payload) + b"\n" + payload)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         header, _, payload = path.read_bytes().partition(b"\n")
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from None
-    if header != MAGIC + b" " + hashlib.sha256(payload).hexdigest().encode():
+    if header != _header(payload):
         raise ValueError(f"{path} is damaged: its content does not match its SHA-256")
     try:
         length = int.from_bytes(payload[:8], "little")
@@ -68,6 +68,10 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _header(payload: bytes) -> bytes:
+    return MAGIC + b" " + hashlib.sha256(payload).hexdigest().encode()
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -41,6 +41,7 @@ class Run:
         self.stage_state: dict[str, Any] = {}
         self._number = 0
         self._tick = 0
+        self._purge_step = 1  # TensorBoard shows no step from here on that was written before
         self._journals: dict[str, BinaryIO] = {}
         self._last_save = time.monotonic()
         self._writer: SummaryWriter | None = None
@@ -126,19 +127,17 @@ class Run:
     def board(self) -> SummaryWriter:
         """The run's one TensorBoard writer."""
         if self._writer is None:
-            # Steps that the checkpoint does not know are shown no more.
-            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._tick + 1)
+            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._purge_step)
         return self._writer
 
     def log(self, scalars: Mapping[str, float]) -> None:
         """Scalars for TensorBoard, at the next step; one counter serves all tags, so that a resume can purge."""
-        board, step = self.board, self.next_step()
+        step = self.next_step()
         for tag, value in scalars.items():
-            board.add_scalar(tag, value, step)
+            self.board.add_scalar(tag, value, step)
 
     def next_step(self) -> int:
         """The next step of TensorBoard, for what is not a scalar."""
-        assert self.board is not None  # made before the step goes on, for it purges from the coming step
         self._tick += 1
         return self._tick
 
@@ -194,6 +193,7 @@ class Run:
     def _restore(self, state: dict[str, Any], number: int) -> None:
         self._number = number
         self.finished, self.stage_state, self._tick = state["finished"], state["stage_state"], state["tick"]
+        self._purge_step = self._tick + 1
         self._truncate(state["offsets"])
 
     def _truncate(self, offsets: Mapping[str, int]) -> None:
