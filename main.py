@@ -37,6 +37,25 @@ from logbook.interrupt import Interrupted, Interruption
 from logbook.report import results_table, write_report
 from logbook.run import Run
 
+Environments = gymnasium.vector.VectorEnv[Any, Any, Any]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the config names, built: the task, what searches, and what is searched in.
+
+    `playground` are the environments that the search plays in; `environments(num, fidelity)` makes others.
+    """
+
+    device: torch.device
+    task: Task
+    space: NetworkSpace
+    reward: Reward
+    evaluator: Evaluator
+    strategy: Strategy
+    environments: Callable[[int, float], Environments]
+    playground: Environments
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -71,35 +90,23 @@ def main(config: RunConfig, text: str) -> None:
         run = None
         if config.resume:
             run = Run.resume(Path(config.resume), config.checkpoint_every_s, interruption)
-        device = choose_device(config.device)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        task = config.env.task.build(config.plugins, seed=config.seed)
-        space = config.space.build(config.plugins, input_shape=task.input_shape, num_classes=task.num_classes)
-        cost, reward = build_reward(config, space, task, device, run.finished.get("target") if run else None)
-        evaluator = config.evaluator.build(
-            config.plugins, space=space, task=task, cost=cost, seed=config.seed, device=device,
-            num_steps=config.search.num_batches,
-        )  # fmt: skip
-        strategy = config.controller.build(
-            config.plugins, space=space, seed=config.seed, num_updates=config.search.rounds
-        )
-        environments = make_environments(config, space, evaluator, reward)
+        parts = build_parts(config, run.finished.get("target") if run else None)
         if run is None:  # only now, so that a mistake in the config leaves no folder behind
             run = Run.create(Path(config.output), config.name, text, config.checkpoint_every_s, interruption)
-        at = Setting(config, device, task, space, run, console)
+        at = Setting(config, parts.device, parts.task, parts.space, run, console)
         console.say(
-            f"Luban: {task.name}, space {space.name}, seed {config.seed}, on {device}. Run folder: {run.folder}"
+            f"Luban: {at.task.name}, space {at.space.name}, seed {config.seed}, on {at.device}. "
+            f"Run folder: {run.folder}"
         )
         for remark in run.remarks:
             console.say(remark)
-        console.say(f"Reward: {reward.formula()}")
+        console.say(f"Reward: {parts.reward.formula()}")
         try:
-            run.once("target", lambda: getattr(reward, "target", None))
-            run.write("space.json", {"name": space.name, "decisions": [
-                {"name": d.name, "kind": d.kind, "labels": list(d.labels)} for d in space.decisions
+            run.once("target", lambda: getattr(parts.reward, "target", None))
+            run.write("space.json", {"name": at.space.name, "decisions": [
+                {"name": d.name, "kind": d.kind, "labels": list(d.labels)} for d in at.space.decisions
             ]})  # fmt: skip
-            found = run.once("search", lambda: search_and_derive(at, environments, strategy, evaluator, reward))
+            found = run.once("search", lambda: search_and_derive(at, parts))
             trained = train_finals(at, found)
             results = run.once("test", lambda: test_finals(at, found, trained))
         except Interrupted:
@@ -113,6 +120,24 @@ def main(config: RunConfig, text: str) -> None:
     report = write_report(run.folder)
     console.say(f"Report: {report}   TensorBoard: tensorboard --logdir {run.folder}")
     console.say(f"Finished in {time.monotonic() - started:.0f} s.")
+
+
+def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
+    """Build everything that a search needs; nothing is written, so a mistake in the config costs nothing."""
+    device = choose_device(config.device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    task = config.env.task.build(config.plugins, seed=config.seed)
+    space = config.space.build(config.plugins, input_shape=task.input_shape, num_classes=task.num_classes)
+    cost, reward = build_reward(config, space, task, device, known_target)
+    evaluator = config.evaluator.build(
+        config.plugins, space=space, task=task, cost=cost, seed=config.seed, device=device,
+        num_steps=config.search.num_batches,
+    )  # fmt: skip
+    strategy = config.controller.build(config.plugins, space=space, seed=config.seed, num_updates=config.search.rounds)
+    environments = partial(make_environments, config, space, evaluator, reward)
+    playground = environments(config.search.episodes, config.search.fidelity)
+    return Parts(device, task, space, reward, evaluator, strategy, environments, playground)
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -143,9 +168,9 @@ def build_reward(
 
 
 def make_environments(
-    config: RunConfig, space: NetworkSpace, evaluator: Evaluator, reward: Reward
-) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
-    """B episodes of the environment that `env.id` names: its own vector version where it has one, else B copies."""
+    config: RunConfig, space: NetworkSpace, evaluator: Evaluator, reward: Reward, num: int, fidelity: float
+) -> Environments:
+    """`num` episodes of the environment that `env.id` names: its own vector version where it has one, else copies."""
     try:
         spec = gymnasium.spec(config.env.id)
     except gymnasium.error.Error as error:
@@ -154,28 +179,29 @@ def make_environments(
     manual = {} if native else {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED}
     return gymnasium.make_vec(
         config.env.id,
-        num_envs=config.search.episodes,
+        num_envs=num,
         vectorization_mode="vector_entry_point" if native else "sync",
         vector_kwargs=manual or None,
         space=space,
         evaluator=evaluator,
         reward=reward,
-        fidelity=config.search.fidelity,
+        fidelity=fidelity,
     )
 
 
-def search_and_derive(
-    at: Setting, environments: Any, strategy: Strategy, evaluator: Evaluator, reward: Reward
-) -> dict[str, Any]:
+def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     """Search, score the candidates again, and write down which architectures will be trained."""
-    config, run, space = at.config, at.run, at.space
+    config, run, space, strategy, reward = at.config, at.run, at.space, parts.strategy, parts.reward
     started = time.monotonic()
-    search(environments, strategy, evaluator, config.search, config.seed, run, at.console)
+    search(parts.playground, strategy, parts.evaluator, config.search, config.seed, run, at.console)
     searched = time.monotonic()
     history = run.read("history")
     names = list(dict.fromkeys(line["strategy"] for line in history))
     draw = derive_seed(config.seed, "derive")
-    candidates = derive(space, history, names, evaluator, reward, config.derive.candidates, draw)
+    candidates = derive(
+        space, history, names, lambda num: parts.environments(num, 1.0), parts.evaluator, config.derive.candidates,
+        draw,
+    )  # fmt: skip
     own = [candidate for candidate in candidates if candidate.strategy == strategy.name]
     if not own:
         raise ValueError(f"no architecture could be evaluated; see 'failure' in {run.folder / 'history.jsonl'}")

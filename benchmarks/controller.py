@@ -6,7 +6,7 @@
 `LSTMCell` step per token group, a `Categorical` per decision, log-probabilities and entropies added up on the way.
 """
 
-from timing import interleaved, record  # isort: skip
+from timing import Constant, interleaved, record  # isort: skip
 
 import gymnasium
 import numpy as np
@@ -16,18 +16,10 @@ from torch.distributions import Categorical
 
 import envs  # noqa: F401 (registers the environments)
 from child.macro import MacroSpace
-from child.space import Evaluation
 from controller.policy import PolicySettings
 from controller.reinforce import Reinforce
 from controller.search import play
 from envs.reward import Linear
-
-
-class Constant:
-    """Every architecture is worth the same, so that only drawing is timed."""
-
-    def evaluate(self, genotypes, fidelity, seed):
-        return [Evaluation(genotype, 0.5, 1.0, fidelity, seed) for genotype in genotypes]
 
 
 class PlainController(nn.Module):

@@ -3,7 +3,7 @@
 python benchmarks/environment.py       # half a minute, one thread
 """
 
-from timing import interleaved, record  # isort: skip
+from timing import Constant, interleaved, record  # isort: skip
 
 import gymnasium
 import numpy as np
@@ -11,15 +11,7 @@ import torch
 
 import envs  # noqa: F401 (registers the environments)
 from child.macro import MacroSpace
-from child.space import Evaluation
 from envs.reward import Linear
-
-
-class Constant:
-    """Every architecture is worth the same, so that only the environment is timed."""
-
-    def evaluate(self, genotypes, fidelity, seed):
-        return [Evaluation(genotype, 0.5, 1.0, fidelity, seed) for genotype in genotypes]
 
 
 def main() -> None:

@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))
 
+from child.space import Evaluation  # noqa: E402
+
 
 def interleaved(alternatives: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """The median seconds of one call of each, taken in turns so that a slow moment hits all alike."""
@@ -33,6 +35,13 @@ def matmul_peak(repeats: int = 20) -> float:
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
     seconds = interleaved({"product": lambda: a @ b}, repeats)["product"]
     return 2 * 1024**3 / seconds / 1e9
+
+
+class Constant:
+    """An evaluator to which every architecture is worth the same, so that only what is around it is timed."""
+
+    def evaluate(self, genotypes, fidelity, seed):
+        return [Evaluation(genotype, 0.5, 1.0, fidelity, seed) for genotype in genotypes]
 
 
 def record(name: str, title: str, rows: list[dict[str, object]], notes: list[str]) -> None:

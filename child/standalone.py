@@ -1,5 +1,6 @@
 """The evaluator without shared weights: every architecture is trained from scratch on its own."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from sklearn.model_selection import StratifiedKFold
 from child.cost import CostModel
 from child.space import Evaluation, Genotype, Improvement, NetworkSpace, Sampler, derive_seed
 from child.task import Task
-from child.training import Training, TrainingError, TrainingSettings, predict
+from child.training import Training, TrainingError, TrainingSettings, is_out_of_memory, predict
 
 
 def folds_of(task: Task, num_folds: int, seed: int) -> list[Task]:
@@ -44,6 +45,8 @@ class StandaloneEvaluator:
         folds: 1 for the task's own validation split, k for k-fold cross-validation.
         seed: The run's seed.
         device: Where to compute.
+        max_seconds: Give an architecture up that takes longer; None for never. Where a limit strikes depends on the
+            machine, and so then does the result of a run.
     """
 
     def __init__(
@@ -55,7 +58,11 @@ class StandaloneEvaluator:
         folds: int,
         seed: int,
         device: torch.device,
+        max_seconds: float | None = None,
     ):
+        if max_seconds is not None and not max_seconds > 0:
+            raise ValueError(f"max_seconds must be above 0 or null, got {max_seconds}")
+        self.max_seconds = max_seconds
         self.space, self.cost, self.settings, self.seed, self.device = space, cost, settings, seed, device
         self.folds = [fold.to(device) for fold in folds_of(task, folds, seed)]
         self.found: dict[tuple[Genotype, float], Evaluation] = {}
@@ -86,6 +93,7 @@ class StandaloneEvaluator:
 
     def _train(self, genotype: Genotype, fidelity: float) -> Evaluation:
         metrics = []
+        started = time.monotonic()
         try:
             for number, task in enumerate(self.folds):
                 stage = f"standalone {genotype.tokens} fold {number}"
@@ -96,6 +104,9 @@ class StandaloneEvaluator:
                 network.train()
                 while not training.finished:
                     training.step()
+                    if self.max_seconds is not None and time.monotonic() - started > self.max_seconds:
+                        failure = f"out of time: more than {self.max_seconds:g} s"
+                        return Evaluation(genotype, 0.0, self.cost(genotype), fidelity, self.seed, failure)
                 network.eval()
                 outputs = predict(network, task, task.validation, self.settings.batch_size, self.device)
                 if not bool(outputs.isfinite().all()):
@@ -103,7 +114,9 @@ class StandaloneEvaluator:
                 metrics.append(task.metric(outputs, task.validation.targets.cpu()))
         except TrainingError:
             return Evaluation(genotype, 0.0, self.cost(genotype), fidelity, self.seed, "training was not finite")
-        except (torch.OutOfMemoryError, MemoryError):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             return Evaluation(genotype, 0.0, self.cost(genotype), fidelity, self.seed, "out of memory")
         quality = sum(self.folds[0].quality(metric) for metric in metrics) / len(metrics)
         return Evaluation(genotype, quality, self.cost(genotype), fidelity, self.seed)

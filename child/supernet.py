@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from child.cost import CostModel
 from child.space import Evaluation, Genotype, Improvement, NetworkSpace, Sampler, derive_seed
 from child.task import Split, Task
-from child.training import Training, TrainingSettings, predict
+from child.training import Training, TrainingSettings, is_out_of_memory, predict
 
 Statistics = Literal["batch", "recalibrated"]
 
@@ -107,7 +107,9 @@ class SupernetEvaluator:
         """Logits (N, K) of each architecture, or why there are none."""
         try:
             return list(self._logits(genotypes, split))
-        except (torch.OutOfMemoryError, MemoryError):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             if len(genotypes) == 1:
                 return ["out of memory"]
             return [self._outputs([genotype], split)[0] for genotype in genotypes]

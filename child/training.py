@@ -64,6 +64,11 @@ class TrainingSettings:
                 raise ValueError(f"training.{name} must be in [0, {limit}), got {getattr(self, name)}")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: PyTorch has an error of its own for devices, but on the processor a plain one."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 class Training:
     """A network learning a task, step by step.
 
@@ -146,6 +151,7 @@ class Training:
         self.step_number += 1
         if not torch.isfinite(norm) or not torch.isfinite(loss):
             self.num_skipped_in_a_row += 1
+            self._heal_statistics()
             if self.num_skipped_in_a_row >= MAX_SKIPPED:
                 raise TrainingError(
                     f"training of {self.stage} stopped at step {self.step_number}: loss or gradient was not finite "
@@ -171,6 +177,14 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step_number = state["step_number"]
         self.num_skipped_in_a_row = state["num_skipped_in_a_row"]
+
+    def _heal_statistics(self) -> None:
+        """Begin running statistics again that took in values that are not finite, for they would never lose them."""
+        for module in self.network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                statistics = (module.running_mean, module.running_var)
+                if not all(values is None or bool(values.isfinite().all()) for values in statistics):
+                    module.reset_running_stats()
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         epoch, position = divmod(self.step_number, self.steps_per_epoch)

@@ -5,8 +5,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from gymnasium.vector import VectorEnv
+
 from child.space import Evaluation, Evaluator, Genotype, SearchSpace
-from controller.strategy import RandomSearch
+from controller.search import play
+from controller.strategy import RandomSearch, Rollout, Update, WholeStrategy
 
 Item = TypeVar("Item")
 
@@ -101,25 +104,57 @@ def hypervolume(points: Iterable[tuple[float, float]], worst_cost: float) -> flo
     return area / worst_cost if worst_cost > 0 else 0.0
 
 
+class Replay(WholeStrategy):
+    """Plays the architectures it is given."""
+
+    name = "replay"
+
+    def __init__(self, space: SearchSpace, genotypes: list[Genotype]):
+        super().__init__(space, 0)
+        self.genotypes = genotypes
+
+    def propose(self, num: int, round_number: int) -> list[Genotype]:
+        return self.genotypes
+
+    def learn(self, rollout: Rollout) -> Update:
+        return Update()
+
+
 def derive(
     space: SearchSpace,
     history: Sequence[dict[str, Any]],
     strategies: Sequence[str],
+    environments: Callable[[int], VectorEnv[Any, Any, Any]],
     evaluator: Evaluator,
-    reward: Callable[[Evaluation], float],
     num: int,
     seed: int,
 ) -> list[Candidate]:
-    """Score the shortlist of every strategy again on all validation data, best reward first.
+    """Play the shortlist of every strategy again with full evaluations, best reward first.
 
-    Strategies get equally many places, so that their fronts compare fairly.
+    Strategies get equally many places, so that their fronts compare fairly. The reward is the environment's own, a
+    user's included.
+
+    Args:
+        space: What was searched.
+        history: The lines of `history.jsonl`.
+        strategies: Those that played.
+        environments: So many episodes side by side, each evaluated in full.
+        evaluator: Tells quality and cost where the environment only speaks in rewards.
+        num: Candidates of each strategy.
+        seed: Of the evaluations.
     """
     candidates = []
     for strategy in strategies:
         genotypes = [space.check(genotype) for genotype in shortlist(history, strategy, num)]
-        for evaluation in evaluator.evaluate(genotypes, 1.0, seed):
-            if evaluation.failure is None:
-                candidates.append(Candidate(strategy, evaluation, reward(evaluation)))
+        if not genotypes:
+            continue
+        rollout = play(environments(len(genotypes)), Replay(space, genotypes), 0, seed)
+        evaluations = rollout.evaluations
+        if any(math.isnan(evaluation.cost) for evaluation in evaluations):
+            evaluations = evaluator.evaluate(genotypes, 1.0, seed)
+        for evaluation, reward in zip(evaluations, rollout.rewards.tolist(), strict=True):
+            if evaluation.failure is None and math.isfinite(reward):
+                candidates.append(Candidate(strategy, evaluation, reward))
     return sorted(candidates, key=lambda c: (-c.reward, c.genotype.tokens))
 
 

@@ -287,8 +287,9 @@ class Episodes:
         self.memory = policy.begin(num)
         self.block_of = {block.start: number for number, block in enumerate(policy.blocks)}
         shape = len(space.decisions), num, space.max_choices
-        # Minus the logarithm of an exponential variable is a Gumbel variable.
-        self.noise = -np.log(np.random.default_rng(seed).standard_exponential(shape, np.float32))
+        # Minus the logarithm of an exponential variable is a Gumbel variable; a float32 draw can be exactly 0.
+        drawn = np.random.default_rng(seed).standard_exponential(shape, np.float32)
+        self.noise = -np.log(np.maximum(drawn, np.finfo(np.float32).tiny))
         self.tokens = np.zeros((len(space.decisions), num), np.int64)
         self.unmasked = [row.tobytes() * num for row in space.full_masks]
         self.first = 0

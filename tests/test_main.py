@@ -420,7 +420,10 @@ def test_a_users_environment_makes_a_whole_run(run_main: Any, tmp_path: Path) ->
         del gymnasium.registry["mine/Search-v0"]
     for line in lines(folder / "history.jsonl"):
         assert line["reward"] == pytest.approx(np.mean(line["genotype"]["tokens"])) and line["cost"] is None
-    assert all(c["cost"] > 0 for c in load(folder / "candidates.json")["candidates"])
+    candidates = load(folder / "candidates.json")["candidates"]
+    assert all(c["cost"] > 0 for c in candidates)
+    # The environment's own reward decides, not the config's.
+    assert [c["reward"] for c in candidates] == pytest.approx([np.mean(c["genotype"]["tokens"]) for c in candidates])
     assert "Best of random search" in (folder / "report.html").read_text()
 
 

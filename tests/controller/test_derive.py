@@ -1,13 +1,16 @@
 """From a history to the few architectures worth training."""
 
+from collections.abc import Callable
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from child.space import Evaluation, Genotype
+import envs  # noqa: F401 (registers the environments)
+from child.space import Evaluation, Genotype, SearchSpace
 from controller.derive import Candidate, choose_student, derive, front_of, hypervolume, shortlist
 
 Pair = tuple[float, float]
@@ -116,6 +119,16 @@ def test_what_was_seen_early_is_compared_fairly() -> None:
     assert tokens_of(shortlist(history[:2], "mine", 1)) == [1]  # without random search nothing is known of the drift
 
 
+def environments(space: SearchSpace, evaluator: Any, reward: Callable[[Evaluation], float]) -> Callable[[int], Any]:
+    def make(num: int) -> Any:
+        return gymnasium.make_vec(
+            "luban/Architecture-v0", num_envs=num, vectorization_mode="vector_entry_point",
+            space=space, evaluator=evaluator, reward=reward,
+        )  # fmt: skip
+
+    return make
+
+
 def test_derive_scores_again_on_everything(known: Any) -> None:
     space = known.FlatSpace(3, 3)
     genotypes = space.sample(np.random.default_rng(0), 12)
@@ -126,7 +139,8 @@ def test_derive_scores_again_on_everything(known: Any) -> None:
         } for number, genotype in enumerate(genotypes)
     ]  # fmt: skip
     evaluator = known.TargetEvaluator(genotypes[0])
-    candidates = derive(space, history, ["mine", "random"], evaluator, lambda e: e.quality - e.cost / 100, 3, seed=8)
+    play = environments(space, evaluator, lambda e: e.quality - e.cost / 100)
+    candidates = derive(space, history, ["mine", "nobody", "random"], play, evaluator, 3, seed=8)
     assert [(len(asked), fidelity, seed) for asked, fidelity, seed in evaluator.calls] == [(3, 1.0, 8)] * 2
     assert sorted(c.strategy for c in candidates) == ["mine"] * 3 + ["random"] * 3
     assert [c.reward for c in candidates] == sorted((c.reward for c in candidates), reverse=True)
@@ -146,14 +160,24 @@ def test_failed_candidates_are_left_out(known: Any) -> None:
             return [failed, *found[1:]]
 
     history = [line(token, 0.5 - token / 10, 0.5, 1.0 + token) for token in range(3)]
-    candidates = derive(space, history, ["mine"], Fails(Genotype("flat", (0,))), lambda e: e.quality, 3, 0)
+    evaluator = Fails(Genotype("flat", (0,)))
+    candidates = derive(space, history, ["mine"], environments(space, evaluator, lambda e: e.quality), evaluator, 3, 0)
     assert sorted(tokens_of([c.genotype for c in candidates])) == [1, 2]
+
+
+def test_a_reward_that_is_not_finite_is_left_out(known: Any) -> None:
+    space, evaluator = known.FlatSpace(1, 3), known.TargetEvaluator(Genotype("flat", (0,)))
+    history = [line(token, 0.5, 0.5, 1.0 + token) for token in range(3)]
+    play = environments(space, evaluator, lambda e: e.quality if e.genotype.tokens[0] else np.nan)
+    assert sorted(tokens_of([c.genotype for c in derive(space, history, ["mine"], play, evaluator, 3, 0)])) == [1, 2]
 
 
 def test_a_foreign_genotype_in_the_history_is_refused(known: Any) -> None:
     evaluator = known.TargetEvaluator(Genotype("flat", (0,)))
     with pytest.raises(ValueError, match="illegal action 7"):
-        derive(known.FlatSpace(1, 3), [line(7, 1.0, 1.0, 1.0)], ["mine"], evaluator, lambda e: 0.0, 3, 0)
+        space = known.FlatSpace(1, 3)
+        play = environments(space, evaluator, lambda e: 0.0)
+        derive(space, [line(7, 1.0, 1.0, 1.0)], ["mine"], play, evaluator, 3, 0)
 
 
 def test_a_candidate_in_json(known: Any) -> None:

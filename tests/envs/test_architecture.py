@@ -312,8 +312,8 @@ def user_id() -> Any:
 
 def test_a_users_environment_plays(user_id: str, pieces: Pieces) -> None:
     space = pieces["space"]
-    config = compose(f"env.id={user_id}", "search.episodes=5")
-    envs = make_environments(config, space, pieces["evaluator"], pieces["reward"])
+    config = compose(f"env.id={user_id}")
+    envs = make_environments(config, space, pieces["evaluator"], pieces["reward"], 5, 1.0)
     strategy = RandomSearch(space, seed=0)
     rollouts = [play(envs, strategy, number, seed=9) for number in range(2)]
     for number, rollout in enumerate(rollouts):
@@ -326,8 +326,8 @@ def test_a_users_environment_plays(user_id: str, pieces: Pieces) -> None:
 
 
 def test_every_environment_is_made_by_its_id(env_id: str, pieces: Pieces) -> None:
-    config = compose(f"env.id={env_id}", "search.episodes=3", "search.fidelity=0.5")
-    envs = make_environments(config, pieces["space"], pieces["evaluator"], pieces["reward"])
+    config = compose(f"env.id={env_id}")
+    envs = make_environments(config, pieces["space"], pieces["evaluator"], pieces["reward"], 3, 0.5)
     assert envs.num_envs == 3
     assert envs.metadata["autoreset_mode"] == AutoresetMode.DISABLED
     rollout = play(envs, RandomSearch(pieces["space"], 0), 0, seed=4)
@@ -339,7 +339,7 @@ def test_every_environment_is_made_by_its_id(env_id: str, pieces: Pieces) -> Non
 def test_an_unknown_id_is_named(pieces: Pieces) -> None:
     config = compose("env.id=luban/Architektur-v0")
     with pytest.raises(ValueError, match=r"env\.id: .*Architektur.*"):
-        make_environments(config, pieces["space"], pieces["evaluator"], pieces["reward"])
+        make_environments(config, pieces["space"], pieces["evaluator"], pieces["reward"], 2, 1.0)
 
 
 def test_an_environment_that_ends_early_is_named(known: Any) -> None:
@@ -352,8 +352,8 @@ def test_an_environment_that_ends_early_is_named(known: Any) -> None:
     try:
         space = known.FlatSpace(4, 3)
         evaluator = known.TargetEvaluator(Genotype("flat", (0, 0, 0, 0)))
-        config = compose("env.id=mine/EndsEarly-v0", "search.episodes=2")
-        envs = make_environments(config, space, evaluator, REWARD)
+        config = compose("env.id=mine/EndsEarly-v0")
+        envs = make_environments(config, space, evaluator, REWARD, 2, 1.0)
         with pytest.raises(ValueError, match="ended an episode after 1 of 4 tokens"):
             play(envs, RandomSearch(space, 0), 0, seed=0)
     finally:
@@ -396,3 +396,33 @@ def test_maskable_ppo_learns_here(known: Any, play_masked: Any) -> None:
     trained = play_masked(env, act, 5)
     assert random < 0.7
     assert trained > 0.9
+
+
+def test_ten_thousand_masked_episodes_and_a_thousand_illegal_actions(env_id: str, known: Any) -> None:
+    """Whatever is drawn under the mask is a genotype of the space; whatever is not is refused, wherever it comes."""
+    spaces = [known.tiny_macro(4, 1), known.CellSpace()]
+    rng = np.random.default_rng(0)
+    num_illegal = 0
+    for space in spaces:
+        evaluator = known.TargetEvaluator(space.sample(rng, 1)[0])
+        envs = make_vector(env_id, 250, {"space": space, "evaluator": evaluator, "reward": REWARD})
+        for _ in range(20):
+            observation = begin(envs, int(rng.integers(2**31)))
+            for _ in space.decisions:
+                mask = observation["action_mask"]
+                assert (mask.sum(axis=1) > 0).all()
+                legal = np.where(mask == 1, rng.random(mask.shape), -1.0).argmax(axis=1)
+                for wild in rng.integers(-3, space.max_choices + 3, 6).tolist():
+                    row = int(rng.integers(250))
+                    if not 0 <= wild < space.max_choices or not mask[row, wild]:
+                        wrong = legal.copy()
+                        wrong[row] = wild
+                        with pytest.raises(ValueError, match=f"episode {row}: illegal action {wild} for decision"):
+                            envs.step(wrong)
+                        num_illegal += 1
+                observation, _, terminated, _, info = envs.step(legal)
+            assert terminated.all()
+            for evaluation, tokens in zip(info["evaluation"], observation["tokens"].tolist(), strict=True):
+                assert space.genotype(tokens) == evaluation.genotype
+        assert sum(len(genotypes) for genotypes, _, _ in evaluator.calls) == 5000
+    assert num_illegal >= 1000
