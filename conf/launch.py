@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from child.space import nearest
-from child.training import TrainingError
+from child.training import TrainingError, is_out_of_memory
 from conf.schema import ConfigError, RunConfig, read
 from controller.reinforce import ControllerError
 from logbook.interrupt import Interrupted
@@ -39,20 +40,37 @@ def launch(start: Start) -> None:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them itself
     failed: list[tuple[str, int]] = []
+    composed_one = False
 
     @hydra.main(version_base="1.3", config_path=".", config_name="config")
     def entry(composed: DictConfig) -> None:
-        overrides = list(HydraConfig.get().overrides.task)
+        nonlocal composed_one
+        composed_one = True
+        # As they were typed: an interpolation in one of them must not be resolved here.
+        overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+        several = HydraConfig.get().mode == RunMode.MULTIRUN
+        job = f"{' '.join(overrides)}: " if several else ""
         try:
             start(*resolve(composed, overrides))
         except EXPECTED as error:  # kept from Hydra, which would add lines of its own
-            job = f"{' '.join(overrides)}: " if HydraConfig.get().mode == RunMode.MULTIRUN else ""
             failed.append((job + one_line(error), 1 if isinstance(error, RuntimeError) else 2))
+        except Exception as error:
+            if is_out_of_memory(error):
+                failed.append((f"{job}memory ran out ({one_line(error)}); ask for less at once", 1))
+            elif several:
+                traceback.print_exc()
+                failed.append((f"{job}a defect, see above", 1))
+            else:
+                raise
 
     try:
         entry()
     except EXPECTED as error:
-        failed.append((one_line(error), 2))
+        failed.append((_with_overrides(one_line(error)), 2))
+    except Exception as error:  # Hydra stumbles over some overrides itself
+        if composed_one:
+            raise
+        failed.append((f"cannot compose the config from {' '.join(sys.argv[1:])} ({one_line(error)})", 2))
     except Interrupted as error:
         failed.append((str(error), 128 + error.signal_number))
     except KeyboardInterrupt:
@@ -86,9 +104,9 @@ def resolve(composed: DictConfig, overrides: list[str]) -> tuple[RunConfig, str]
         data = OmegaConf.merge(saved, {key: composed[key] for key in FREE_ON_RESUME if key in {*given, "resume"}})
         assert isinstance(data, DictConfig)
     plain: Any = OmegaConf.to_container(data, resolve=True, throw_on_missing=True)
-    for plugin in plain.get("plugins") or ():
+    for plugin in read(tuple[str, ...], plain["plugins"], "plugins"):
         try:
-            importlib.import_module(str(plugin))
+            importlib.import_module(plugin)
         except ImportError as error:
             raise ConfigError(f"plugins: cannot import {plugin!r} ({error}); is its folder on PYTHONPATH?") from None
     return read(RunConfig, plain, ""), OmegaConf.to_yaml(data, resolve=True)
@@ -106,6 +124,13 @@ def _refuse_changes(saved: DictConfig, composed: DictConfig, overrides: list[str
     return keys
 
 
+def _with_overrides(line: str) -> str:
+    """A line that names no override, as some of Hydra's do not, with all of them after it."""
+    given = [each for each in sys.argv[1:] if not each.startswith("-")]
+    named = any(each.lstrip("+~").partition("=")[0] in line for each in given)
+    return line if named or not given else f"{line} (in {' '.join(given)})"
+
+
 def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
@@ -121,7 +146,7 @@ def one_line(error: Exception) -> str:
     key = getattr(root, "full_key", None)
     parent = getattr(root, "parent_node", None)
     if key and isinstance(parent, DictConfig) and "not in struct" in str(root):
-        return f"{key}: unknown key; {nearest(key.rpartition('.')[2], list(parent.keys()))}"
+        return f"{key}: unknown key; {nearest(key.rpartition('.')[2], [name for name in parent if name != 'hydra'])}"
     if key and "mandatory" in str(root).lower():
         return f"{key}: this key has no default; set {key}=..."
     return " ".join(line.strip() for line in str(root).splitlines() if line.strip())

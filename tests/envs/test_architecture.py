@@ -407,8 +407,8 @@ def test_ten_thousand_masked_episodes_and_a_thousand_illegal_actions(env_id: str
         evaluator = known.TargetEvaluator(space.sample(rng, 1)[0])
         envs = make_vector(env_id, 250, {"space": space, "evaluator": evaluator, "reward": REWARD})
         for _ in range(20):
-            observation = begin(envs, int(rng.integers(2**31)))
-            for _ in space.decisions:
+            observation, over, evaluations = begin(envs, int(rng.integers(2**31))), np.zeros(250, bool), []
+            while not over.any():
                 mask = observation["action_mask"]
                 assert (mask.sum(axis=1) > 0).all()
                 legal = np.where(mask == 1, rng.random(mask.shape), -1.0).argmax(axis=1)
@@ -420,9 +420,10 @@ def test_ten_thousand_masked_episodes_and_a_thousand_illegal_actions(env_id: str
                         with pytest.raises(ValueError, match=f"episode {row}: illegal action {wild} for decision"):
                             envs.step(wrong)
                         num_illegal += 1
-                observation, _, terminated, _, info = envs.step(legal)
-            assert terminated.all()
-            for evaluation, tokens in zip(info["evaluation"], observation["tokens"].tolist(), strict=True):
+                observation, _, over, _, info = envs.step(legal)
+                evaluations = info.get("evaluation", [])
+            assert over.all()
+            for evaluation, tokens in zip(evaluations, observation["tokens"].tolist(), strict=True):
                 assert space.genotype(tokens) == evaluation.genotype
         assert sum(len(genotypes) for genotypes, _, _ in evaluator.calls) == 5000
     assert num_illegal >= 1000
