@@ -100,7 +100,7 @@ def main(config: RunConfig, text: str) -> None:
         )
         for remark in run.remarks:
             console.say(remark)
-        console.say(f"Reward: {parts.reward.formula()}")
+        console.say(f"Reward: {reward_text(config, parts.reward)}")
         try:
             run.once("target", lambda: getattr(parts.reward, "target", None))
             run.write("space.json", {"name": at.space.name, "decisions": [
@@ -167,6 +167,11 @@ def build_reward(
     return cost, part.build(config.plugins)
 
 
+def reward_text(config: RunConfig, reward: Reward) -> str:
+    """The reward in one line; an environment of the user's may pay otherwise than by the one it is given."""
+    return reward.formula() if config.env.id.startswith("luban/") else f"that of {config.env.id}"
+
+
 def make_environments(
     config: RunConfig, space: NetworkSpace, evaluator: Evaluator, reward: Reward, num: int, fidelity: float
 ) -> Environments:
@@ -218,7 +223,7 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     }
     run.write("candidates.json", {
         "cost_unit": reward.unit,
-        "reward_formula": reward.formula(),
+        "reward_formula": reward_text(config, reward),
         "candidates": [c.to_json(space, fronts[c.strategy]) for c in candidates],
         "hypervolume": volumes,
         "hypervolume_reference": f"quality 0, cost {worst:.4g}",

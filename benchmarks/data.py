@@ -19,7 +19,7 @@ BATCH = 128
 def main() -> None:
     torch.set_num_threads(1)
     data = torch.randint(0, 256, (5000, 3, 32, 32), dtype=torch.uint8)
-    split = Split(data, torch.zeros(len(data), dtype=torch.int64))
+    split = Split(data.contiguous(memory_format=torch.channels_last), torch.zeros(len(data), dtype=torch.int64))
     augmentation = Augmentation(shift=4, flip=True, cutout=16)
     preprocessing = Preprocessing.fit(data, 255.0)
     task = Task("random", ("a", "b"), split, split, SealedSplit(split), preprocessing, augmentation)

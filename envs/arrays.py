@@ -121,9 +121,9 @@ def _split(name: str, images: NDArray[Any], labels: Any, classes: NDArray[Any]) 
     unknown = np.setdiff1d(labels, classes)
     if len(unknown):
         raise ValueError(f"{name}: class {unknown[0]!r} does not occur in the training data")
-    stored = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    stored = torch.from_numpy(np.ascontiguousarray(images if images.ndim == 4 else images[..., None]))
     targets = np.searchsorted(classes, labels)
-    return Split(torch.from_numpy(np.ascontiguousarray(stored)), torch.from_numpy(targets.astype(np.int64)))
+    return Split(stored.permute(0, 3, 1, 2), torch.from_numpy(targets.astype(np.int64)))
 
 
 def _hold_out(name: str, split: Split, share: float, key: str, seed: int) -> tuple[Split, Split]:

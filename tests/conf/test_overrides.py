@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hydra._internal.hydra import Hydra
+from hydra.types import RunMode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -96,7 +98,8 @@ def check(override: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    # Hydra composes everything a first time only to see whether this is a multirun.
+    monkeypatch.setattr(Hydra, "get_mode", lambda *given, **named: RunMode.RUN)
 
 
 PATIENT = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

@@ -1,0 +1,126 @@
+"""What the README tells a user to write and to type, done exactly so, in small."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+SMALL = [
+    "threads=1", "search.rounds=1", "search.episodes=3", "search.warmup_batches=4", "search.fidelity=0.3",
+    "derive.candidates=2", "space.channels=4", "space.num_layers=3", "space.min_layers=1",
+    "retrain.training.epochs=1", "distill.training.epochs=1", "baseline.learning_rates=[0.05]",
+]  # fmt: skip
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """The files of the user's own folder, written down as the README has them."""
+    blocks = re.findall(r"```\w+\n((?:# @package.*?\n)?# (mine/\S+)\n.*?)```", README, re.DOTALL)
+    texts = {path: text for text, path in blocks}
+    assert len(texts) == len(blocks) > 0
+    for path, text in texts.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    return texts
+
+
+def type_in(line: str, folder: Path, *more: str, name: str = "run") -> Path:
+    """Run a command line of the README in a folder, with further overrides, and give the run's folder."""
+    words = shlex.split(line)
+    variables = dict(word.split("=", 1) for word in words[: words.index("python")])
+    arguments = [str(ROOT / word) if word == "main.py" else word for word in words[words.index("python") + 1 :]]
+    command = [sys.executable, *arguments, *SMALL, f"output={folder / 'outputs'}", f"name={name}", *more]
+    done = subprocess.run(command, cwd=folder, env={"PATH": "", **variables}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr == ""
+    return folder / "outputs" / name
+
+
+def commands(start: str) -> list[str]:
+    return [line.strip() for line in README.splitlines() if line.startswith(f"    {start}")]
+
+
+def history(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+
+
+def test_a_task_of_the_users(tmp_path: Path, files: dict[str, str]) -> None:
+    (command,) = [line for line in commands("PYTHONPATH=mine python main.py") if line.endswith("env=stripes")]
+    assert sum(files[path].count("\n") for path in files if "stripes" in path) < 40
+    run = type_in(command, tmp_path)
+    results = json.loads((run / "results.json").read_text())
+    assert results["task"] == "stripes" and results["rows"][0]["test"]
+    blueprint = json.loads((run / "networks" / "student" / "network.json").read_text())
+    assert blueprint["classes"] == ["across", "diagonal", "down"]
+
+
+def test_an_environment_of_the_users(tmp_path: Path, files: dict[str, str]) -> None:
+    (command,) = [line for line in commands("PYTHONPATH=mine python main.py") if "env=thrifty" in line]
+    assert sum(text.count("\n") for path, text in files.items() if "stripes" not in path) < 60
+    run = type_in(command, tmp_path)
+    for line in history(run):  # its own reward of its own evaluator's quality
+        assert line["reward"] == pytest.approx(line["quality"] - 0.1 * np.log10(line["cost"]))
+        assert 0.05 < line["quality"] < 1
+    candidates = json.loads((run / "candidates.json").read_text())
+    assert candidates["reward_formula"] == "that of mine/Thrifty-v0"
+    for candidate in candidates["candidates"]:
+        assert candidate["reward"] == pytest.approx(candidate["quality"] - 0.1 * np.log10(candidate["cost"]))
+
+
+def test_a_folder_of_photos(tmp_path: Path) -> None:
+    """Any size, gray or in color, in several formats."""
+    rng = np.random.default_rng(0)
+    for number in range(36):
+        name = ("cats", "dogs", "owls")[number % 3]
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        shape = (20 + number, 40, 3) if number % 2 else (31, 17 + number)
+        pixels = rng.integers(60 * (number % 3), 60 * (number % 3) + 80, shape, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}{('.png', '.jpg', '.bmp', '.webp')[number % 4]}")
+    (command,) = [line for line in commands("python main.py") if "env=images" in line]
+    run = type_in(command, tmp_path, "env.task.size=16")
+    blueprint = json.loads((run / "networks" / "student" / "network.json").read_text())
+    assert blueprint["classes"] == ["cats", "dogs", "owls"]
+
+
+def test_arrays_in_a_file(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "mine.npz", x=rng.integers(0, 256, (40, 9, 9, 3), dtype=np.uint8), y=np.arange(40) % 2)
+    (command,) = [line for line in commands("python main.py") if "env=arrays" in line]
+    assert type_in(command, tmp_path).is_dir()
+
+
+def test_several_runs_at_once(tmp_path: Path) -> None:
+    """Seeds, strategies and environments in one multirun, whose failing jobs stop nobody and are told at the end."""
+    (command,) = re.findall(r"`python (main\.py -m seed=0,1,2 controller=reinforce,random)`", README)
+    swept = [word.replace("0,1,2", "0,1") for word in shlex.split(command)[1:]]
+    data = ["env=digits,arrays", f"++env.path={tmp_path / 'none.npz'}", f"output={tmp_path / 'outputs'}"]
+    done = subprocess.run(
+        [sys.executable, "main.py", *swept, *SMALL, *data], cwd=ROOT, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 2
+    told = done.stderr.splitlines()
+    assert len(told) == 4 and all(line.startswith("luban: ") and "none.npz" in line for line in told)
+    for seed in (0, 1):
+        for controller in ("reinforce", "random"):
+            job = {f"seed={seed}", f"controller={controller}", "env=arrays"}
+            assert sum(job <= set(line.replace(":", "").split()) for line in told) == 1
+    runs = sorted(path for path in (tmp_path / "outputs").iterdir() if path.is_dir())
+    assert len(runs) == 4 and all((run / "report.html").is_file() for run in runs)
+    assert {(json.loads((run / "results.json").read_text())["seed"], history(run)[0]["strategy"]) for run in runs} == {
+        (seed, controller) for seed in (0, 1) for controller in ("reinforce", "random")
+    }
+    compared = subprocess.run(
+        [sys.executable, "report.py", *map(str, runs), "--output", str(tmp_path / "comparison.html")],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert compared.stdout.strip() == str(tmp_path / "comparison.html")
