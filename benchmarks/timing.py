@@ -44,10 +44,14 @@ class Constant:
         return [Evaluation(genotype, 0.5, 1.0, fidelity, seed) for genotype in genotypes]
 
 
-def record(name: str, title: str, rows: list[dict[str, object]], notes: list[str]) -> None:
-    """Print a table, and write it to results/<name>.md and results/<name>.json."""
+def record(name: str, title: str, rows: list[dict[str, object]], notes: list[str], script: str | None = None) -> None:
+    """Print a table, and write it to results/<name>.md and results/<name>.json; `script` where named otherwise."""
     columns = list(rows[0])
-    lines = [f"# {title}", "", f"`python benchmarks/{name}.py`, {torch.get_num_threads()} thread(s) of PyTorch "]
+    lines = [
+        f"# {title}",
+        "",
+        f"`python benchmarks/{script or name}.py`, {torch.get_num_threads()} thread(s) of PyTorch ",
+    ]
     lines[-1] += f"{torch.__version__.partition('+')[0]} on {platform.machine()}; medians of interleaved repeats."
     lines += ["", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(_cell(row[column]) for column in columns) + " |" for row in rows]

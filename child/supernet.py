@@ -69,7 +69,13 @@ class SupernetEvaluator:
         self.network.train()
         losses = []
         for genotype in sampler(num_batches, self.training.step_number):
-            losses.append(self.training.step(lambda x, y, path=genotype: self.task.loss(self.network(x, path), y)))
+            try:
+                losses.append(self.training.step(lambda x, y, path=genotype: self.task.loss(self.network(x, path), y)))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                losses.append(None)
+                self.training.skip("memory ran out", f"batch size ({self.training.batch_size})")
         finite = [loss for loss in losses if loss is not None]
         mean = sum(finite) / len(finite) if finite else float("nan")
         return Improvement(mean, len(losses) - len(finite))

@@ -148,19 +148,32 @@ class Training:
                 loss = loss_of(inputs, targets)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
-        self.step_number += 1
         if not torch.isfinite(norm) or not torch.isfinite(loss):
-            self.num_skipped_in_a_row += 1
             self._heal_statistics()
-            if self.num_skipped_in_a_row >= MAX_SKIPPED:
-                raise TrainingError(
-                    f"training of {self.stage} stopped at step {self.step_number}: loss or gradient was not finite "
-                    f"{MAX_SKIPPED} times in a row; lower its learning rate ({self.settings.learning_rate:g})"
-                )
+            self.skip("loss or gradient was not finite", f"learning rate ({self.settings.learning_rate:g})")
             return None
+        self.step_number += 1
         self.num_skipped_in_a_row = 0
         self.optimizer.step()
         return loss.item()
+
+    def skip(self, why: str, lower: str) -> None:
+        """Leave a step out.
+
+        Args:
+            why: What went wrong.
+            lower: What to make smaller against it.
+
+        Raises:
+            TrainingError: It is the fifth in a row.
+        """
+        self.step_number += 1
+        self.num_skipped_in_a_row += 1
+        if self.num_skipped_in_a_row >= MAX_SKIPPED:
+            raise TrainingError(
+                f"training of {self.stage} stopped at step {self.step_number}: {why} {MAX_SKIPPED} times in a row; "
+                f"lower its {lower}"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimizer and position."""

@@ -236,6 +236,36 @@ def test_outputs_that_are_not_finite_are_a_failure_however_short_the_training(
     assert (evaluation.quality, evaluation.failure) == (0.0, "outputs not finite")
 
 
+@pytest.mark.parametrize("folds", [1, 2])
+def test_a_candidate_that_takes_too_long_is_given_up(
+    make_evaluator: Make, genotypes: list[Genotype], monkeypatch: pytest.MonkeyPatch, folds: int
+) -> None:
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
+    evaluator = make_evaluator(folds=folds)
+    evaluator.max_seconds = 25.0
+    (evaluation,) = evaluator.evaluate(genotypes[:1], 1.0, 0)
+    assert (evaluation.quality, evaluation.failure) == (0.0, "out of time: more than 25 s")
+    assert next(clock) == 40  # three steps were looked at
+    evaluator.max_seconds = 1e6
+    assert evaluator.evaluate(genotypes[1:2], 1.0, 0)[0].failure is None  # and the search goes on
+
+
+def test_a_plain_error_for_want_of_memory_is_a_failure_and_another_is_not(
+    make_evaluator: Make, macro: MacroSpace, genotypes: list[Genotype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = ["DefaultCPUAllocator: can't allocate memory"]
+
+    def network(genotype: Genotype) -> nn.Module:
+        raise RuntimeError(message[0])
+
+    monkeypatch.setattr(macro, "network", network)
+    assert make_evaluator().evaluate(genotypes[:1], 1.0, 0)[0].failure == "out of memory"
+    message[0] = "shapes do not fit"
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        make_evaluator().evaluate(genotypes[:1], 1.0, 0)
+
+
 def test_nothing_is_shared_and_so_nothing_improves(make_evaluator: Make) -> None:
     def sampler(num: int, step: int) -> list[Genotype]:
         raise AssertionError("nothing is to be drawn")

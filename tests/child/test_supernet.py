@@ -17,7 +17,7 @@ from child.macro import MacroSpace
 from child.space import Genotype, NetworkSpace
 from child.supernet import Statistics, SupernetEvaluator, batch_statistics
 from child.task import Task
-from child.training import TrainingSettings
+from child.training import TrainingError, TrainingSettings
 
 every_statistics = pytest.mark.parametrize("statistics", get_args(Statistics))
 
@@ -367,12 +367,32 @@ def test_outputs_that_are_not_finite_are_a_failure(
     assert found[1] == make_evaluator(statistics).evaluate([good], 1.0, 0)[0]
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def no_memory(*given: Any) -> Any:
+    """The error that PyTorch raises on the processor."""
+    raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+
+def test_a_path_that_does_not_fit_is_left_out_of_the_training(
+    make_evaluator: Callable[..., SupernetEvaluator], sampler: Sample
+) -> None:
+    evaluator = make_evaluator()
+    drawn = sampler(6, 0)
+    forward = evaluator.network.forward
+    evaluator.network.forward = lambda x, path: no_memory() if path == drawn[2] else forward(x, path)
+    improvement = evaluator.improve(lambda num, step: drawn, 6)
+    assert improvement.num_skipped == 1 and np.isfinite(improvement.loss)
+    assert evaluator.training.step_number == 6 and evaluator.training.num_skipped_in_a_row == 0
+    evaluator.network.forward = no_memory
+    with pytest.raises(TrainingError, match=r"memory ran out 5 times in a row; lower its batch size \(16\)"):
+        evaluator.improve(sampler, 6)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, no_memory])
 def test_without_enough_memory_they_are_scored_one_by_one(
     make_evaluator: Callable[..., SupernetEvaluator],
     sampler: Sample,
     monkeypatch: pytest.MonkeyPatch,
-    error: type[Exception],
+    error: Callable[[str], Exception],
     fingerprint: Callable[[nn.Module], str],
 ) -> None:
     evaluator = make_evaluator()
@@ -385,7 +405,7 @@ def test_without_enough_memory_they_are_scored_one_by_one(
     def hungry(x: Tensor, asked: Sequence[Genotype]) -> list[Tensor]:
         sizes.append(len(asked))
         if len(asked) > 1 or asked[0] == genotypes[2]:
-            raise error("injected")
+            raise error("injected")  # or raises by itself
         return original(x, asked)
 
     monkeypatch.setattr(evaluator.network, "forward_many", hungry)

@@ -165,6 +165,24 @@ def test_what_is_not_finite_is_skipped(
     assert fingerprint(linear) != before
 
 
+def test_statistics_that_took_in_what_is_not_finite_begin_again(task: Task) -> None:
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(192, 3))
+    norm = network[0]
+    assert isinstance(norm, nn.BatchNorm2d)
+    training = train(network, task, num_steps=10)
+    training.step()
+    gathered = norm.running_mean.clone() if norm.running_mean is not None else None
+    assert gathered is not None and gathered.abs().sum() > 0
+    assert training.step(lambda inputs, targets: network(inputs).sum() * math.nan) is None
+    assert norm.running_mean is not None and norm.running_var is not None
+    assert gathered.sign().equal(norm.running_mean.sign())  # they took in a batch that was finite, and stay
+    assert training.step(lambda inputs, targets: network(inputs * math.inf).sum()) is None
+    assert norm.running_mean.equal(torch.zeros(3)) and norm.running_var.equal(torch.ones(3))
+    training.step()
+    assert measure(network.eval(), task, task.validation, 16, torch.device("cpu")) >= 0
+    assert bool(norm.running_mean.isfinite().all())
+
+
 def test_five_in_a_row_are_too_many(linear: nn.Module, task: Task) -> None:
     training = train(linear, task, num_steps=30, learning_rate=0.1)
 
