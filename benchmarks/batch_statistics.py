@@ -7,26 +7,24 @@ statistics, and compares with stand-alone training of the same architectures by 
 Stand-alone results are kept in outputs/batch_statistics.json, so that a run that was stopped goes on.
 """
 
+from timing import ROOT, record  # isort: skip
+
 import json
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.stats import kendalltau
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from child.cost import CostModel
+from child.standalone import StandaloneEvaluator
+from child.training import TrainingSettings
+from conf.launch import compose
+from controller.sampler import TrainingSampler
+from controller.strategy import RandomSearch
 
-from child.cost import CostModel  # noqa: E402
-from child.standalone import StandaloneEvaluator  # noqa: E402
-from child.training import TrainingSettings  # noqa: E402
-from conf.launch import compose  # noqa: E402
-from controller.sampler import TrainingSampler  # noqa: E402
-from controller.strategy import RandomSearch  # noqa: E402
-
-NUM_ARCHITECTURES = 40
+NUM_ARCHITECTURES, NUM_SEEDS = 40, 3
 CPU = torch.device("cpu")
 
 
@@ -35,7 +33,7 @@ def main() -> None:
     config = compose(*overrides)
     rows = {"batch": [], "recalibrated": []}
     seconds = {"batch": [], "recalibrated": []}
-    for seed in range(3):
+    for seed in range(NUM_SEEDS):
         task = config.env.task.build((), seed=seed)
         space = config.space.build((), input_shape=task.input_shape, num_classes=task.num_classes)
         cost = CostModel(space, "macs", task.input_shape, CPU)
@@ -55,10 +53,15 @@ def main() -> None:
             tau = float(np.asarray(kendalltau(scores, truth))[0])
             rows[statistics].append(tau)
             print(f"seed {seed}  {statistics:12}  tau {tau:.3f}  mean score {np.mean(scores):.3f}  loss {loss:.3f}")
-    print("\nstatistics     Kendall's tau (mean ± spread of 3 seeds)   ms per architecture")
-    for statistics, taus in rows.items():
-        spread = np.std(taus, ddof=1)
-        print(f"{statistics:13}  {np.mean(taus):.3f} ± {spread:.3f}  {1000 * np.median(seconds[statistics]):31.1f}")
+    taus = {name: f"{np.mean(found):.3f} ± {np.std(found, ddof=1):.3f}" for name, found in rows.items()}
+    record("batch_statistics", "Which batch-normalization statistics rank better?", [
+        {"statistics": name, "Kendall's tau": tau, "ms per architecture": 1000 * float(np.median(seconds[name]))}
+        for name, tau in taus.items()
+    ], [
+        f"Default config, mean and standard deviation of {NUM_SEEDS} seeds: {NUM_ARCHITECTURES} random architectures",
+        "of the digits supernet, scored on validation data and compared with their validation accuracy after 15 epochs",
+        "of training on their own. The default is `batch`: where tau differs by less than its spread, time decides.",
+    ])  # fmt: skip
 
 
 def standalone(space, task, cost, genotypes, seed) -> list[float]:

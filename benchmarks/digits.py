@@ -35,7 +35,7 @@ def run(seed: int) -> None:
     folder = FOLDER / f"seed{seed}"
     if (folder / "results.json").exists():
         return
-    begun = any(folder.glob("checkpoints/*.pt"))
+    begun = any(folder.glob("checkpoints/*.ckpt"))
     new = [f"seed={seed}", f"name=seed{seed}", f"output={FOLDER}", "threads=1", *sys.argv[1:]]
     arguments = [f"resume={folder}"] if begun else new
     done = subprocess.run([sys.executable, "main.py", *arguments], cwd=ROOT, capture_output=True, text=True)

@@ -15,6 +15,7 @@ from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from child.space import nearest
 from child.training import TrainingError, is_out_of_memory
@@ -26,7 +27,7 @@ from logbook.interrupt import Interrupted
 FREE_ON_RESUME = ("device", "threads", "checkpoint_every_s", "resume", "output")
 
 # What a user can run into; anything else is a defect of ours and keeps its traceback.
-EXPECTED = (HydraException, OmegaConfBaseException, ValueError, OSError, TrainingError, ControllerError)
+EXPECTED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, TrainingError, ControllerError)
 
 Start = Callable[[RunConfig, str], None]
 

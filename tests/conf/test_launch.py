@@ -198,6 +198,21 @@ def test_other_changes_are_refused(stopped: Path, override: str, expected: str) 
         compose(f"resume={stopped}", override)
 
 
+def test_a_config_runs_no_code(tmp_path: Path) -> None:
+    """In the folder of a run that is to go on, or in one of the user's."""
+    trace = tmp_path / "trace"
+    attack = f"seed: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [{trace}]]\n"
+    (tmp_path / "config.yaml").write_text(attack)
+    assert "could not determine a constructor" in message(f"resume={tmp_path}")
+    (tmp_path / "conf" / "space").mkdir(parents=True)
+    (tmp_path / "conf" / "space" / "evil.yaml").write_text(attack)
+    done = start("--config-dir", str(tmp_path / "conf"), "space=evil", cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("luban: ") and "could not determine a constructor" in line and "evil.yaml" in line
+    assert not trace.exists()
+
+
 def test_the_text_gives_the_same_config_again(compose_text: Any) -> None:
     config, text = compose_text("reward=hard", "search.rounds=9", "space.min_layers=null")
     assert OmegaConf.create(text) == OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(text)))

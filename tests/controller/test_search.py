@@ -15,6 +15,7 @@ from child.space import Evaluation, Genotype, SearchSpace, derive_seed
 from child.supernet import SupernetEvaluator
 from child.task import Task
 from child.training import TrainingSettings
+from conf.launch import compose
 from controller.policy import PolicySettings
 from controller.reinforce import Reinforce
 from controller.search import SearchSettings, operation_shares, search
@@ -38,6 +39,14 @@ def make_run(folder: Path) -> Run:
 
 def reinforce(space: SearchSpace, rounds: int = 4) -> Reinforce:
     return Reinforce(space, 0, rounds, PolicySettings(hidden=8), learning_rate=0.05)
+
+
+CONTROLLERS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "controller").glob("*.yaml"))
+
+
+def configured(name: str, space: SearchSpace) -> Strategy:
+    """The strategy of a config file."""
+    return compose(f"controller={name}").controller.build((), space=space, seed=0, num_updates=4)
 
 
 def environments(space: SearchSpace, evaluator: Any, settings: SearchSettings) -> Any:
@@ -173,18 +182,19 @@ def assert_same(mine: Any, other: Any) -> None:
         assert mine == other
 
 
-@pytest.mark.parametrize("stop_in", [1, 2, 3])
+@pytest.mark.parametrize("controller", CONTROLLERS)
+@pytest.mark.parametrize("stop_in", [1, 3])
 @pytest.mark.parametrize("kept", [True, False], ids=["every round saved", "later rounds not saved"])
 def test_a_search_that_stopped_goes_on_bit_by_bit(
-    stop_in: int, kept: bool, supernet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    controller: str, stop_in: int, kept: bool, supernet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = make_run(tmp_path / "whole")
     evaluator = supernet()
-    play_search(reinforce(evaluator.space), evaluator, whole)
+    play_search(configured(controller, evaluator.space), evaluator, whole)
     whole.close()
 
     run, evaluator = make_run(tmp_path / "stopped"), supernet()
-    strategy = reinforce(evaluator.space)
+    strategy = configured(controller, evaluator.space)
     learn, rounds = strategy.learn, iter(range(99))
 
     def stops(rollout: Rollout) -> Any:
@@ -202,7 +212,7 @@ def test_a_search_that_stopped_goes_on_bit_by_bit(
 
     resumed, evaluator = Run.resume(run.folder, 0), supernet()
     assert resumed.stage_state["round"] == (stop_in if kept else 0)  # saved within the first round, too
-    play_search(reinforce(evaluator.space), evaluator, resumed)
+    play_search(configured(controller, evaluator.space), evaluator, resumed)
     resumed.close()
     for name in ("history.jsonl", "updates.jsonl"):
         assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes()
