@@ -43,7 +43,7 @@ class SearchSettings:
     warmup_batches: int = 300
     batches_per_round: int = 10
     sampler: Literal["uniform", "fair"] = "fair"
-    policy_share: float = 0.5
+    policy_share: float = 1.0
     fidelity: float = 1.0
     compare_random: bool = True
 

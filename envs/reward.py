@@ -53,20 +53,21 @@ class _TargetedReward:
 
 @dataclass(frozen=True)
 class Linear(_TargetedReward):
-    """alpha * P_data + beta * P_comp, with P_comp = 1 / (1 + cost / target).
+    """alpha * P_data + beta * P_comp, with P_comp = 1 / (1 + (cost / target)^2).
 
-    P_comp is in (0, 1]: near 1 for a network that costs next to nothing, 1/2 at the target, falling towards 0 above
-    it. It is strictly decreasing everywhere, so that the policy always feels the cost.
+    P_comp is in (0, 1]: near 1 well below the target, 1/2 at it, and falling fastest around it towards 0. It is strictly
+    decreasing everywhere, so that the policy always feels the cost; but being far below the target pays little, so
+    that a network is not starved for it.
     """
 
     alpha: float = 1.0
     beta: float = 0.1
 
     def blend(self, quality: float, ratio: float) -> float:
-        return self.alpha * quality + self.beta / (1 + ratio)
+        return self.alpha * quality + self.beta / (1 + ratio**2)
 
     def formula(self) -> str:
-        return f"{self.alpha:g} * quality + {self.beta:g} / (1 + {self.unit} / {self.target:g})"
+        return f"{self.alpha:g} * quality + {self.beta:g} / (1 + ({self.unit} / {self.target:g})^2)"
 
 
 @dataclass(frozen=True)
