@@ -53,21 +53,31 @@ class _TargetedReward:
 
 @dataclass(frozen=True)
 class Linear(_TargetedReward):
-    """alpha * P_data + beta * P_comp, with P_comp = 1 / (1 + (cost / target)^2).
+    """alpha * P_data + beta * P_comp, with P_comp = 1 / (1 + (cost / target)^sharpness).
 
-    P_comp is in (0, 1]: near 1 well below the target, 1/2 at it, and falling fastest around it towards 0. It is strictly
-    decreasing everywhere, so that the policy always feels the cost; but being far below the target pays little, so
-    that a network is not starved for it.
+    P_comp is in (0, 1]: near 1 well below the target, 1/2 at it, near 0 well above. It is decreasing everywhere, so
+    that the policy feels the cost; but the sharper it is, the less being far below the target pays, so that a network
+    is not starved for it. (It is the logistic function of -sharpness * log(cost / target).)
     """
 
     alpha: float = 1.0
     beta: float = 0.1
+    sharpness: float = 4.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sharpness > 0:
+            raise ValueError(f"reward.sharpness must be above 0, got {self.sharpness}")
 
     def blend(self, quality: float, ratio: float) -> float:
-        return self.alpha * quality + self.beta / (1 + ratio**2)
+        if ratio <= 1:
+            score = 1 / (1 + ratio**self.sharpness)
+        else:  # the same, without a power that overflows
+            score = ratio**-self.sharpness / (1 + ratio**-self.sharpness)
+        return self.alpha * quality + self.beta * score
 
     def formula(self) -> str:
-        return f"{self.alpha:g} * quality + {self.beta:g} / (1 + ({self.unit} / {self.target:g})^2)"
+        return f"{self.alpha:g} * quality + {self.beta:g} / (1 + ({self.unit} / {self.target:g})^{self.sharpness:g})"
 
 
 @dataclass(frozen=True)

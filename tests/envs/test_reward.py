@@ -22,9 +22,11 @@ def evaluation(quality: float, cost: float, failure: str | None = None) -> Evalu
     ("reward", "quality", "cost", "expected"),
     [
         (Linear(target=100, alpha=0.9, beta=0.2), 0.5, 100, 0.45 + 0.1),  # at the target P_comp is 1/2
-        (Linear(target=100, alpha=1, beta=0.3), 0.5, 200, 0.5 + 0.06),
+        (Linear(target=100, alpha=1, beta=0.34), 0.5, 200, 0.5 + 0.02),
+        (Linear(target=100, alpha=1, beta=0.3, sharpness=1), 0.5, 200, 0.5 + 0.1),
         (Linear(target=100, alpha=1, beta=0.3), 0.5, 0, 0.8),  # free: P_comp is 1
         (Linear(target=100, alpha=1, beta=0), 0.5, 1e9, 0.5),
+        (Linear(target=1e-300, alpha=1, beta=1, sharpness=100), 0.5, 1e300, 0.5),
         (Soft(target=100, weight=-0.5), 0.8, 100, 0.8),
         (Soft(target=100, weight=-0.5), 0.8, 400, 0.4),
         (Soft(target=100, weight=-0.5), 0.8, 25, 1.6),  # cheaper than the target pays
@@ -42,7 +44,7 @@ def test_formulas_by_hand(reward: Any, quality: float, cost: float, expected: fl
 @pytest.mark.parametrize(
     ("reward", "text"),
     [
-        (Linear(target=32976, beta=0.05), "1 * quality + 0.05 / (1 + (macs / 32976)^2)"),
+        (Linear(target=32976, beta=0.05), "1 * quality + 0.05 / (1 + (macs / 32976)^4)"),
         (Soft(target=2.5, unit="latency_ms"), "quality * (latency_ms / 2.5)^-0.07"),
         (Hard(target=1000, unit="parameters"), "quality * min((parameters / 1000)^-1, 1)"),
         (Absolute(target=100, weight=-0.1), "quality - 0.1 * |macs / 100 - 1|"),
