@@ -27,7 +27,7 @@ from child.task import Task
 from child.training import LossOf, TrainingSettings, measure
 from conf.launch import launch
 from conf.schema import Part, RunConfig, read
-from controller.derive import choose_student, derive, front_of, hypervolume
+from controller.derive import by_promise, choose_student, derive, front_of, hypervolume
 from controller.search import search
 from controller.strategy import RandomSearch, Strategy
 from envs.reward import Reward
@@ -207,11 +207,13 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
         space, history, names, lambda num: parts.environments(num, 1.0), parts.evaluator, config.derive.candidates,
         draw,
     )  # fmt: skip
-    own = [candidate for candidate in candidates if candidate.strategy == strategy.name]
-    if not own:
-        raise ValueError(f"no architecture could be evaluated; see 'failure' in {run.folder / 'history.jsonl'}")
-    others = [candidate for candidate in candidates if candidate.strategy == RandomSearch.name != strategy.name]
     groups = {name: [c for c in candidates if c.strategy == name] for name in names}
+    if not groups[strategy.name]:
+        raise ValueError(f"no architecture could be evaluated; see 'failure' in {run.folder / 'history.jsonl'}")
+    tolerance = at.task.standard_error(groups[strategy.name][0].evaluation.quality)
+    own = by_promise(groups[strategy.name], space.macs, config.distill.budget, tolerance)
+    others = groups.get(RandomSearch.name, []) if strategy.name != RandomSearch.name else []
+    others = by_promise(others, space.macs, config.distill.budget, tolerance)
     fronts = {
         name: front_of(group, key=lambda c: (c.evaluation.quality, c.evaluation.cost)) for name, group in groups.items()
     }

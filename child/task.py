@@ -3,6 +3,7 @@
 Letters: N samples, B samples of a batch, C channels, H height, W width, K classes.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -212,6 +213,10 @@ class Task:
     def metric(self, outputs: Tensor, targets: Tensor) -> float:
         """Accuracy, in [0, 1], of logits (N, K)."""
         return (outputs.argmax(dim=1) == targets).double().mean().item()
+
+    def standard_error(self, metric: float) -> float:
+        """Of a metric measured on all validation data: that of a share of right answers."""
+        return math.sqrt(max(0.0, metric * (1 - metric)) / len(self.validation))
 
     def quality(self, metric: float) -> float:
         """The reward's P_data: bounded in [0, 1], higher is better. Accuracy as it is."""

@@ -158,6 +158,30 @@ def derive(
     return sorted(candidates, key=lambda c: (-c.reward, c.genotype.tokens))
 
 
+def by_promise(
+    candidates: Sequence[Candidate], macs: Callable[[Genotype], int], budget: float, tolerance: float
+) -> list[Candidate]:
+    """Candidates in the order in which they should be teachers.
+
+    Rewards that are no more than `tolerance` below the best are equal as far as the validation data can tell. Among
+    those the architecture comes first that leaves the best student; then come the others by reward.
+
+    Args:
+        candidates: Of one strategy, best reward first.
+        macs: Multiply-accumulates of an architecture.
+        budget: A student's largest share of its teacher's.
+        tolerance: What chance explains: the standard error of a quality.
+    """
+    pairs = [(candidate.genotype, candidate.evaluation.quality) for candidate in candidates]
+
+    def quality_of_student(teacher: Candidate) -> float:
+        student, within = choose_student(pairs, macs, budget * macs(teacher.genotype))
+        return dict(pairs)[student] if within else -math.inf
+
+    equal = [candidate for candidate in candidates if candidate.reward >= candidates[0].reward - tolerance]
+    return [*sorted(equal, key=lambda c: (-quality_of_student(c), -c.reward)), *candidates[len(equal) :]]
+
+
 def choose_student(
     candidates: Sequence[tuple[Genotype, float]], macs: Callable[[Genotype], int], budget: float
 ) -> tuple[Genotype, bool]:

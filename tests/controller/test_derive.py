@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import envs  # noqa: F401 (registers the environments)
 from child.space import Evaluation, Genotype, SearchSpace
-from controller.derive import Candidate, choose_student, derive, front_of, hypervolume, shortlist
+from controller.derive import Candidate, by_promise, choose_student, derive, front_of, hypervolume, shortlist
 
 Pair = tuple[float, float]
 
@@ -189,6 +189,31 @@ def test_a_candidate_in_json(known: Any) -> None:
         "quality": 0.5, "cost": 3.0, "reward": 0.4, "on_front": True,
     }  # fmt: skip
     assert not candidate.to_json(space, [])["on_front"]
+
+
+def test_of_equally_good_teachers_the_one_with_the_best_student_comes_first() -> None:
+    table = {30: (0.90, 0.90), 60: (0.89, 0.89), 90: (0.88, 0.88), 99: (0.70, 0.70), 18: (0.60, 0.60), 9: (0.50, 0.50)}
+    candidates = [
+        Candidate("mine", Evaluation(Genotype("flat", (macs,)), quality, float(macs), 1.0, 0), reward)
+        for macs, (reward, quality) in table.items()
+    ]
+
+    def order(tolerance: float) -> list[int]:
+        return tokens_of([c.genotype for c in by_promise(candidates, lambda g: g.tokens[0], 0.3, tolerance)])
+
+    assert order(0.0) == [30, 60, 90, 99, 18, 9]  # the best reward, though its student has 9 of 30
+    assert order(0.011) == [60, 30, 90, 99, 18, 9]  # the student of 60 has 18 and is better
+    assert order(0.021) == [60, 90, 30, 99, 18, 9]  # that of 90 is no better, and 60 has the better reward
+    assert by_promise([], lambda g: 0, 0.3, 0.1) == []
+
+
+def test_a_teacher_without_a_student_comes_after_its_equals() -> None:
+    candidates = [
+        Candidate("mine", Evaluation(Genotype("flat", (macs,)), 0.9, float(macs), 1.0, 0), 0.9 - macs / 1e4)
+        for macs in (10, 20, 40)
+    ]
+    ordered = by_promise(candidates, lambda g: g.tokens[0], 0.3, 0.1)
+    assert tokens_of([c.genotype for c in ordered]) == [40, 10, 20]
 
 
 def test_the_student_is_the_best_within_the_budget() -> None:
