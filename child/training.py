@@ -110,6 +110,8 @@ class Training:
             nesterov=settings.momentum > 0,
             weight_decay=settings.weight_decay,
         )
+        # torch.manual_seed would walk through every kind of device, at 0.4 ms a step.
+        self._seed_dropout = torch.cuda.manual_seed if device.type == "cuda" else torch.default_generator.manual_seed
         self._order: tuple[int, Tensor] | None = None
 
     @property
@@ -137,7 +139,7 @@ class Training:
             TrainingError: That happened five times in a row.
         """
         inputs, targets = self._batch()
-        torch.manual_seed(derive_seed(self.seed, self.stage, "dropout", self.step_number))
+        self._seed_dropout(derive_seed(self.seed, self.stage, "dropout", self.step_number))
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.optimizer.zero_grad()

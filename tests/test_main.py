@@ -29,7 +29,7 @@ from logbook.run import Run
 from main import main
 
 Compose = Callable[..., tuple[RunConfig, str]]
-STAGES = ["teacher", "student", "student_alone", "random_best", "hand_designed_0.05"]
+STAGES = ["teacher", "student", "student_alone", "random_best", "hand_designed"]
 
 
 @pytest.fixture(scope="session")
@@ -229,7 +229,7 @@ class StoppedError(Exception):
         "search",
         pytest.param("teacher", marks=pytest.mark.slow),
         "student",
-        pytest.param("hand_designed_0.05", marks=pytest.mark.slow),
+        pytest.param("hand_designed", marks=pytest.mark.slow),
         pytest.param("test", marks=pytest.mark.slow),
     ],
 )
@@ -358,6 +358,16 @@ def test_several_seeds_and_several_candidates(run_main: Any, tmp_path: Path) -> 
     weights = [(folder / "networks" / name / "weights.safetensors").read_bytes() for name in
                ("teacher", "teacher-seed1")]  # fmt: skip
     assert weights[0] != weights[1]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_the_rate_of_the_hand_designed_network_is_chosen_on_validation_data(run_main: Any, tmp_path: Path) -> None:
+    rates = [0.1, 1e-7, 1e-8]
+    folder = run_main(tmp_path, f"baseline.learning_rates={rates}".replace(" ", ""), "retrain.training.epochs=6")
+    tried = [f"hand_designed_{rate:g}" for rate in rates]
+    assert {path.name for path in (folder / "networks").iterdir()} == {*STAGES, *tried}
+    rows = load(folder / "results.json")["rows"]
+    assert [row["name"] for row in rows][-1] == "hand_designed" and "learning rate 0.1" in rows[-1]["text"]
 
 
 @pytest.mark.usefixtures("no_report")
