@@ -237,6 +237,8 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
         "teachers": [list(c.genotype.tokens) for c in own[: config.retrain.top]],
         "random_best": list(others[0].genotype.tokens) if others else None,
         "cheaper": [[list(c.genotype.tokens), c.evaluation.quality] for c in own],
+        "num_equal": sum(c.reward >= groups[strategy.name][0].reward - tolerance for c in own),
+        "tolerance": tolerance,
         "num_evaluations": sum(line["strategy"] == strategy.name for line in history),
         "seconds": {"search": searched - started, "derive": time.monotonic() - searched},
     }
@@ -278,7 +280,12 @@ def train_finals(at: Setting, found: dict[str, Any]) -> dict[str, Any]:
     note = f"The student has {share:.1%} of the teacher's MACs (budget {config.distill.budget:.0%})."
     if not within:
         note += " No candidate was within the budget; this is the cheapest."
-    choices = {"finals": finals, "notes": [note], "teacher": teachers[best]["name"]}
+    equal = (
+        f"{found['num_equal']} candidates are as good as the best within a standard error ({found['tolerance']:.4f}); "
+        "of those, teachers with the better student come first."
+    )
+    notes = [equal, note] if found["num_equal"] > 1 else [note]
+    choices = {"finals": finals, "notes": notes, "teacher": teachers[best]["name"]}
     at.run.write("choices.json", choices)
     return choices
 
