@@ -25,7 +25,7 @@ from child.resnet import width_of_like_macs
 from child.retrain import retrain
 from child.space import CostUnit, Evaluator, Genotype, Graph, NetworkSpace, derive_seed
 from child.task import Task
-from child.training import LossOf, TrainingSettings, measure
+from child.training import LossOf, TrainingSettings, keep_freed_memory, measure
 from conf.launch import launch
 from conf.schema import Part, RunConfig, read
 from controller.derive import by_promise, choose_student, derive, front_of, hypervolume
@@ -86,6 +86,7 @@ class Final:
 def main(config: RunConfig, text: str) -> None:
     """Run every stage, or those that a resumed run has not finished."""
     started = time.monotonic()
+    keep_freed_memory()
     console = Console()
     with Interruption() as interruption:
         run = None

@@ -113,7 +113,7 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
             return self._observation(), self._unpaid, self._live, self._live, info
         rewards = np.zeros(self.num_envs)
         info["evaluation"] = np.empty(self.num_envs, object)
-        for row, evaluation in enumerate(self._evaluate()):
+        for row, evaluation in zip(range(self.num_envs), self._evaluate(), strict=True):
             info["evaluation"][row] = evaluation
             rewards[row] = self.reward(evaluation)
         return self._observation(), rewards, self._over, self._live, info
@@ -150,6 +150,9 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
     def _evaluate(self) -> list[Evaluation]:
         name = self.search_space.name
         genotypes = [Genotype(name, tuple(row)) for row in self._tokens.T.tolist()]  # every token has been checked
+        seeds = set(self._seeds.tolist())
+        if len(seeds) == 1:
+            return self.evaluator.evaluate(genotypes, self.fidelity, seeds.pop())
         evaluations: list[Evaluation | None] = [None] * self.num_envs
         for seed in dict.fromkeys(self._seeds.tolist()):
             rows = np.flatnonzero(self._seeds == seed).tolist()
