@@ -21,6 +21,9 @@ from envs.reward import Reward
 
 Observation = dict[str, NDArray[Any]]
 
+# Found once, since a step takes a few microseconds.
+_INT64, _UINT64, _largest = np.dtype(np.int64), np.dtype(np.uint64), np.maximum.reduce
+
 
 def _observation_space(space: SearchSpace) -> Dict:
     num_steps = len(space.decisions)
@@ -70,7 +73,7 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
             array.flags.writeable = False
         self._shared_masks, self._shared_steps = list(masks), list(steps)
         self._step = self._num_steps
-        self._tokens = np.full((self._num_steps, num_envs), -1, np.int16)  # a row per step, so that a step is one write
+        self._tokens = np.full((num_envs, self._num_steps), -1, np.int16)
         self._mask: Mask = self._shared_masks[-1]
         self._seeds = np.zeros(num_envs, np.int64)
 
@@ -85,7 +88,7 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         drawn = int(self.np_random.integers(2**62))
         self._seeds = np.array([drawn if each is None else each for each in given], np.int64)
         self._step = 0
-        self._tokens = np.full((self._num_steps, self.num_envs), -1, np.int16)
+        self._tokens = np.full((self.num_envs, self._num_steps), -1, np.int16)
         self._mask = self._next_mask()
         return self._observation(), {"action_mask": self._mask.copy()}
 
@@ -105,7 +108,7 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
             raise ValueError(f"expected {self.num_envs} integer actions, got {actions!r:.200}")
         self._check(step, actions)
-        self._tokens[step] = actions
+        self._tokens[:, step] = actions
         self._step = step + 1
         self._mask = self._next_mask()
         info: dict[str, Any] = {"action_mask": self._mask.copy()}
@@ -128,7 +131,7 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
             legal = known & (self._mask[self._rows, np.where(known, actions, 0)] == 1)
         else:
             # The usual case in one pass: read as unsigned, a negative number is a huge one.
-            if actions.dtype == np.int64 and np.maximum.reduce(actions.view(np.uint64)) < self._num_choices[step]:
+            if actions.dtype == _INT64 and int(_largest(actions.view(_UINT64))) < self._num_choices[step]:
                 return
             legal = (actions >= 0) & (actions < self._num_choices[step])
         if not legal.all():
@@ -138,18 +141,18 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
     def _next_mask(self) -> Mask:
         if self._step == self._num_steps or not self.search_space.masks_depend_on_prefix:
             return self._shared_masks[self._step]
-        return self.search_space.mask(self._tokens[: self._step].T.astype(np.int64))
+        return self.search_space.mask(self._tokens[:, : self._step].astype(np.int64))
 
     def _observation(self) -> Observation:
         return {
-            "tokens": self._tokens.copy().T,
+            "tokens": self._tokens.copy(),
             "step": self._shared_steps[self._step].copy(),
             "action_mask": self._mask.copy(),
         }
 
     def _evaluate(self) -> list[Evaluation]:
         name = self.search_space.name
-        genotypes = [Genotype(name, tuple(row)) for row in self._tokens.T.tolist()]  # every token has been checked
+        genotypes = [Genotype(name, tuple(row)) for row in self._tokens.tolist()]  # every token has been checked
         seeds = set(self._seeds.tolist())
         if len(seeds) == 1:
             return self.evaluator.evaluate(genotypes, self.fidelity, seeds.pop())
