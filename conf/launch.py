@@ -57,7 +57,8 @@ def launch(start: Start) -> None:
             failed.append((job + one_line(error), 1 if isinstance(error, RuntimeError) else 2))
         except Exception as error:
             if is_out_of_memory(error):
-                failed.append((f"{job}memory ran out ({one_line(error)}); ask for less at once", 1))
+                line = f"memory ran out ({one_line(error)}); ask for less at once"
+                failed.append((job + line if several else _with_overrides(line), 1))
             elif several:
                 traceback.print_exc()
                 failed.append((f"{job}a defect, see above", 1))
