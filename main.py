@@ -28,7 +28,7 @@ from child.task import Task
 from child.training import LossOf, TrainingSettings, keep_freed_memory, measure
 from conf.launch import launch
 from conf.schema import Part, RunConfig, read
-from controller.derive import by_promise, choose_student, derive, front_of, hypervolume
+from controller.derive import by_promise, choose_student, derive, equal_to_best, front_of, hypervolume
 from controller.search import search
 from controller.strategy import RandomSearch, Strategy
 from envs.reward import Reward
@@ -213,9 +213,11 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     if not groups[strategy.name]:
         raise ValueError(f"no architecture could be evaluated; see 'failure' in {run.folder / 'history.jsonl'}")
     tolerance = at.task.standard_error(groups[strategy.name][0].evaluation.quality)
-    own = by_promise(groups[strategy.name], space.macs, config.distill.budget, tolerance)
-    others = groups.get(RandomSearch.name, []) if strategy.name != RandomSearch.name else []
-    others = by_promise(others, space.macs, config.distill.budget, tolerance)
+    promising = {
+        name: by_promise(group, space.macs, config.distill.budget, tolerance) for name, group in groups.items()
+    }
+    own = promising.pop(strategy.name)
+    others = promising.get(RandomSearch.name, [])
     fronts = {
         name: front_of(group, key=lambda c: (c.evaluation.quality, c.evaluation.cost)) for name, group in groups.items()
     }
@@ -238,7 +240,7 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
         "teachers": [list(c.genotype.tokens) for c in own[: config.retrain.top]],
         "random_best": list(others[0].genotype.tokens) if others else None,
         "cheaper": [[list(c.genotype.tokens), c.evaluation.quality] for c in own],
-        "num_equal": sum(c.reward >= groups[strategy.name][0].reward - tolerance for c in own),
+        "num_equal": len(equal_to_best(groups[strategy.name], tolerance)),
         "tolerance": tolerance,
         "num_evaluations": sum(line["strategy"] == strategy.name for line in history),
         "seconds": {"search": searched - started, "derive": time.monotonic() - searched},
@@ -342,7 +344,9 @@ def train_hand_designed(at: Setting, macs: int) -> dict[str, Any]:
             training=replace(full, learning_rate=rate, epochs=epochs),
         ))  # fmt: skip
 
-    tried = [train(f"hand_designed_{rate:g}", rate, math.ceil(full.epochs / 3)) for rate in rates if len(rates) > 1]
+    tried = []
+    if len(rates) > 1:
+        tried = [train(f"hand_designed_{rate:g}", rate, math.ceil(full.epochs / 3)) for rate in rates]
     best = int(np.argmax([np.mean(row["validation"]) for row in tried])) if tried else 0
     chosen = train("hand_designed", rates[best], full.epochs)
     return {**chosen, "seconds": sum(row["seconds"] for row in (*tried, chosen))}

@@ -93,7 +93,8 @@ def main() -> None:
          "share": f"{value / whole:.1%}"}
         for (where, what), value in sorted(seconds.items(), key=lambda item: -item[1]) if value > 0.001 * whole
     ]  # fmt: skip
-    record("profile", "Where the time of the default run goes", rows, [f"{whole:.0f} s in all."], "run_profile")
+    record("profile", "Where the time of the default run goes", rows, [f"{whole:.0f} s in all."],
+           "clocks of one run", "run_profile")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -142,15 +142,15 @@ def main() -> None:
         turns = [cycle(genotypes), cycle(genotypes)]
         train = {"ours": lambda: ours.train(next(turns[0])), "plain": lambda: plain.train(next(turns[1]))}  # noqa: B023
         near = concentrated(space, NUM_EVALUATED)
-        macs = {"train": 3 * np.median([space.macs(g) for g in genotypes])}
-        macs |= {"random": sum(space.macs(g) for g in genotypes), "concentrated": sum(space.macs(g) for g in near)}
-        timed = {
-            "train": ("training step", interleaved(train, NUM_EVALUATED - 1)),
-            "random": (f"evaluating {NUM_EVALUATED} random", interleaved(both(ours, plain, genotypes), 5)),
-            "concentrated": (f"evaluating {NUM_EVALUATED} concentrated", interleaved(both(ours, plain, near), 5)),
-        }
-        for key, (title, seconds) in timed.items():
-            speed = {name: 2 * BATCH * macs[key] / value / 1e9 for name, value in seconds.items()}
+        macs = [space.macs(genotype) for genotype in genotypes]
+        work = [
+            ("training step", train, NUM_EVALUATED - 1, 3 * np.median(macs)),
+            (f"evaluating {NUM_EVALUATED} random", both(ours, plain, genotypes), 5, sum(macs)),
+            (f"evaluating {NUM_EVALUATED} concentrated", both(ours, plain, near), 5, sum(map(space.macs, near))),
+        ]
+        for title, alternatives, repeats, num_macs in work:
+            seconds = interleaved(alternatives, repeats)
+            speed = {name: 2 * BATCH * num_macs / value / 1e9 for name, value in seconds.items()}
             rows.append({
                 "channels": channels,
                 "what": title,

@@ -47,15 +47,22 @@ class Constant:
         return [Evaluation(genotypes[0], 0.5, 1.0, fidelity, seed)] * len(genotypes)
 
 
-def record(name: str, title: str, rows: list[dict[str, object]], notes: list[str], script: str | None = None) -> None:
-    """Print a table, and write it to results/<name>.md and results/<name>.json; `script` where named otherwise."""
+def record(
+    name: str,
+    title: str,
+    rows: list[dict[str, object]],
+    notes: list[str],
+    how: str = "medians of interleaved repeats",
+    script: str | None = None,
+) -> None:
+    """Print a table, and write it to results/<name>.md and results/<name>.json.
+
+    `how` says how it was timed; `script` names what was run where that is named otherwise.
+    """
     columns = list(rows[0])
-    lines = [
-        f"# {title}",
-        "",
-        f"`python benchmarks/{script or name}.py`, {torch.get_num_threads()} thread(s) of PyTorch ",
-    ]
-    lines[-1] += f"{torch.__version__.partition('+')[0]} on {platform.machine()}; medians of interleaved repeats."
+    machine = f"PyTorch {torch.__version__.partition('+')[0]} on {platform.machine()}"
+    made = f"`python benchmarks/{script or name}.py`, {torch.get_num_threads()} thread(s) of {machine}; {how}."
+    lines = [f"# {title}", "", made]
     lines += ["", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(_cell(row[column]) for column in columns) + " |" for row in rows]
     lines += ["", *notes, ""]

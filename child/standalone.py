@@ -92,6 +92,12 @@ class StandaloneEvaluator:
             self.found[genotype, fidelity] = Evaluation(genotype, quality, cost, fidelity, self.seed, failure)
 
     def _train(self, genotype: Genotype, fidelity: float) -> Evaluation:
+        outcome = self._quality(genotype, fidelity)
+        quality, failure = (0.0, outcome) if isinstance(outcome, str) else (outcome, None)
+        return Evaluation(genotype, quality, self.cost(genotype), fidelity, self.seed, failure)
+
+    def _quality(self, genotype: Genotype, fidelity: float) -> float | str:
+        """The mean over the folds, or why there is none."""
         metrics = []
         started = time.monotonic()
         try:
@@ -105,18 +111,16 @@ class StandaloneEvaluator:
                 while not training.finished:
                     training.step()
                     if self.max_seconds is not None and time.monotonic() - started > self.max_seconds:
-                        failure = f"out of time: more than {self.max_seconds:g} s"
-                        return Evaluation(genotype, 0.0, self.cost(genotype), fidelity, self.seed, failure)
+                        return f"out of time: more than {self.max_seconds:g} s"
                 network.eval()
                 outputs = predict(network, task, task.validation, self.settings.batch_size, self.device)
                 if not bool(outputs.isfinite().all()):
-                    return Evaluation(genotype, 0.0, self.cost(genotype), fidelity, self.seed, "outputs not finite")
+                    return "outputs not finite"
                 metrics.append(task.metric(outputs, task.validation.targets.cpu()))
         except TrainingError:
-            return Evaluation(genotype, 0.0, self.cost(genotype), fidelity, self.seed, "training was not finite")
+            return "training was not finite"
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            return Evaluation(genotype, 0.0, self.cost(genotype), fidelity, self.seed, "out of memory")
-        quality = sum(self.folds[0].quality(metric) for metric in metrics) / len(metrics)
-        return Evaluation(genotype, quality, self.cost(genotype), fidelity, self.seed)
+            return "out of memory"
+        return sum(self.folds[0].quality(metric) for metric in metrics) / len(metrics)

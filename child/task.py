@@ -214,9 +214,9 @@ class Task:
         """Accuracy, in [0, 1], of logits (N, K)."""
         return (outputs.argmax(dim=1) == targets).double().mean().item()
 
-    def standard_error(self, metric: float) -> float:
-        """Of a metric measured on all validation data: that of a share of right answers."""
-        return math.sqrt(max(0.0, metric * (1 - metric)) / len(self.validation))
+    def standard_error(self, quality: float) -> float:
+        """Of a quality measured on all validation data: that of a share of right answers."""
+        return math.sqrt(max(0.0, quality * (1 - quality)) / len(self.validation))
 
     def quality(self, metric: float) -> float:
         """The reward's P_data: bounded in [0, 1], higher is better. Accuracy as it is."""

@@ -9,7 +9,7 @@ from gymnasium.vector import VectorEnv
 
 from child.space import Evaluation, Evaluator, Genotype, SearchSpace
 from controller.search import play
-from controller.strategy import RandomSearch, Rollout, Update, WholeStrategy
+from controller.strategy import RandomSearch, WholeStrategy
 
 Item = TypeVar("Item")
 
@@ -116,9 +116,6 @@ class Replay(WholeStrategy):
     def propose(self, num: int, round_number: int) -> list[Genotype]:
         return self.genotypes
 
-    def learn(self, rollout: Rollout) -> Update:
-        return Update()
-
 
 def derive(
     space: SearchSpace,
@@ -158,6 +155,11 @@ def derive(
     return sorted(candidates, key=lambda c: (-c.reward, c.genotype.tokens))
 
 
+def equal_to_best(candidates: Sequence[Candidate], tolerance: float) -> Sequence[Candidate]:
+    """Of candidates, best reward first, those whose reward is no more than `tolerance` below the best."""
+    return [candidate for candidate in candidates if candidate.reward >= candidates[0].reward - tolerance]
+
+
 def by_promise(
     candidates: Sequence[Candidate], macs: Callable[[Genotype], int], budget: float, tolerance: float
 ) -> list[Candidate]:
@@ -172,13 +174,15 @@ def by_promise(
         budget: A student's largest share of its teacher's.
         tolerance: What chance explains: the standard error of a quality.
     """
-    pairs = [(candidate.genotype, candidate.evaluation.quality) for candidate in candidates]
+    qualities = {candidate.genotype: candidate.evaluation.quality for candidate in candidates}
+    sizes = {genotype: macs(genotype) for genotype in qualities}
 
     def quality_of_student(teacher: Candidate) -> float:
-        student, within = choose_student(pairs, macs, budget * macs(teacher.genotype))
-        return dict(pairs)[student] if within else -math.inf
+        budgeted = budget * sizes[teacher.genotype]
+        student, within = choose_student(list(qualities.items()), sizes.__getitem__, budgeted)
+        return qualities[student] if within else -math.inf
 
-    equal = [candidate for candidate in candidates if candidate.reward >= candidates[0].reward - tolerance]
+    equal = equal_to_best(candidates, tolerance)
     return [*sorted(equal, key=lambda c: (-quality_of_student(c), -c.reward)), *candidates[len(equal) :]]
 
 

@@ -91,6 +91,10 @@ class WholeStrategy(Strategy):
     def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
         return self._tokens[:, int(observation["step"][0])]
 
+    def learn(self, rollout: Rollout) -> Update:
+        """Nothing, unless a strategy says otherwise."""
+        return Update()
+
 
 class RandomSearch(WholeStrategy):
     """Every architecture uniform: the opponent that every strategy must beat at equal evaluations."""
@@ -99,6 +103,3 @@ class RandomSearch(WholeStrategy):
 
     def propose(self, num: int, round_number: int) -> list[Genotype]:
         return self.space.sample(np.random.default_rng(derive_seed(self.seed, self.name, "propose", round_number)), num)
-
-    def learn(self, rollout: Rollout) -> Update:
-        return Update()

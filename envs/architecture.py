@@ -153,11 +153,11 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
     def _evaluate(self) -> list[Evaluation]:
         name = self.search_space.name
         genotypes = [Genotype(name, tuple(row)) for row in self._tokens.tolist()]  # every token has been checked
-        seeds = set(self._seeds.tolist())
-        if len(seeds) == 1:
-            return self.evaluator.evaluate(genotypes, self.fidelity, seeds.pop())
+        seeds = dict.fromkeys(self._seeds.tolist())
+        if len(seeds) == 1:  # as in every search
+            return self.evaluator.evaluate(genotypes, self.fidelity, *seeds)
         evaluations: list[Evaluation | None] = [None] * self.num_envs
-        for seed in dict.fromkeys(self._seeds.tolist()):
+        for seed in seeds:
             rows = np.flatnonzero(self._seeds == seed).tolist()
             found = self.evaluator.evaluate([genotypes[row] for row in rows], self.fidelity, seed)
             for row, evaluation in zip(rows, found, strict=True):

@@ -5,7 +5,9 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +15,6 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-SMALL = [
-    "threads=1", "search.rounds=1", "search.episodes=3", "search.warmup_batches=4", "search.fidelity=0.3",
-    "derive.candidates=2", "space.channels=4", "space.num_layers=3", "space.min_layers=1",
-    "retrain.training.epochs=1", "distill.training.epochs=1", "baseline.learning_rates=[0.05]",
-]  # fmt: skip
 
 
 @pytest.fixture
@@ -33,16 +29,21 @@ def files(tmp_path: Path) -> dict[str, str]:
     return texts
 
 
-def type_in(line: str, folder: Path, *more: str, name: str = "run") -> Path:
-    """Run a command line of the README in a folder, with further overrides, and give the run's folder."""
-    words = shlex.split(line)
-    variables = dict(word.split("=", 1) for word in words[: words.index("python")])
-    arguments = [str(ROOT / word) if word == "main.py" else word for word in words[words.index("python") + 1 :]]
-    command = [sys.executable, *arguments, *SMALL, f"output={folder / 'outputs'}", f"name={name}", *more]
-    done = subprocess.run(command, cwd=folder, env={"PATH": "", **variables}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stderr == ""
-    return folder / "outputs" / name
+@pytest.fixture
+def type_in(known: Any, tmp_path: Path) -> Callable[..., Path]:
+    """Run a command line of the README in the test's folder, in small, and give the run's folder."""
+
+    def run(line: str, *more: str) -> Path:
+        words = shlex.split(line)
+        variables = dict(word.split("=", 1) for word in words[: words.index("python")])
+        arguments = [str(ROOT / word) if word == "main.py" else word for word in words[words.index("python") + 1 :]]
+        command = [sys.executable, *arguments, *known.TINY, f"output={tmp_path / 'outputs'}", "name=run", *more]
+        done = subprocess.run(command, cwd=tmp_path, env={"PATH": "", **variables}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stderr == ""
+        return tmp_path / "outputs" / "run"
+
+    return run
 
 
 def commands(start: str) -> list[str]:
@@ -53,20 +54,20 @@ def history(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
 
 
-def test_a_task_of_the_users(tmp_path: Path, files: dict[str, str]) -> None:
+def test_a_task_of_the_users(type_in: Any, files: dict[str, str]) -> None:
     (command,) = [line for line in commands("PYTHONPATH=mine python main.py") if line.endswith("env=stripes")]
     assert sum(files[path].count("\n") for path in files if "stripes" in path) < 40
-    run = type_in(command, tmp_path)
+    run = type_in(command)
     results = json.loads((run / "results.json").read_text())
     assert results["task"] == "stripes" and results["rows"][0]["test"]
     blueprint = json.loads((run / "networks" / "student" / "network.json").read_text())
     assert blueprint["classes"] == ["across", "diagonal", "down"]
 
 
-def test_an_environment_of_the_users(tmp_path: Path, files: dict[str, str]) -> None:
+def test_an_environment_of_the_users(type_in: Any, files: dict[str, str]) -> None:
     (command,) = [line for line in commands("PYTHONPATH=mine python main.py") if "env=thrifty" in line]
     assert sum(text.count("\n") for path, text in files.items() if "stripes" not in path) < 60
-    run = type_in(command, tmp_path)
+    run = type_in(command)
     for line in history(run):  # its own reward of its own evaluator's quality
         assert line["reward"] == pytest.approx(line["quality"] - 0.1 * np.log10(line["cost"]))
         assert 0.05 < line["quality"] < 1
@@ -76,7 +77,7 @@ def test_an_environment_of_the_users(tmp_path: Path, files: dict[str, str]) -> N
         assert candidate["reward"] == pytest.approx(candidate["quality"] - 0.1 * np.log10(candidate["cost"]))
 
 
-def test_a_folder_of_photos(tmp_path: Path) -> None:
+def test_a_folder_of_photos(type_in: Any, tmp_path: Path) -> None:
     """Any size, gray or in color, in several formats."""
     rng = np.random.default_rng(0)
     for number in range(36):
@@ -87,25 +88,25 @@ def test_a_folder_of_photos(tmp_path: Path) -> None:
         pixels = rng.integers(60 * (number % 3), 60 * (number % 3) + 80, shape, dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}{('.png', '.jpg', '.bmp', '.webp')[number % 4]}")
     (command,) = [line for line in commands("python main.py") if "env=images" in line]
-    run = type_in(command, tmp_path, "env.task.size=16")
+    run = type_in(command, "env.task.size=16")
     blueprint = json.loads((run / "networks" / "student" / "network.json").read_text())
     assert blueprint["classes"] == ["cats", "dogs", "owls"]
 
 
-def test_arrays_in_a_file(tmp_path: Path) -> None:
+def test_arrays_in_a_file(type_in: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "mine.npz", x=rng.integers(0, 256, (40, 9, 9, 3), dtype=np.uint8), y=np.arange(40) % 2)
     (command,) = [line for line in commands("python main.py") if "env=arrays" in line]
-    assert type_in(command, tmp_path).is_dir()
+    assert type_in(command).is_dir()
 
 
-def test_several_runs_at_once(tmp_path: Path) -> None:
+def test_several_runs_at_once(known: Any, tmp_path: Path) -> None:
     """Seeds, strategies and environments in one multirun, whose failing jobs stop nobody and are told at the end."""
     (command,) = re.findall(r"`python (main\.py -m seed=0,1,2 controller=reinforce,random)`", README)
     swept = [word.replace("0,1,2", "0,1") for word in shlex.split(command)[1:]]
     data = ["env=digits,arrays", f"++env.path={tmp_path / 'none.npz'}", f"output={tmp_path / 'outputs'}"]
     done = subprocess.run(
-        [sys.executable, "main.py", *swept, *SMALL, *data], cwd=ROOT, capture_output=True, text=True, timeout=280
+        [sys.executable, "main.py", *swept, *known.TINY, *data], cwd=ROOT, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 2
     told = done.stderr.splitlines()

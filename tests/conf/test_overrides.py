@@ -102,21 +102,20 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Hydra, "get_mode", lambda *given, **named: RunMode.RUN)
 
 
-PATIENT = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+def every_override(**how: Any) -> Any:
+    """The test that whatever is given is answered, with these settings of hypothesis."""
+
+    @given(place=places, mark=marks, value=values)
+    @settings(
+        deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], **how
+    )  # fmt: skip
+    def test(
+        keys: list[str], monkeypatch: Any, capsys: Any, place: tuple[int, int, int, int], mark: str, value: str
+    ) -> None:
+        check(override_of(keys, place, mark, value), monkeypatch, capsys)
+
+    return test
 
 
-@given(place=places, mark=marks, value=values)
-@settings(max_examples=500, deadline=None, derandomize=True, suppress_health_check=PATIENT)
-def test_five_hundred_overrides(
-    keys: list[str], monkeypatch: Any, capsys: Any, place: tuple[int, int, int, int], mark: str, value: str
-) -> None:
-    check(override_of(keys, place, mark, value), monkeypatch, capsys)
-
-
-@pytest.mark.slow
-@given(place=places, mark=marks, value=values)
-@settings(max_examples=2000, deadline=None, database=None, suppress_health_check=PATIENT)
-def test_two_thousand_other_overrides(
-    keys: list[str], monkeypatch: Any, capsys: Any, place: tuple[int, int, int, int], mark: str, value: str
-) -> None:
-    check(override_of(keys, place, mark, value), monkeypatch, capsys)
+test_five_hundred_overrides = every_override(max_examples=500, derandomize=True)
+test_two_thousand_other_overrides = pytest.mark.slow(every_override(max_examples=2000, database=None))
