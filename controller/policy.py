@@ -64,13 +64,58 @@ class Block:
     sources: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Weights:
+    """The parameters as the steps of one rollout read them, made once for all of them.
+
+    They are transposed to (inputs, outputs), and scaled so that every tanh(x) = 2 sigmoid(2x) - 1 is left with its
+    sigmoid, which PyTorch computes three times faster on the processor; the temperature is divided out too.
+
+    Args:
+        inputs, recurrent: What the LSTM's input and state add to its gates, (H, 4H) each.
+        bias: Of the gates, (4H).
+        start: What the first input adds to the gates, (1, 4H).
+        tables: Per table what each token adds to the gates, (choices, 4H).
+        heads: Per table, (H, choices).
+        attention: None in a space without connections.
+        floor: The least that squashed logits can be, ().
+    """
+
+    inputs: Tensor
+    recurrent: Tensor
+    bias: Tensor
+    start: Tensor
+    tables: dict[str, Tensor]
+    heads: dict[str, Tensor]
+    attention: "Attention | None"
+    floor: Tensor
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Likewise of the attention: `key` and `query` (H, H), `score` (H), and what its tanh leaves over, `offset` ()."""
+
+    key: Tensor
+    query: Tensor
+    score: Tensor
+    offset: Tensor
+
+    def scores(self, keys_and_queries: Tensor) -> Tensor:
+        """The score of keys plus queries (B, D, H), v . tanh of them, scaled: (B, D)."""
+        scores = torch.addmv(self.offset, keys_and_queries.sigmoid().flatten(0, 1), self.score)
+        return scores.unflatten(0, keys_and_queries.shape[:2])
+
+
 @dataclass
 class Memory:
-    """The recurrent state of B episodes, `hidden` and `cell` (B, H), and the anchors of the nodes so far."""
+    """The recurrent state of B episodes, (B, H) each, and the anchors of the nodes so far.
 
+    The LSTM's cell is kept doubled, as its tanh reads it.
+    """
+
+    weights: Weights
     hidden: Tensor
-    cell: Tensor
-    read: dict[str, Tensor]  # per table what each token adds to the gates (choices, 4H), once for all steps
+    twice_cell: Tensor
     anchors: dict[int, Tensor] = field(default_factory=dict)
     keys: dict[int, Tensor] = field(default_factory=dict)
 
@@ -115,6 +160,9 @@ class LSTMPolicy(nn.Module):
         hidden = settings.hidden
         self.start = nn.Parameter(torch.empty(1, hidden))
         self.gates = nn.Linear(2 * hidden, 4 * hidden)  # one fused map: input, forget and output gate, candidate
+        doubled = torch.ones(4 * hidden)
+        doubled[3 * hidden :] = 2  # the candidate is a tanh
+        self.register_buffer("doubled", doubled, persistent=False)
         connecting = [number for number, block in enumerate(self.blocks) if block.kind in CONNECTIONS]
         self.attends = bool(connecting)
         self.tables: dict[str, list[int]] = {}
@@ -132,71 +180,76 @@ class LSTMPolicy(nn.Module):
             self.score = nn.Linear(hidden, 1, bias=False)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -settings.init, settings.init)
-        skips = torch.tensor([decision.kind == "skip" for decision in space.decisions])
-        self.register_buffer("is_skip", skips, persistent=False)
+        doubled = torch.ones(4 * hidden)
+        doubled[3 * hidden :] = 2  # the candidate is a tanh
+        self.register_buffer("doubled", doubled, persistent=False)
         self._plan_attention(connecting)
-        # `evaluate` works table by table; this brings its rows back into the order of the decisions.
-        steps = [self.blocks[number].start for numbers in self.tables.values() for number in numbers]
-        steps += [step for number in connecting for step in range(self.blocks[number].start, self.blocks[number].stop)]
-        self.register_buffer("order", torch.tensor(steps).argsort(), persistent=False)
 
     def _plan_attention(self, connecting: list[int]) -> None:
         """Number the pairs (decision, source) whose scores all connections are made of.
 
-        `columns` (decisions, C) says where each logit stands among [0, scores, -scores]: a skip decision has the
-        logits (-score, score), an input decision the score of each source.
+        `evaluate` works on the choices table by table, then on the inputs, then on the skips; `choice_steps` and
+        `skip_steps` say which decisions those are.
         """
         pairs = [(place, source) for place, number in enumerate(connecting) for source in self.blocks[number].sources]
-        columns, first = [], 1
+        steps = [self.blocks[number].start for numbers in self.tables.values() for number in numbers]
+        skip_steps, skip_pairs, first = [], [], 0
+        self.input_pairs: list[tuple[int, int]] = []
         for number in connecting:
             block = self.blocks[number]
-            mine = list(range(first, first + len(block.sources)))
-            first += len(mine)
-            rows = [[place + len(pairs), place] for place in mine] if block.kind == "skip" else [mine]
-            columns += [row + [0] * (self.space.max_choices - len(row)) for row in rows]
+            stop = first + len(block.sources)
+            if block.kind == "skip":
+                skip_steps += range(block.start, block.stop)
+                skip_pairs += range(first, stop)
+            else:
+                steps.append(block.start)
+                self.input_pairs.append((first, stop))
+            first = stop
         self.nodes = sorted({source for _, source in pairs})
         for name, values in (
             ("connecting", connecting),
             ("pair_query", [place for place, _ in pairs]),
             ("pair_key", [self.nodes.index(source) for _, source in pairs]),
-            ("columns", columns),
+            ("choice_steps", steps),
+            ("skip_steps", skip_steps),
+            ("skip_pairs", skip_pairs),
         ):
             self.register_buffer(name, torch.tensor(values, dtype=torch.int64), persistent=False)
 
     def begin(self, num: int) -> Memory:
         """The state before the first decision of `num` episodes."""
         zeros = self.start.new_zeros(num, self.settings.hidden)
-        read = {table: self._input_gates(self.get_parameter(f"embeddings.{table}.weight")) for table in self.tables}
-        return Memory(zeros, zeros, read)
+        return Memory(self._weights(), zeros, zeros)
 
     def advance(self, memory: Memory, number: int, previous: Tensor | None) -> Tensor:
         """Read what the block before `number` chose, (B, D'), and give the state that decides this one, (B, H)."""
         before = self.blocks[number - 1] if number else None
-        if before is None or previous is None:
-            read = self._input_gates(self.start)
-        else:
-            read = self._read(memory, before, previous)
-        hidden = self.settings.hidden
-        gates = torch.addmm(read, memory.hidden, self.gates.weight[:, hidden:].t())
-        opening = torch.sigmoid(gates[:, : 3 * hidden])  # input, forget, output
-        candidate = tanh(gates[:, 3 * hidden :])
-        memory.cell = opening[:, hidden : 2 * hidden] * memory.cell + opening[:, :hidden] * candidate
-        memory.hidden = opening[:, 2 * hidden :] * tanh(memory.cell)
+        weights = memory.weights
+        read = weights.start if before is None or previous is None else self._read(memory, before, previous)
+        gates = torch.addmm(read, memory.hidden, weights.recurrent).sigmoid()
+        opening, keeping, showing, candidate = gates.chunk(4, dim=1)  # the last still as a sigmoid: tanh = 2 s - 1
+        kept = torch.sub(keeping * memory.twice_cell, opening, alpha=2)
+        memory.twice_cell = torch.addcmul(kept, opening, candidate, value=4)
+        memory.hidden = torch.addcmul(-showing, showing, memory.twice_cell.sigmoid(), value=2)
         if self.attends and before is not None and before.kind not in CONNECTIONS and before.node >= 0:
             memory.anchors[before.node] = memory.hidden
         return memory.hidden
 
     def logits(self, memory: Memory, number: int) -> Tensor:
-        """The logits of block `number` in the state after `advance`, (B, D, choices)."""
-        block = self.blocks[number]
-        if block.kind not in CONNECTIONS:
-            return self._squash(self.heads[block.table](memory.hidden)[:, None])
+        """The logits of block `number` in the state after `advance`: (B, choices), or of each skip (B, D).
+
+        A skip decision has the logits (-x, x), of which this gives x.
+        """
+        block, weights = self.blocks[number], memory.weights
+        attention = weights.attention
+        if block.kind not in CONNECTIONS or attention is None:
+            return self._squash(weights, memory.hidden @ weights.heads[block.table])
         for source in block.sources:
             if source not in memory.keys:
-                memory.keys[source] = self.key(memory.anchors[source])
+                memory.keys[source] = memory.anchors[source] @ attention.key
         keys = torch.stack([memory.keys[source] for source in block.sources], dim=1)  # (B, D, H)
-        scores = self.score(tanh(keys + self.query(memory.hidden)[:, None]))  # (B, D, 1)
-        return self._squash(torch.cat([-scores, scores], dim=2) if block.kind == "skip" else scores.transpose(1, 2))
+        query = memory.hidden @ attention.query
+        return self._squash(weights, attention.scores(keys + query[:, None]))
 
     def evaluate(self, tokens: Tensor, masks: Tensor, prior: float) -> Distribution:
         """The distribution at given architectures, with gradient: tokens (B, T), legal choices (B, T, C).
@@ -208,63 +261,107 @@ class LSTMPolicy(nn.Module):
         for number in range(len(self.blocks)):
             previous = tokens[:, self.blocks[number - 1].start : self.blocks[number - 1].stop] if number else None
             states.append(self.advance(memory, number, previous))
-        logits = self._squash(self._all_logits(memory, torch.stack(states, dim=1)))
-        illegal = masks == 0
-        log_probabilities = logits.masked_fill(illegal, -math.inf).log_softmax(dim=2)  # (B, T, C)
-        finite = log_probabilities.masked_fill(illegal, 0.0)
-        probabilities = log_probabilities.exp()
-        chosen = log_probabilities.gather(2, tokens[:, :, None])[:, :, 0]
-        open_skips = (self.is_skip & (masks.sum(dim=2) == 2)).to(finite.dtype)  # type: ignore[operator]
-        expected = finite.new_tensor([math.log(1 - prior), math.log(prior)])
-        divergence = (probabilities[:, :, :2] * (finite[:, :, :2] - expected)).sum(dim=2) * open_skips
-        return Distribution(
-            log_probability=chosen.sum(dim=1),
-            entropy=-(probabilities * finite).sum(dim=(1, 2)),
-            skip_divergence=divergence.sum(dim=1) / open_skips.sum(dim=1).clamp(min=1),
-            probabilities=mean_where_open(probabilities.detach(), masks),
-        )
+        logits, skips = self._all_logits(memory, torch.stack(states, dim=1))
+        choice_steps, skip_steps = self.get_buffer("choice_steps"), self.get_buffer("skip_steps")
+        legal = masks.index_select(1, choice_steps)
+        chosen, entropy, probabilities = categorical(logits, legal, tokens.index_select(1, choice_steps))
+        log_probability, entropy = chosen.sum(dim=1), entropy.sum(dim=1)
+        mean = tokens.new_zeros(masks.shape[1:], dtype=logits.dtype)
+        mean[choice_steps] = mean_where_open(probabilities.detach(), legal)
+        divergence = log_probability.new_zeros(())
+        if len(skip_steps):
+            legal = masks.index_select(1, skip_steps)[:, :, :2]
+            chosen, skip_entropy, yes = bernoulli(skips, legal, tokens.index_select(1, skip_steps))
+            log_probability, entropy = log_probability + chosen.sum(dim=1), entropy + skip_entropy.sum(dim=1)
+            is_open = (legal.sum(dim=2) == 2).to(yes.dtype)
+            # KL(p || prior) = -entropy(p) - p log(prior) - (1 - p) log(1 - prior)
+            crossed = math.log((1 - prior) / prior) * yes - math.log(1 - prior)
+            divergence = (crossed * is_open - skip_entropy).sum(dim=1) / is_open.sum(dim=1).clamp(min=1)
+            both = torch.stack([1 - yes, yes], dim=2).detach()
+            mean[skip_steps, :2] = mean_where_open(both, legal)
+        return Distribution(log_probability, entropy, divergence.expand(len(tokens)), mean)
 
-    def _all_logits(self, memory: Memory, states: Tensor) -> Tensor:
-        """The logits of every decision, (B, T, C), from the states that decide the blocks, (B, blocks, H)."""
-        parts = []
-        for table, numbers in self.tables.items():
-            logits = self.heads[table](states[:, numbers])
-            parts.append(functional.pad(logits, (0, self.space.max_choices - logits.shape[2])))
-        if self.attends:
-            keys = self.key(torch.stack([memory.anchors[node] for node in self.nodes], dim=1))
-            queries = self.query(states.index_select(1, self.get_buffer("connecting")))
+    def _all_logits(self, memory: Memory, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of all decisions from the states that decide the blocks, (B, blocks, H).
+
+        Those of `choice_steps`, (B, choice steps, C), and the x of `skip_steps`, (B, skip steps).
+        """
+        weights, attention = memory.weights, memory.weights.attention
+        choices = [self._squash(weights, states[:, at] @ weights.heads[table]) for table, at in self.tables.items()]
+        skips = states.new_zeros(len(states), 0)
+        if attention is not None:
+            keys = torch.stack([memory.anchors[node] for node in self.nodes], dim=1) @ attention.key
+            queries = states.index_select(1, self.get_buffer("connecting")) @ attention.query
             mixed = keys.index_select(1, self.get_buffer("pair_key"))
             mixed = mixed + queries.index_select(1, self.get_buffer("pair_query"))
-            scores = self.score(tanh(mixed))[:, :, 0]  # (B, pairs)
-            columns = self.get_buffer("columns")
-            places = torch.cat([scores.new_zeros(len(scores), 1), scores, -scores], dim=1)
-            parts.append(places.index_select(1, columns.flatten()).unflatten(1, columns.shape))
-        return torch.cat(parts, dim=1).index_select(1, self.get_buffer("order"))
+            scores = self._squash(weights, attention.scores(mixed))  # (B, pairs)
+            choices += [scores[:, None, first:stop] for first, stop in self.input_pairs]
+            skips = scores.index_select(1, self.get_buffer("skip_pairs"))
+        padded = [functional.pad(logits, (0, self.space.max_choices - logits.shape[2])) for logits in choices]
+        return torch.cat(padded, dim=1), skips
 
-    def _input_gates(self, inputs: Tensor) -> Tensor:
-        """What LSTM inputs (n, H) add to the gates, with their bias: (n, 4H)."""
-        return functional.linear(inputs, self.gates.weight[:, : self.settings.hidden], self.gates.bias)
+    def _weights(self) -> Weights:
+        hidden, constant = self.settings.hidden, self.settings.tanh_constant
+        # `_squash` is constant * tanh(logits / temperature), or only the division.
+        scale = (1 if constant is None else 2) / self.settings.temperature
+        doubled = self.get_buffer("doubled")
+        gates, bias = self.gates.weight.t().contiguous() * doubled, self.gates.bias * doubled
+        embeddings = [self.get_parameter(f"embeddings.{name}.weight") for name in self.tables]
+        read = torch.addmm(bias, torch.cat([self.start, *embeddings]), gates[:hidden])
+        start, *tables = read.split([1, *map(len, embeddings)])
+        attention = None
+        if self.attends:
+            key, query, score = (linear.weight.t().contiguous() for linear in (self.key, self.query, self.score))
+            score = scale * score[:, 0]
+            attention = Attention(2 * key, 2 * query, 2 * score, -score.sum())
+        return Weights(
+            inputs=gates[:hidden],
+            recurrent=gates[hidden:],
+            bias=bias,
+            start=start,
+            tables=dict(zip(self.tables, tables, strict=True)),
+            heads={name: self.get_parameter(f"heads.{name}.weight").t().contiguous() * scale for name in self.tables},
+            attention=attention,
+            floor=bias.new_tensor(-(constant or 0.0)),
+        )
 
     def _read(self, memory: Memory, before: Block, previous: Tensor) -> Tensor:
         """What the last choice adds to the gates, (B, 4H): an embedding, or the mean of the connected anchors."""
+        weights = memory.weights
         if before.kind not in CONNECTIONS:
-            return functional.embedding(previous[:, 0], memory.read[before.table])
+            return functional.embedding(previous[:, 0], weights.tables[before.table])
         anchors = torch.stack([memory.anchors[source] for source in before.sources], dim=1)  # (B, D, H)
         if before.kind == "input":
-            return self._input_gates(anchors[torch.arange(len(previous), device=previous.device), previous[:, 0]])
+            chosen = anchors[torch.arange(len(previous), device=previous.device), previous[:, 0]]
+            return torch.addmm(weights.bias, chosen, weights.inputs)
         connected = previous.to(anchors.dtype)
-        total = (connected[:, :, None] * anchors).sum(dim=1)  # several times faster than a batched product here
-        return self._input_gates(total / (1 + connected.sum(dim=1, keepdim=True)))
+        shares = connected / (1 + connected.sum(dim=1, keepdim=True))
+        mean = (shares[:, :, None] * anchors).sum(dim=1)  # several times faster than a batched product here
+        return torch.addmm(weights.bias, mean, weights.inputs)
 
-    def _squash(self, logits: Tensor) -> Tensor:
-        logits = logits / self.settings.temperature
+    def _squash(self, weights: Weights, scaled: Tensor) -> Tensor:
+        """What is constant * tanh(logits / temperature), of what `Weights` has scaled."""
         constant = self.settings.tanh_constant
-        return logits if constant is None else constant * tanh(logits)
+        return scaled if constant is None else torch.add(weights.floor, scaled.sigmoid(), alpha=2 * constant)
 
 
-def tanh(x: Tensor) -> Tensor:
-    """The hyperbolic tangent by way of the sigmoid, which PyTorch computes three times faster on the processor."""
-    return 2 * torch.sigmoid(2 * x) - 1
+def categorical(logits: Tensor, legal: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability of the tokens and entropy, (B, D) each, and all probabilities, (B, D, C)."""
+    illegal = legal == 0
+    log_probabilities = logits.masked_fill(illegal, -math.inf).log_softmax(dim=2)
+    probabilities = log_probabilities.exp()
+    entropy = -(probabilities * log_probabilities.masked_fill(illegal, 0.0)).sum(dim=2)
+    return log_probabilities.gather(2, tokens[:, :, None])[:, :, 0], entropy, probabilities
+
+
+def bernoulli(x: Tensor, legal: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of two choices with the logits (-x, x), and the probability of the second: (B, D) each."""
+    twice = x + x
+    is_open = (legal.sum(dim=2) == 2).to(x.dtype)
+    rising = functional.softplus(twice)  # -log(1 - p)
+    yes = twice.sigmoid()
+    chosen = (tokens * twice - rising) * is_open
+    return chosen, (rising - yes * twice) * is_open, yes * is_open + legal[:, :, 1] * (1 - is_open)
 
 
 def mean_where_open(probabilities: Tensor, masks: Tensor) -> Tensor:
@@ -282,19 +379,21 @@ class Episodes:
     """
 
     def __init__(self, policy: LSTMPolicy, num: int, seed: int):
-        space = policy.space
+        decisions = policy.space.decisions
         self.policy = policy
-        self.memory = policy.begin(num)
+        with torch.inference_mode():
+            self.memory = policy.begin(num)
         self.block_of = {block.start: number for number, block in enumerate(policy.blocks)}
-        shape = len(space.decisions), num, space.max_choices
         # Minus the logarithm of an exponential variable is a Gumbel variable; a float32 draw can be exactly 0.
-        drawn = np.random.default_rng(seed).standard_exponential(shape, np.float32)
+        total = num * sum(decision.num_choices for decision in decisions)
+        drawn = np.random.default_rng(seed).standard_exponential(total, np.float32)
         self.noise = -np.log(np.maximum(drawn, np.finfo(np.float32).tiny))
-        self.tokens = np.zeros((len(space.decisions), num), np.int64)
-        self.unmasked = [row.tobytes() * num for row in space.full_masks]
+        self.num_used = 0
+        self.tokens = np.zeros((len(decisions), num), np.int64)
+        self.unmasked = [row.tobytes() * num for row in policy.space.full_masks]
         self.first = 0
-        self.scores: NDArray[np.float32] = self.noise  # of the current block, (D, B, choices)
-        self.drawn: NDArray[np.int64] = self.tokens  # their argmax where everything is legal, (D, B)
+        self.scores: NDArray[np.float32] | None = None  # of the current block, (B, choices), but for skips
+        self.drawn: NDArray[np.int64] = self.tokens  # the current block's tokens where everything is legal, (D, B)
 
     def next(self, step: int, mask: NDArray[np.int8]) -> NDArray[np.int64]:
         """The tokens of this step, (B), legal under the mask (B, C)."""
@@ -303,23 +402,35 @@ class Episodes:
             self._ask(number)
         tokens = self.drawn[step - self.first]
         if mask.tobytes() != self.unmasked[step]:
-            scores = self.scores[step - self.first]
-            tokens = np.where(mask[:, : scores.shape[1]] == 1, scores, -np.inf).argmax(axis=1)
+            if self.scores is None:  # of two choices, where one is legal it is taken
+                tokens = np.where(mask[:, 0] == 1, tokens * mask[:, 1], 1)
+            else:
+                tokens = np.where(mask[:, : self.scores.shape[1]] == 1, self.scores, -np.inf).argmax(axis=1)
         self.tokens[step] = tokens
         return tokens
 
     @torch.inference_mode()
     def _ask(self, number: int) -> None:
-        """Score every choice of a block's decisions."""
+        """Draw the tokens of a block's decisions."""
         policy = self.policy
         block, before = policy.blocks[number], policy.blocks[number - 1]
         device = policy.start.device
         previous = torch.from_numpy(self.tokens[before.start : before.stop].T).to(device) if number else None
         policy.advance(self.memory, number, previous)
-        logits = policy.logits(self.memory, number).transpose(0, 1).cpu().numpy()
+        logits = policy.logits(self.memory, number).cpu().numpy()
         self.first = block.start
-        self.scores = logits + self.noise[block.start : block.stop, :, : logits.shape[2]]
-        self.drawn = self.scores.argmax(axis=2)
+        if block.kind == "skip":
+            no, yes = self._noise((2, *logits.T.shape))
+            self.scores = None
+            self.drawn = (logits.T + yes > no - logits.T).astype(np.int64)
+        else:
+            self.scores = logits + self._noise(logits.shape)
+            self.drawn = self.scores.argmax(axis=1)[None]
+
+    def _noise(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """The next of the noise."""
+        first, self.num_used = self.num_used, self.num_used + math.prod(shape)
+        return self.noise[first : self.num_used].reshape(shape)
 
 
 def check_connections(space: SearchSpace) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from child.space import Decision, SearchSpace
 from controller.policy import (
@@ -101,14 +102,14 @@ def test_the_cell_is_an_lstm(known: Any) -> None:
         logits = ask(policy, memory, number, tokens[:, number - 1 : number] if number else None)
         state = cell(inputs, state)
         torch.testing.assert_close(memory.hidden, state[0])
-        torch.testing.assert_close(memory.cell, state[1])
-        torch.testing.assert_close(logits[:, 0], policy.heads["operation3"](state[0]))
+        torch.testing.assert_close(memory.twice_cell, 2 * state[1])
+        torch.testing.assert_close(logits, policy.heads["operation3"](state[0]))
         inputs = policy.embeddings["operation3"](tokens[:, number])
 
 
 @torch.no_grad()
 def test_attention_by_hand(known: Any) -> None:
-    """Anchor: the state after a node's operation was read. Logit: v . tanh(W1 anchor + W2 h), and less for "no"."""
+    """Anchor: the state after a node's operation was read. Logit: v . tanh(W1 anchor + W2 h)."""
     policy = policy_of(known.two_operations(3))
     tokens = torch.tensor([[2, 0, 1, 1, 0, 1, 0]])  # three layers; layer 2 adds layer 1; layer 3 adds layer 1
     memory = policy.begin(1)
@@ -120,12 +121,15 @@ def test_attention_by_hand(known: Any) -> None:
         if block.kind == "operation" and block.node == 2:
             # Layer 2's one connection was read: the sum of its anchors over one more than their number.
             read = policy._read(memory, before, tokens[:, before.start : before.stop])
-            torch.testing.assert_close(read, policy._input_gates(states[2] / 2))
+            hidden = policy.settings.hidden
+            gates = functional.linear(states[2] / 2, policy.gates.weight[:, :hidden], policy.gates.bias)
+            gates[:, 3 * hidden :] *= 2  # the candidate's, as a sigmoid reads it
+            torch.testing.assert_close(read, gates)
     assert [b.kind for b in policy.blocks] == ["depth", "operation", "operation", "skip", "operation", "skip"]
     anchors = [states[2], states[3]]  # after the operations of layers 1 and 2
     for source in range(2):
         score = policy.score(torch.tanh(policy.key(anchors[source]) + policy.query(states[5])))[:, 0]
-        torch.testing.assert_close(logits[5][:, source], torch.stack([-score, score], dim=1))
+        torch.testing.assert_close(logits[5][:, source], score)
 
 
 @torch.no_grad()
@@ -137,8 +141,9 @@ def test_inputs_choose_among_anchors(known: Any) -> None:
     for number in range(len(policy.blocks)):
         before = policy.blocks[number - 1]
         logits = ask(policy, memory, number, tokens[:, before.start : before.stop] if number else None)
-    scores = [policy.score(torch.tanh(memory.keys[i] + policy.query(memory.hidden))) for i in (0, 1)]
-    torch.testing.assert_close(logits[:, 0], torch.cat(scores, dim=1))
+    query = policy.query(memory.hidden)
+    scores = [policy.score(torch.tanh(policy.key(memory.anchors[node]) + query)) for node in (0, 1)]
+    torch.testing.assert_close(logits, torch.cat(scores, dim=1))
 
 
 @torch.no_grad()
@@ -275,7 +280,8 @@ def test_skip_divergence_by_hand(known: Any) -> None:
     for number in range(4):
         before = certain.blocks[number - 1]
         logits = ask(certain, memory, number, tokens[:, before.start : before.stop] if number else None)
-    no, yes = logits[0, 0].softmax(dim=0).tolist()
+    yes = float(torch.sigmoid(2 * logits[0, 0]))  # of the logits (-x, x)
+    no = 1 - yes
     by_hand = no * math.log(no / (1 - prior)) + yes * math.log(yes / prior)
     shown = certain.evaluate(*batch_of(space, genotype), prior).skip_divergence
     assert float(shown[0]) == pytest.approx(by_hand, rel=1e-9)
