@@ -23,15 +23,26 @@ from child.cost import CostModel, count_macs, measure_latency
 from child.network import Blueprint, TrainedNetwork, load_network, save_network
 from child.resnet import width_of_like_macs
 from child.retrain import retrain
-from child.space import CostUnit, Evaluator, Genotype, Graph, NetworkSpace, derive_seed
+from child.space import CostUnit, Evaluator, Genotype, Graph, NetworkSpace, SearchSpace, derive_seed
 from child.task import Task
 from child.training import LossOf, TrainingSettings, keep_freed_memory, measure
 from conf.launch import launch
-from conf.schema import Part, RunConfig, read
-from controller.derive import by_promise, choose_student, derive, equal_to_best, front_of, hypervolume
-from controller.search import search
+from conf.schema import ConfigError, Part, RunConfig, read
+from controller.derive import (
+    by_promise,
+    choose,
+    choose_student,
+    derive,
+    equal_to_best,
+    front_of,
+    hypervolume,
+    within_target,
+)
+from controller.ledger import Ledger
+from controller.search import Player, search
 from controller.strategy import RandomSearch, Strategy
 from envs.reward import Reward
+from envs.table import TableEvaluator
 from logbook.board import describe_run, describe_search
 from logbook.console import Console
 from logbook.interrupt import Interrupted, Interruption
@@ -45,17 +56,18 @@ Environments = gymnasium.vector.VectorEnv[Any, Any, Any]
 class Parts:
     """What the config names, built: the task, what searches, and what is searched in.
 
-    `playground` are the environments that the search plays in; `environments(num, fidelity)` makes others.
+    `join` gives a strategy environments to search in; `environments(num, fidelity)` makes others. Where every
+    training is already known, the evaluator is a table and there is no task.
     """
 
     device: torch.device
-    task: Task
-    space: NetworkSpace
+    task: Task | None
+    space: SearchSpace
     reward: Reward
     evaluator: Evaluator
     strategy: Strategy
     environments: Callable[[int, float], Environments]
-    playground: Environments
+    join: Callable[[Strategy], Player]
 
 
 @dataclass(frozen=True)
@@ -95,22 +107,27 @@ def main(config: RunConfig, text: str) -> None:
         parts = build_parts(config, run.finished.get("target") if run else None)
         if run is None:  # only now, so that a mistake in the config leaves no folder behind
             run = Run.create(Path(config.output), config.name, text, config.checkpoint_every_s, interruption)
-        at = Setting(config, parts.device, parts.task, parts.space, run, console)
+        space = parts.space
+        name = parts.task.name if parts.task else config.env.id
         console.say(
-            f"Luban: {at.task.name}, space {at.space.name}, seed {config.seed}, on {at.device}. "
-            f"Run folder: {run.folder}"
+            f"Luban: {name}, space {space.name}, seed {config.seed}, on {parts.device}. Run folder: {run.folder}"
         )
         for remark in run.remarks:
             console.say(remark)
         console.say(f"Reward: {reward_text(config, parts.reward)}")
         try:
             run.once("target", lambda: getattr(parts.reward, "target", None))
-            run.write("space.json", {"name": at.space.name, "decisions": [
-                {"name": d.name, "kind": d.kind, "labels": list(d.labels)} for d in at.space.decisions
+            run.write("space.json", {"name": space.name, "decisions": [
+                {"name": d.name, "kind": d.kind, "labels": list(d.labels)} for d in space.decisions
             ]})  # fmt: skip
-            found = run.once("search", lambda: search_and_derive(at, parts))
-            trained = train_finals(at, found)
-            results = run.once("test", lambda: test_finals(at, found, trained))
+            if isinstance(parts.evaluator, TableEvaluator):
+                results = search_table(config, parts, parts.evaluator, run, console)
+            else:
+                assert parts.task is not None and isinstance(space, NetworkSpace)
+                at = Setting(config, parts.device, parts.task, space, run, console)
+                found = run.once("search", lambda: search_and_derive(at, parts))
+                trained = train_finals(at, found)
+                results = run.once("test", lambda: test_finals(at, found, trained))
         except Interrupted:
             console.say(f"Stopped. Go on with: python main.py resume={run.folder}")
             raise
@@ -129,17 +146,40 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
     device = choose_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    task = config.env.task.build(config.plugins, seed=config.seed)
-    space = config.space.build(config.plugins, input_shape=task.input_shape, num_classes=task.num_classes)
-    cost, reward = build_reward(config, space, task, device, known_target)
-    evaluator = config.evaluator.build(
-        config.plugins, space=space, task=task, cost=cost, seed=config.seed, device=device,
-        num_steps=config.search.num_batches,
-    )  # fmt: skip
+    task = config.env.task.build(config.plugins, seed=config.seed) if config.env.task else None
+    shapes = {"input_shape": task.input_shape, "num_classes": task.num_classes} if task else {}
+    space: SearchSpace = config.space.build(config.plugins, **shapes)
+    if task is None:
+        evaluator = config.evaluator.build(config.plugins, space=space)
+        if not isinstance(evaluator, TableEvaluator):
+            raise ConfigError(f"env.task: {config.evaluator.target} trains networks and so needs a task, got null")
+        reward = build_reward(config, space, evaluator.cost, known_target)
+    else:
+        if not isinstance(space, NetworkSpace):
+            raise ConfigError(f"space: {config.space.target} has no networks that could be trained on {task.name}")
+        cost = CostModel(space, cost_unit(config), task.input_shape, device)
+        reward = build_reward(config, space, cost, known_target)
+        evaluator = config.evaluator.build(
+            config.plugins, space=space, task=task, cost=cost, seed=config.seed, device=device,
+            num_steps=config.search.num_batches,
+        )  # fmt: skip
     strategy = config.controller.build(config.plugins, space=space, seed=config.seed, num_updates=config.search.rounds)
-    environments = partial(make_environments, config, space, evaluator, reward)
-    playground = environments(config.search.episodes, config.search.fidelity)
-    return Parts(device, task, space, reward, evaluator, strategy, environments, playground)
+
+    def environments(num: int, fidelity: float, account: Evaluator = evaluator) -> Environments:
+        return make_environments(config, space, account, reward, num, fidelity)
+
+    def join(strategy: Strategy) -> Player:
+        ledger = None
+        if config.search.budget is not None:
+            price = evaluator.price if isinstance(evaluator, TableEvaluator) else lambda genotype: 1.0
+            key = space.key if config.env.isomorphic else lambda genotype: genotype
+            ledger = Ledger(evaluator, config.search.budget, price, key)
+        return Player(
+            strategy, environments(config.search.episodes, config.search.fidelity, ledger or evaluator), ledger
+        )
+
+    environments(1, config.search.fidelity).close()  # now, so that a mistake in env.id costs nothing
+    return Parts(device, task, space, reward, evaluator, strategy, environments, join)
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -149,24 +189,28 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def build_reward(
-    config: RunConfig, space: NetworkSpace, task: Task, device: torch.device, known_target: float | None
-) -> tuple[CostModel, Reward]:
-    """The reward, and the cost in its unit.
+def cost_unit(config: RunConfig) -> CostUnit:
+    """The unit that the reward counts costs in."""
+    return read(CostUnit, config.reward.arguments.get("unit", "macs"), f"{config.reward.key}.unit")
 
-    A target of null becomes the upper quartile of the costs of 101 random architectures; a run that goes on keeps the
-    one it had, since a latency measured again would not be the same.
+
+def build_reward(
+    config: RunConfig, space: SearchSpace, cost: Callable[[Genotype], float], known_target: float | None
+) -> Reward:
+    """The reward; a target of null becomes the upper quartile of the costs of 101 random architectures.
+
+    A run that goes on keeps the one it had, since a latency measured again would not be the same.
     """
     part = config.reward
-    unit = read(CostUnit, part.arguments.get("unit", "macs"), f"{part.key}.unit")
-    cost = CostModel(space, unit, task.input_shape, device)
     if "target" in part.arguments and part.arguments["target"] is None:
         target = known_target
         if target is None:
             drawn = space.sample(np.random.default_rng(derive_seed(config.seed, "target")), 101)
             target = float(np.quantile([cost(genotype) for genotype in drawn], 0.75))
+        if not target > 0:
+            raise ConfigError(f"{part.key}.target: costs are 0 here, so it must be given; set {part.key}.target=1")
         part = Part(part.key, part.target, {**part.arguments, "target": target})
-    return cost, part.build(config.plugins)
+    return part.build(config.plugins)
 
 
 def reward_text(config: RunConfig, reward: Reward) -> str:
@@ -175,7 +219,7 @@ def reward_text(config: RunConfig, reward: Reward) -> str:
 
 
 def make_environments(
-    config: RunConfig, space: NetworkSpace, evaluator: Evaluator, reward: Reward, num: int, fidelity: float
+    config: RunConfig, space: SearchSpace, evaluator: Evaluator, reward: Reward, num: int, fidelity: float
 ) -> Environments:
     """`num` episodes of the environment that `env.id` names: its own vector version where it has one, else copies."""
     try:
@@ -196,11 +240,94 @@ def make_environments(
     )
 
 
+def search_table(config: RunConfig, parts: Parts, table: TableEvaluator, run: Run, console: Console) -> dict[str, Any]:
+    """Search architectures whose training is known, choose by what the search saw, and look up the truth once."""
+    space, strategy, reward = parts.space, parts.strategy, parts.reward
+
+    def search_and_choose() -> dict[str, Any]:
+        started = time.monotonic()
+        search(parts.join, strategy, table, config.search, config.seed, run, console)
+        history = run.read("history")
+        chosen = {
+            name: choose(space, history, name, strategy.estimate if table.is_noisy and name == strategy.name else None)
+            for name in dict.fromkeys([strategy.name, *(line["strategy"] for line in history)])
+        }
+        if config.derive.within_target:
+            chosen = {name: within_target(group, reward.target) for name, group in chosen.items()}
+        candidates = {name: group[: config.derive.candidates] for name, group in chosen.items()}
+        fronts = {
+            name: front_of(group, key=lambda c: (c.evaluation.quality, c.evaluation.cost))
+            for name, group in chosen.items()
+        }
+        worst = max(line["cost"] for line in history)
+        volumes = {
+            name: hypervolume(((c.evaluation.quality, c.evaluation.cost) for c in group), worst)
+            for name, group in chosen.items()
+        }
+        run.write("candidates.json", {
+            "cost_unit": reward.unit,
+            "reward_formula": reward_text(config, reward),
+            "candidates": [c.to_json(space, fronts[name]) for name, group in candidates.items() for c in group],
+            "hypervolume": volumes,
+            "hypervolume_reference": f"quality 0, cost {worst:.4g}",
+        })  # fmt: skip
+        run.log({f"pareto/hypervolume_{name}": volume for name, volume in volumes.items()})
+        describe_search(run, space, [chosen[strategy.name][0].genotype])
+        return {
+            "chosen": {name: list(group[0].genotype.tokens) for name, group in chosen.items()},
+            "seen": {name: group[0].evaluation.quality for name, group in chosen.items()},
+            "evaluations": {
+                name: sum(line["strategy"] == name and line["charge"] > 0 for line in history) for name in chosen
+            },
+            "seconds": {"search": time.monotonic() - started},
+        }
+
+    found = run.once("search", search_and_choose)
+    run.write("choices.json", found)
+    rows, notes = [], []
+    for name, tokens in found["chosen"].items():
+        genotype = space.genotype(tokens)
+        graph = space.graph(genotype)
+        own = name == strategy.name
+        rows.append({
+            "name": "teacher" if own else "random_best",
+            "title": f"Best of {name.replace('_', ' ')}",
+            "text": space.text(genotype),
+            "graph": {"nodes": graph.nodes, "edges": graph.edges},
+            "folder": None,
+            "validation": [found["seen"][name]],
+            "test": [table.true_quality(genotype)],
+            "parameters": None,
+            "macs": table.cost(genotype) if reward.unit == "macs" else None,
+            "latency_ms": table.cost(genotype) if reward.unit == "latency_ms" else None,
+            "note": None,
+        })  # fmt: skip
+        notes.append(
+            f"{name}: {found['evaluations'][name]} evaluations; its choice is number {table.rank(genotype)} of "
+            f"{len(table.rows)} by {table.report_column}."
+        )
+    results = {
+        "task": Path(table.path).name.partition(".")[0],
+        "metric": "accuracy" if table.scale == 100 else table.report_column,
+        "cost_unit": reward.unit,
+        "seed": config.seed,
+        "looked_up": True,
+        "teacher": "teacher",
+        "rows": rows,
+        "seconds": found["seconds"],
+        "num_evaluations": found["evaluations"][strategy.name],
+        "notes": notes,
+    }
+    run.write("results.json", results)
+    describe_run(run, results, config_of_interest(config))
+    return results
+
+
 def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     """Search, score the candidates again, and write down which architectures will be trained."""
     config, run, space, strategy, reward = at.config, at.run, at.space, parts.strategy, parts.reward
     started = time.monotonic()
-    search(parts.playground, strategy, parts.evaluator, config.search, config.seed, run, at.console)
+    search(parts.join, strategy, parts.evaluator, config.search, config.seed, run, at.console)
     searched = time.monotonic()
     history = run.read("history")
     names = list(dict.fromkeys(line["strategy"] for line in history))
@@ -210,6 +337,8 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
         draw,
     )  # fmt: skip
     groups = {name: [c for c in candidates if c.strategy == name] for name in names}
+    if config.derive.within_target:
+        groups = {name: within_target(group, reward.target) for name, group in groups.items()}
     if not groups[strategy.name]:
         raise ValueError(f"no architecture could be evaluated; see 'failure' in {run.folder / 'history.jsonl'}")
     tolerance = at.task.standard_error(groups[strategy.name][0].evaluation.quality)
@@ -400,7 +529,7 @@ def config_of_interest(config: RunConfig) -> dict[str, Any]:
     """The hyper-parameters that TensorBoard compares runs by."""
     return {
         "seed": config.seed,
-        "env": config.env.task.target,
+        "env": config.env.task.target if config.env.task else config.env.id,
         "space": config.space.target,
         "controller": config.controller.target,
         "evaluator": config.evaluator.target,

@@ -34,6 +34,7 @@ def main() -> None:
     rows = {"batch": [], "recalibrated": []}
     seconds = {"batch": [], "recalibrated": []}
     for seed in range(NUM_SEEDS):
+        assert config.env.task is not None
         task = config.env.task.build((), seed=seed)
         space = config.space.build((), input_shape=task.input_shape, num_classes=task.num_classes)
         cost = CostModel(space, "macs", task.input_shape, CPU)

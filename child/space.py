@@ -7,7 +7,7 @@ Letters: B architectures, T decisions (tokens) per architecture, C the largest n
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -98,6 +98,7 @@ class Evaluation:
         fidelity: The share of a full evaluation that was spent, in (0, 1].
         seed: The seed that the evaluation was drawn with.
         failure: Why there is no quality, or None.
+        charge: What was charged for it, in the unit of the search's budget.
     """
 
     genotype: Genotype
@@ -106,6 +107,11 @@ class Evaluation:
     fidelity: float
     seed: int
     failure: str | None = None
+    charge: float = 1.0
+
+
+OVER_BUDGET = "it no longer fits the budget"
+"""The failure of an evaluation that was not made because the budget of the search is spent."""
 
 
 @dataclass(frozen=True)
@@ -254,6 +260,10 @@ class SearchSpace(ABC):
                 raise ValueError(f"decision {decision.name!r} {given}; {nearest(label, decision.labels)}")
             tokens.append(decision.labels.index(label))
         return self.genotype(tokens)
+
+    def key(self, genotype: Genotype) -> Hashable:
+        """Equal for architectures that compute the same function, as far as the space knows."""
+        return genotype.tokens
 
     def features(self, genotype: Genotype) -> NDArray[np.float32]:
         """A vector for a reward model: the chosen tokens one-hot, all decisions end to end."""

@@ -84,18 +84,33 @@ class Part:
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """The environment: its Gymnasium id, the task that its children are trained on, and where its data are."""
+    """The environment.
+
+    Args:
+        id: Gymnasium's.
+        task: What its children are trained on; None where every training is already known.
+        path: Where its data are.
+        isomorphic: With a budget, architectures that compute the same function count as one, whose first evaluation
+            serves all.
+    """
 
     id: str
-    task: Part
+    task: Part | None
     path: str | None = None
+    isomorphic: bool = False
 
 
 @dataclass(frozen=True)
 class DeriveSettings:
-    """How many candidates of each strategy are scored again on all validation data."""
+    """What is chosen of all that was evaluated.
+
+    Args:
+        candidates: Of each strategy, scored again on all validation data (or listed, where nothing is trained).
+        within_target: Choose among architectures that cost no more than `reward.target`, if there are any.
+    """
 
     candidates: int = 96
+    within_target: bool = False
 
     def __post_init__(self) -> None:
         if self.candidates < 1:

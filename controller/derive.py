@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
 
 from child.space import Evaluation, Evaluator, Genotype, SearchSpace
 from controller.search import play
@@ -153,6 +155,42 @@ def derive(
             if evaluation.failure is None and math.isfinite(reward):
                 candidates.append(Candidate(strategy, evaluation, reward))
     return sorted(candidates, key=lambda c: (-c.reward, c.genotype.tokens))
+
+
+def choose(
+    space: SearchSpace,
+    history: Sequence[dict[str, Any]],
+    strategy: str,
+    estimate: Callable[[list[Genotype]], NDArray[np.float64] | None] | None = None,
+) -> list[Candidate]:
+    """What a strategy evaluated, each architecture once, in the order in which it should be chosen.
+
+    For evaluations that cannot be made again, as those of a table.
+
+    Args:
+        space: What was searched.
+        history: The lines of `history.jsonl`.
+        strategy: Whose.
+        estimate: The strategy's own, where rewards are noisy: it is trusted more than they are, if it has one.
+    """
+    first: dict[Genotype, Candidate] = {}
+    for line in history:
+        if line["strategy"] == strategy and line["failure"] is None and line["reward"] is not None:
+            genotype = space.check(Genotype.from_json(line["genotype"]))
+            evaluation = Evaluation(genotype, line["quality"], line["cost"], line["fidelity"], line["seed"])
+            first.setdefault(genotype, Candidate(strategy, evaluation, line["reward"]))
+    if not first:
+        raise ValueError(f"{strategy} could evaluate no architecture; see 'failure' in history.jsonl, or search.budget")
+    worth = estimate(list(first)) if estimate else None
+    if worth is None:
+        worth = np.array([candidate.reward for candidate in first.values()])
+    return [candidate for _, candidate in sorted(zip(-worth, first.values(), strict=True), key=lambda pair: pair[0])]
+
+
+def within_target(candidates: Sequence[Candidate], target: float) -> list[Candidate]:
+    """Those that cost no more than the target, in their order; where there are none the cheapest alone."""
+    within = [candidate for candidate in candidates if candidate.evaluation.cost <= target]
+    return within or sorted(candidates, key=lambda candidate: candidate.evaluation.cost)[:1]
 
 
 def equal_to_best(candidates: Sequence[Candidate], tolerance: float) -> Sequence[Candidate]:

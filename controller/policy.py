@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,12 +36,15 @@ class PolicySettings:
         tanh_constant: Logits are constant * tanh(logits / temperature), which bounds how sure the policy can be;
             None for no squashing.
         init: Weights start uniform in [-init, init].
+        own_heads: A head for every decision, starting at 0, so that the policy starts uniform and learns each
+            decision by itself; otherwise decisions of one kind and number of choices share theirs.
     """
 
     hidden: int = 64
     temperature: float = 5.0
     tanh_constant: float | None = 2.5
     init: float = 0.1
+    own_heads: bool = False
 
     def __post_init__(self) -> None:
         if self.hidden < 1 or not self.temperature > 0 or not self.init > 0:
@@ -76,7 +80,7 @@ class Weights:
         bias: Of the gates, (4H).
         start: What the first input adds to the gates, (1, 4H).
         tables: Per table what each token adds to the gates, (choices, 4H).
-        heads: Per table, (H, choices).
+        heads: The output weights, (H, choices) each.
         attention: None in a space without connections.
         floor: The least that squashed logits can be, ().
     """
@@ -151,7 +155,7 @@ def blocks_of(decisions: Sequence[Decision]) -> list[Block]:
 
 
 class LSTMPolicy(nn.Module):
-    """Embeddings and output weights are shared by the decisions of one kind and number of choices."""
+    """Embeddings, and unless told otherwise heads, are shared by the decisions of one kind and number of choices."""
 
     def __init__(self, space: SearchSpace, settings: PolicySettings):
         super().__init__()
@@ -173,13 +177,22 @@ class LSTMPolicy(nn.Module):
             name: space.decisions[self.blocks[numbers[0]].start].num_choices for name, numbers in self.tables.items()
         }
         self.embeddings = nn.ModuleDict({name: nn.Embedding(size, hidden) for name, size in sizes.items()})
-        self.heads = nn.ModuleDict({name: nn.Linear(hidden, size, bias=False) for name, size in sizes.items()})
+        self.head_of = {
+            number: f"{table}_{number}" if settings.own_heads else table
+            for table, numbers in self.tables.items()
+            for number in numbers
+        }
+        outputs = {self.head_of[number]: sizes[table] for table, numbers in self.tables.items() for number in numbers}
+        self.heads = nn.ModuleDict({name: nn.Linear(hidden, size, bias=False) for name, size in outputs.items()})
         if self.attends:
             self.key = nn.Linear(hidden, hidden, bias=False)
             self.query = nn.Linear(hidden, hidden, bias=False)
             self.score = nn.Linear(hidden, 1, bias=False)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -settings.init, settings.init)
+        if settings.own_heads:
+            for parameter in self.heads.parameters():
+                nn.init.zeros_(parameter)
         doubled = torch.ones(4 * hidden)
         doubled[3 * hidden :] = 2  # the candidate is a tanh
         self.register_buffer("doubled", doubled, persistent=False)
@@ -216,6 +229,13 @@ class LSTMPolicy(nn.Module):
         ):
             self.register_buffer(name, torch.tensor(values, dtype=torch.int64), persistent=False)
 
+    def draw(self, num: int, seed: int) -> NDArray[np.int64]:
+        """`num` architectures drawn by the seed, (num, T)."""
+        episodes = Episodes(self, num, seed)
+        for step in range(len(self.space.decisions)):
+            episodes.next(step, self.space.mask(episodes.tokens[:step].T))
+        return episodes.tokens.T.copy()
+
     def begin(self, num: int) -> Memory:
         """The state before the first decision of `num` episodes."""
         zeros = self.start.new_zeros(num, self.settings.hidden)
@@ -243,7 +263,7 @@ class LSTMPolicy(nn.Module):
         block, weights = self.blocks[number], memory.weights
         attention = weights.attention
         if block.kind not in CONNECTIONS or attention is None:
-            return self._squash(weights, memory.hidden @ weights.heads[block.table])
+            return self._squash(weights, memory.hidden @ weights.heads[self.head_of[number]])
         for source in block.sources:
             if source not in memory.keys:
                 memory.keys[source] = memory.anchors[source] @ attention.key
@@ -287,7 +307,10 @@ class LSTMPolicy(nn.Module):
         Those of `choice_steps`, (B, choice steps, C), and the x of `skip_steps`, (B, skip steps).
         """
         weights, attention = memory.weights, memory.weights.attention
-        choices = [self._squash(weights, states[:, at] @ weights.heads[table]) for table, at in self.tables.items()]
+        served: dict[str, list[int]] = {}
+        for number, head in self.head_of.items():
+            served.setdefault(head, []).append(number)
+        choices = [self._squash(weights, states[:, at] @ weights.heads[head]) for head, at in served.items()]
         skips = states.new_zeros(len(states), 0)
         if attention is not None:
             keys = torch.stack([memory.anchors[node] for node in self.nodes], dim=1) @ attention.key
@@ -306,9 +329,11 @@ class LSTMPolicy(nn.Module):
         scale = (1 if constant is None else 2) / self.settings.temperature
         doubled = self.get_buffer("doubled")
         gates, bias = self.gates.weight.t().contiguous() * doubled, self.gates.bias * doubled
-        embeddings = [self.get_parameter(f"embeddings.{name}.weight") for name in self.tables]
+        embeddings: list[Any] = [table.weight for table in self.embeddings.values()]
         read = torch.addmm(bias, torch.cat([self.start, *embeddings]), gates[:hidden])
         start, *tables = read.split([1, *map(len, embeddings)])
+        outputs: list[Any] = [head.weight for head in self.heads.values()]
+        heads = (torch.cat(outputs).t().contiguous() * scale).split([*map(len, outputs)], dim=1)
         attention = None
         if self.attends:
             key, query, score = (linear.weight.t().contiguous() for linear in (self.key, self.query, self.score))
@@ -319,8 +344,8 @@ class LSTMPolicy(nn.Module):
             recurrent=gates[hidden:],
             bias=bias,
             start=start,
-            tables=dict(zip(self.tables, tables, strict=True)),
-            heads={name: self.get_parameter(f"heads.{name}.weight").t().contiguous() * scale for name in self.tables},
+            tables=dict(zip(self.embeddings, tables, strict=True)),
+            heads=dict(zip(self.heads, heads, strict=True)),
             attention=attention,
             floor=bias.new_tensor(-(constant or 0.0)),
         )

@@ -1,6 +1,7 @@
 """REINFORCE (Williams 1992) for the LSTM policy, as in ENAS (Pham et al. 2018, section 2.2), in batches of episodes."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,14 +25,12 @@ class ControllerError(RuntimeError):
 def advantages(rewards: Tensor, baseline: Baseline, mean: float) -> Tensor:
     """Rewards (B) less a baseline that does not depend on the episode itself, so that the gradient stays unbiased.
 
-    `leave_one_out` subtracts from each reward the mean of the other B - 1 (Kool et al. 2019); `ema` the moving
-    average `mean` of earlier rewards (ENAS); `none` nothing.
+    `leave_one_out` subtracts from each reward the mean of the other B - 1 (Kool et al. 2019), and from a single one
+    the moving average; `ema` the moving average `mean` of earlier rewards (ENAS); `none` nothing.
     """
-    if baseline == "leave_one_out":
-        if len(rewards) < 2:
-            return torch.zeros_like(rewards)
+    if baseline == "leave_one_out" and len(rewards) > 1:
         return rewards - (rewards.sum() - rewards) / (len(rewards) - 1)
-    return rewards - mean if baseline == "ema" else rewards
+    return rewards if baseline == "none" else rewards - mean
 
 
 class Reinforce(Strategy):
@@ -108,45 +107,57 @@ class Reinforce(Strategy):
             return self._skip(num_lost)
         if self.mean_reward is None:
             self.mean_reward = float(rewards.mean())
-        chosen = self.policy.evaluate(
-            torch.from_numpy(rollout.tokens[finite]), torch.from_numpy(rollout.masks[finite]), self.skip_prior
+        advantage = advantages(rewards, self.baseline, self.mean_reward)
+        subtracted = self.mean_reward if self.baseline == "ema" else float(rewards.mean())
+        update = self._improve(
+            torch.from_numpy(rollout.tokens[finite]), torch.from_numpy(rollout.masks[finite]), advantage
         )
-        loss = self.loss(chosen, rewards)
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.clip)
-        if not bool(torch.isfinite(loss)) or not bool(torch.isfinite(norm)):
+        if update is None:
             return self._skip(len(rollout.rewards))
-        self.optimizer.step()
+        self.mean_reward += (1 - self.baseline_decay) * (float(rewards.mean()) - self.mean_reward)
+        return replace(update, baseline=0.0 if self.baseline == "none" else subtracted, num_skipped=num_lost)
+
+    def _improve(self, tokens: Tensor, masks: Tensor, advantage: Tensor) -> Update | None:
+        """One gradient step on architectures (B, T) with their advantages (B); None where it is not finite."""
+        chosen = self.policy.evaluate(tokens, masks, self.skip_prior)
+        loss = self.loss(chosen, advantage)
+        norm = self._step(loss)
+        if norm is None:
+            return None
         self.num_skipped_in_a_row = 0
         self.num_learned += 1
-        subtracted = self.mean_reward if self.baseline == "ema" else float(rewards.mean())
-        self.mean_reward += (1 - self.baseline_decay) * (float(rewards.mean()) - self.mean_reward)
         return Update(
             loss=loss.item(),
             entropy=chosen.entropy.mean().item(),
-            gradient_norm=norm.item(),
-            baseline=0.0 if self.baseline == "none" else subtracted,
-            num_skipped=num_lost,
+            gradient_norm=norm,
             probabilities=[
                 row[: decision.num_choices]
                 for row, decision in zip(chosen.probabilities.tolist(), self.space.decisions, strict=True)
             ],
         )
 
-    def loss(self, chosen: Distribution, rewards: Tensor) -> Tensor:
+    def _step(self, loss: Tensor) -> float | None:
+        """A step of Adam down the clipped gradient, and the gradient's norm; None, and no step, where not finite."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.clip)
+        if not bool(torch.isfinite(loss)) or not bool(torch.isfinite(norm)):
+            return None
+        self.optimizer.step()
+        return norm.item()
+
+    def loss(self, chosen: Distribution, advantage: Tensor) -> Tensor:
         """-mean(advantage * log p) - w * mean(entropy) + skip_weight * mean(divergence from the skip prior)."""
-        advantage = advantages(rewards, self.baseline, self.mean_reward or 0.0)
+        loss = -(advantage * chosen.log_probability).mean()
+        return loss - self._entropy_weight() * chosen.entropy.mean() + self.skip_weight * chosen.skip_divergence.mean()
+
+    def _entropy_weight(self) -> float:
         progress = min(1.0, self.num_learned / max(1, self.num_updates - 1))
-        weight = self.entropy_weight + progress * (self.final_entropy_weight - self.entropy_weight)
-        loss = -(advantage * chosen.log_probability).mean() - weight * chosen.entropy.mean()
-        return loss + self.skip_weight * chosen.skip_divergence.mean()
+        return self.entropy_weight + progress * (self.final_entropy_weight - self.entropy_weight)
 
     def sample(self, num: int, step: int) -> list[Genotype]:
-        episodes = Episodes(self.policy, num, derive_seed(self.seed, "policy", "sample", step))
-        for position in range(len(self.space.decisions)):
-            episodes.next(position, self.space.mask(episodes.tokens[:position].T))
-        return [Genotype(self.space.name, tuple(row)) for row in episodes.tokens.T.tolist()]
+        drawn = self.policy.draw(num, derive_seed(self.seed, "policy", "sample", step))
+        return [Genotype(self.space.name, tuple(row)) for row in drawn.tolist()]
 
     def state_dict(self) -> dict[str, Any]:
         return {

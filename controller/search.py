@@ -6,18 +6,22 @@ the same shared weights and validation batches, with as many evaluations.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from child.space import Evaluation, Evaluator, Genotype, Improvement, SearchSpace, derive_seed
+from child.space import OVER_BUDGET, Evaluation, Evaluator, Genotype, Improvement, SearchSpace, derive_seed
+from controller.ledger import Ledger
 from controller.sampler import TrainingSampler
 from controller.strategy import RandomSearch, Rollout, Strategy, Update
 from logbook.console import Console
 from logbook.run import Run
+
+MAX_IDLE = 300
+"""Rounds in a row without an evaluation that had to be paid, after which a strategy with a budget has settled."""
 
 PIECE = 50
 """Training batches of shared weights between two chances of a checkpoint."""
@@ -36,6 +40,9 @@ class SearchSettings:
         policy_share: The share of training batches that the policy draws by the last round, rising linearly.
         fidelity: The share of a full evaluation per architecture (of the validation data, or of the epochs).
         compare_random: Whether random search plays beside the strategy.
+        budget: What each strategy may spend, in the unit that the evaluator charges (evaluations, unless it says
+            otherwise): then a repeat costs nothing and gives the stored value, and the search ends when the budget
+            is spent or `rounds` are played. None for no such account.
     """
 
     rounds: int = 60
@@ -46,9 +53,10 @@ class SearchSettings:
     policy_share: float = 1.0
     fidelity: float = 1.0
     compare_random: bool = True
+    budget: float | None = None
 
     def __post_init__(self) -> None:
-        for name, low in (("rounds", 1), ("episodes", 2), ("warmup_batches", 0), ("batches_per_round", 0)):
+        for name, low in (("rounds", 1), ("episodes", 1), ("warmup_batches", 0), ("batches_per_round", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"search.{name} must be at least {low}, got {getattr(self, name)}")
         if not 0 <= self.policy_share <= 1 or not 0 < self.fidelity <= 1:
@@ -56,6 +64,8 @@ class SearchSettings:
                 f"search.policy_share must be in [0, 1] and search.fidelity in (0, 1], got {self.policy_share} and "
                 f"{self.fidelity}"
             )
+        if self.budget is not None and not self.budget > 0:
+            raise ValueError(f"search.budget must be above 0 or null, got {self.budget}")
 
     @property
     def num_batches(self) -> int:
@@ -109,8 +119,51 @@ def play(envs: VectorEnv[Any, Any, Any], strategy: Strategy, round_number: int, 
     return Rollout(tokens, np.stack(masks, axis=1), np.asarray(rewards, np.float64), list(evaluations))
 
 
+@dataclass
+class Player:
+    """A strategy, the environments it plays in, and the account it pays from, if its budget is limited."""
+
+    strategy: Strategy
+    envs: VectorEnv[Any, Any, Any]
+    ledger: Ledger | None = None
+    idle: int = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is spent, or the strategy proposes nothing new any more."""
+        return self.ledger is not None and (self.ledger.closed or self.idle >= MAX_IDLE)
+
+    def play(self, round_number: int, seed: int) -> tuple[Rollout, Update]:
+        """Play and learn; what no longer fitted the budget is left out, as if it had not been proposed."""
+        spent = self.ledger.spent if self.ledger else 0.0
+        rollout = play(self.envs, self.strategy, round_number, seed)
+        if self.ledger is not None:
+            self.idle = 0 if self.ledger.spent > spent else self.idle + 1
+            made = np.array([evaluation.failure != OVER_BUDGET for evaluation in rollout.evaluations])
+            rollout = Rollout(
+                rollout.tokens[made],
+                rollout.masks[made],
+                rollout.rewards[made],
+                [evaluation for evaluation in rollout.evaluations if evaluation.failure != OVER_BUDGET],
+            )
+        return rollout, self.strategy.learn(rollout) if len(rollout.rewards) else Update()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "strategy": self.strategy.state_dict(),
+            "ledger": self.ledger.state_dict() if self.ledger else None,
+            "idle": self.idle,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.strategy.load_state_dict(state["strategy"])
+        if self.ledger:
+            self.ledger.load_state_dict(state["ledger"])
+        self.idle = state["idle"]
+
+
 def search(
-    envs: VectorEnv[Any, Any, Any],
+    join: Callable[[Strategy], Player],
     strategy: Strategy,
     evaluator: Evaluator,
     settings: SearchSettings,
@@ -118,10 +171,20 @@ def search(
     run: Run,
     console: Console,
 ) -> None:
-    """Search, or go on where the run's last checkpoint stands; every evaluation goes into `history.jsonl`."""
-    players: list[Strategy] = [strategy]
+    """Search, or go on where the run's last checkpoint stands; every evaluation goes into `history.jsonl`.
+
+    Args:
+        join: Gives a strategy its environments, and an account of its own where there is a budget.
+        strategy: Searches; random search plays beside it where the settings say so.
+        evaluator: Whose shared weights are trained, if it has any.
+        settings: How long.
+        seed: The run's.
+        run: Writes down what happens.
+        console: Shows it.
+    """
+    players = [join(strategy)]
     if settings.compare_random and not isinstance(strategy, RandomSearch):
-        players.append(RandomSearch(strategy.space, seed))
+        players.append(join(RandomSearch(strategy.space, seed)))
     sampler = TrainingSampler(settings.sampler, strategy, seed)
     round_number, trained = 0, Trained()
     if run.stage_state:
@@ -129,21 +192,28 @@ def search(
         trained = Trained(**run.stage_state["trained"])
         evaluator.load_state_dict(run.stage_state["evaluator"])
         for player in players:
-            player.load_state_dict(run.stage_state["strategies"][player.name])
+            player.load_state_dict(run.stage_state["players"][player.strategy.name])
 
     def state() -> dict[str, Any]:
-        strategies = {player.name: player.state_dict() for player in players}
         return {
             "round": round_number,
             "trained": asdict(trained),
             "evaluator": evaluator.state_dict(),
-            "strategies": strategies,
+            "players": {player.strategy.name: player.state_dict() for player in players},
         }
 
     best = ""
     best_reward = -math.inf
-    with console.stage("search", total=settings.rounds, initial=round_number) as progress:
-        while round_number < settings.rounds:
+    ledger = players[0].ledger
+
+    def done() -> int:
+        if ledger is None:
+            return round_number
+        return total if all(player.finished for player in players) else min(int(ledger.spent), total - 1)
+
+    total = settings.rounds if ledger is None else math.ceil(ledger.budget)
+    with console.stage("search", total=total, initial=done()) as progress:
+        while round_number < settings.rounds and not all(player.finished for player in players):
             sampler.policy_share = settings.policy_share * round_number / max(1, settings.rounds - 1)
             num_batches = settings.warmup_batches if round_number == 0 else settings.batches_per_round
             while trained.num_batches < num_batches:
@@ -152,18 +222,17 @@ def search(
                 trained = trained.after(evaluator.improve(sampler, piece), piece)
                 run.save_if_due(state)
             data_seed = derive_seed(seed, "search", round_number)
-            played = [(player, play(envs, player, round_number, data_seed)) for player in players]
-            updates = [player.learn(rollout) for player, rollout in played]
-            for player, rollout in played:
-                _remember(run, player, rollout, round_number)
-            _log(run, strategy.space, round_number, played, updates[0], trained.loss)
-            own = played[0][1]
-            if np.isfinite(own.rewards).any() and np.nanmax(own.rewards) > best_reward:
+            played = [(player, *player.play(round_number, data_seed)) for player in players if not player.finished]
+            for player, rollout, _ in played:
+                _remember(run, player.strategy, rollout, round_number)
+            _log(run, round_number, played, trained.loss)
+            own = played[0][1]  # of the strategy, or of random search where that alone plays on
+            if played[0][0] is players[0] and np.isfinite(own.rewards).any() and np.nanmax(own.rewards) > best_reward:
                 best_reward = float(np.nanmax(own.rewards))
                 winner = own.evaluations[int(np.nanargmax(own.rewards))]
                 best = f"reward {best_reward:.4f}, quality {winner.quality:.4f}, cost {winner.cost:.4g}"
             round_number, trained = round_number + 1, Trained()
-            progress.advance(done=round_number, best=best)
+            progress.advance(done=done(), best=best)
             run.save_if_due(state)
     run.save(state())
 
@@ -186,20 +255,21 @@ def _remember(run: Run, player: Strategy, rollout: Rollout, round_number: int) -
                 "fidelity": evaluation.fidelity,
                 "seed": evaluation.seed,
                 "failure": failure,
+                "charge": evaluation.charge,
             },
         )
 
 
 def _log(
     run: Run,
-    space: SearchSpace,
     round_number: int,
-    played: list[tuple[Strategy, Rollout]],
-    update: Update,
+    played: list[tuple[Player, Rollout, Update]],
     supernet_loss: float | None,
 ) -> None:
-    own = played[0][1]
-    line: dict[str, Any] = {"round": round_number, "strategy": played[0][0].name}
+    (player, own, update), space = played[0], played[0][0].strategy.space
+    if len(own.rewards) == 0:
+        return
+    line: dict[str, Any] = {"round": round_number, "strategy": player.strategy.name}
     line |= {f"reward_{name}": value for name, value in _spread(own.rewards).items()}
     if len(played) > 1:
         line["random_reward_mean"] = _spread(played[1][1].rewards)["mean"]
@@ -218,6 +288,7 @@ def _log(
         "search/baseline": update.baseline,
         "search/skipped": float(update.num_skipped),
         "supernet/loss": line["supernet_loss"],
+        "search/spent": player.ledger.spent if player.ledger else None,
         "cost/mean": _spread(np.array([e.cost for e in own.evaluations]))["mean"],
     }
     scalars |= {f"operations/{name}": share for name, share in operation_shares(space, own).items()}

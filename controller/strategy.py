@@ -69,6 +69,13 @@ class Strategy(ABC):
         """Architectures for training shared weights, from what has been learned; uniform where nothing has."""
         return self.space.sample(np.random.default_rng(derive_seed(self.seed, self.name, "sample", step)), num)
 
+    def estimate(self, genotypes: list[Genotype]) -> NDArray[np.float64] | None:
+        """What the strategy thinks evaluated architectures are worth, noise taken off, in a scale of its own.
+
+        None where it has no opinion but the rewards.
+        """
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """All that changes as the strategy learns."""
         return {}

@@ -10,6 +10,8 @@ from typing import Protocol
 
 from child.space import CostUnit, Evaluation
 
+LEAST_RATIO = 1e-6
+
 
 class Reward(Protocol):
     """What an environment needs of a reward."""
@@ -43,7 +45,8 @@ class _TargetedReward:
             raise ValueError(f"reward.target must be a cost above 0 in {self.unit}, got {self.target}")
 
     def __call__(self, evaluation: Evaluation) -> float:
-        value = self.blend(evaluation.quality, evaluation.cost / self.target)
+        # A cost of 0 (an architecture that passes its input on) must not make a negative power infinite.
+        value = self.blend(evaluation.quality, max(evaluation.cost / self.target, LEAST_RATIO))
         return min(value, 0.0) if evaluation.failure else value
 
     def blend(self, quality: float, ratio: float) -> float:
@@ -77,6 +80,8 @@ class Linear(_TargetedReward):
         return self.alpha * quality + self.beta * score
 
     def formula(self) -> str:
+        if not self.beta:
+            return f"{self.alpha:g} * quality"
         return f"{self.alpha:g} * quality + {self.beta:g} / (1 + ({self.unit} / {self.target:g})^{self.sharpness:g})"
 
 

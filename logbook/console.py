@@ -16,8 +16,10 @@ PLAIN_WIDTH = 120  # columns; a log file or a pipe has no width of its own
 PLAIN_INTERVAL = 5.0  # seconds between progress lines, so that a log stays short enough to read
 
 
-def human(number: float) -> str:
-    """A count to three digits with its unit prefix: 1234567 as `1.23 M`."""
+def human(number: float | None) -> str:
+    """A count to three digits with its unit prefix: 1234567 as `1.23 M`; `-` where it is not known."""
+    if number is None:
+        return "-"
     prefixes = ["", " k", " M", " G", " T"]
     while abs(number) >= 999.5 and len(prefixes) > 1:
         number /= 1000

@@ -56,6 +56,11 @@ class Run:
         return {row["name"]: row for row in self.results["rows"]} if self.results else {}
 
     @property
+    def looked_up(self) -> bool:
+        """Whether nothing was trained, because a table knew every training already."""
+        return bool(self.results and self.results.get("looked_up"))
+
+    @property
     def metric(self) -> str:
         """The name of the task's metric."""
         return self.results["metric"] if self.results else "accuracy"
@@ -297,10 +302,16 @@ def verdict(run: Run) -> str:
         counts = {sum(line["strategy"] == name for line in run.history) for name in run.strategies}
         known = len(run.strategies) == 2 and len(counts) == 1
         effort = f"{counts.pop()} evaluations each" if known else "equal evaluations"
+        if run.looked_up and not known:
+            effort = "equal budgets"
         # The difference stands in the sentence in any case: a reader may weigh it otherwise than two standard errors.
         clauses.append(
             f"after {effort}, what {strategy} found is {_gap(lead, metric)} {side} what random search found, "
-            f"{_judgement(lead, _standard_error(tests['teacher'], tests['random_best']))}"
+            + (
+                "in one search each: other seeds may say otherwise"
+                if run.looked_up
+                else _judgement(lead, _standard_error(tests["teacher"], tests["random_best"]))
+            )
         )
     return "; ".join(clauses) + "."
 
@@ -324,6 +335,11 @@ def _rounds_to_zero(difference: float, metric: str) -> bool:
     return metric == "accuracy" and abs(difference) < 0.00005
 
 
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = _known(values)
+    return fmean(known) if known else None
+
+
 def _known(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
@@ -344,9 +360,8 @@ def _add_evaluations(run: Run, section: Section) -> None:
         return
     searching = run.strategies[0]
     if "random" in run.strategies[1:]:
-        beside = (
-            f"{searching} beside random search with the same shared weights: a policy that learns pulls its line away"
-        )
+        shared = "on the same table" if run.looked_up else "with the same shared weights"
+        beside = f"{searching} beside random search {shared}: a policy that learns pulls its line away"
     else:
         beside = f"{searching} alone: a policy that learns raises its line"
     section.pictures.append(
@@ -364,8 +379,11 @@ def _add_evaluations(run: Run, section: Section) -> None:
         Picture(
             "quality-cost",
             "Quality against cost",
-            "Up and to the left is better: faint dots are evaluations with shared weights, rings the candidates scored "
-            "again on all validation data, the stepped line their best trade-offs, and the marked networks were "
+            "Up and to the left is better: faint dots are what the search saw, rings the candidates, the stepped line "
+            "their best trade-offs, and marked is what the table reports of the chosen ones."
+            if run.looked_up
+            else "Up and to the left is better: faint dots are evaluations with shared weights, rings the candidates "
+            "scored again on all validation data, the stepped line their best trade-offs, and the marked networks were "
             "trained on their own, which is why they may lie far above.",
             plots.quality_against_cost(
                 run.history,
@@ -521,6 +539,7 @@ def write_report(folder: Path) -> Path:
         figures=_key_figures(run),
         rows=[{**row, **_cells(row, run.metric)} for row in run.rows.values()],
         metric=run.metric,
+        looked_up=run.looked_up,
         notes=results.get("notes", []),
         sections=sections,
         usage=_usage(run, usable[0]) if usable else None,
@@ -626,8 +645,8 @@ class _Group:
             "n": str(len(rows)),
             "validation": _scores(self._per_run(name, "validation"), metric),
             "test": _scores(self.tests(name), metric),
-            "macs": human(fmean(row["macs"] for row in rows)),
-            "parameters": human(fmean(row["parameters"] for row in rows)),
+            "macs": human(_mean(row["macs"] for row in rows)),
+            "parameters": human(_mean(row["parameters"] for row in rows)),
         }
 
     def names(self) -> list[str]:

@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 
 import envs  # noqa: F401 (registers the environments)
 from child.space import Evaluation, Genotype, SearchSpace
-from controller.derive import Candidate, by_promise, choose_student, derive, front_of, hypervolume, shortlist
+from controller.derive import (
+    Candidate,
+    by_promise,
+    choose,
+    choose_student,
+    derive,
+    front_of,
+    hypervolume,
+    shortlist,
+    within_target,
+)
 
 Pair = tuple[float, float]
 
@@ -227,3 +237,34 @@ def test_the_student_is_the_best_within_the_budget() -> None:
     assert chosen(8.9) == (3, True)  # of equals the cheaper
     assert chosen(2) == (1, True)
     assert chosen(0.5) == (1, False)  # nothing is within: the cheapest
+
+
+def line_of(tokens: tuple[int, ...], reward: float | None, strategy: str = "mine") -> dict[str, Any]:
+    return {
+        "strategy": strategy, "genotype": {"space": "flat", "tokens": list(tokens)}, "quality": reward, "cost": 1.0,
+        "reward": reward, "fidelity": 1.0, "seed": 0, "failure": None if reward is not None else "broken",
+    }  # fmt: skip
+
+
+def test_what_cannot_be_evaluated_again_is_chosen_by_reward_or_estimate(known: Any) -> None:
+    space = known.FlatSpace(1, 4)
+    history = [line_of((0,), 0.3), line_of((1,), 0.9), line_of((2,), None), line_of((3,), 0.5), line_of((3,), 0.8)]
+    history += [line_of((2,), 0.99, "another")]
+    assert [c.genotype.tokens for c in choose(space, history, "mine")] == [(1,), (3,), (0,)]
+    worth: dict[tuple[int, ...], float] = {(0,): 2.0, (1,): 0.0, (3,): 1.0}
+    by_estimate = choose(space, history, "mine", lambda given: np.array([worth[g.tokens] for g in given]))
+    assert [c.genotype.tokens for c in by_estimate] == [(0,), (3,), (1,)]
+    assert choose(space, history, "mine", lambda given: None) == choose(space, history, "mine")
+    with pytest.raises(ValueError, match="nobody could evaluate no architecture"):
+        choose(space, history, "nobody")
+
+
+def test_a_target_is_honored_where_it_can_be() -> None:
+    costs = [5.0, 2.0, 3.0, 1.0]
+    genotypes = [Genotype("flat", (number,)) for number in range(4)]
+    given = [
+        Candidate("mine", Evaluation(genotype, 0.5, cost, 1.0, 0), 1.0 - 0.1 * number)
+        for number, (genotype, cost) in enumerate(zip(genotypes, costs, strict=True))
+    ]
+    assert [c.evaluation.cost for c in within_target(given, 3.0)] == [2.0, 3.0, 1.0]
+    assert [c.evaluation.cost for c in within_target(given, 0.5)] == [1.0]

@@ -62,7 +62,8 @@ class Enumerated:
         total = torch.zeros(sum(p.numel() for p in self.strategy.policy.parameters())).double()
         for rows in np.ndindex(*[len(self.tokens)] * size):
             chosen = self.strategy.policy.evaluate(self.tokens[list(rows)], self.masks[list(rows)], 0.4)
-            loss = self.strategy.loss(chosen, self.rewards[list(rows)])
+            advantage = advantages(self.rewards[list(rows)], self.strategy.baseline, self.strategy.mean_reward or 0.0)
+            loss = self.strategy.loss(chosen, advantage)
             total += probability[list(rows)].prod() * gradient_of(loss, self.strategy)
         return total
 
@@ -90,7 +91,7 @@ def test_three_with_leave_one_out_are_unbiased_too(known: Any) -> None:
 def test_a_baseline_of_the_batch_mean_would_be_biased(known: Any) -> None:
     """The check above can tell: the plain mean shrinks the gradient by (B - 1) / B."""
     space = known.FlatSpace(2, 2)
-    exact = Enumerated(space, known.every_genotype(space))
+    exact = Enumerated(space, known.every_genotype(space), baseline="none")
     wanted = gradient_of(-(exact.all().log_probability.exp() * exact.rewards).sum(), exact.strategy)
     exact.strategy.loss = lambda chosen, rewards: (  # type: ignore[method-assign]
         -((rewards - rewards.mean()) * chosen.log_probability).mean()
@@ -114,8 +115,8 @@ def test_the_entropy_term_is_the_sum_of_exact_conditional_entropies(known: Any) 
             mass = torch.stack([log_probability[same][choices == c].exp().sum() for c in choices.unique()])
             conditional = mass / mass.sum()
             by_hand = by_hand - (conditional * conditional.log()).sum()
-    flat = torch.full((3,), 0.5).double()  # equal rewards: leave-one-out leaves nothing but the entropy term
-    loss = strategy.loss(chosen, flat)
+    equal = advantages(torch.full((3,), 0.5).double(), "leave_one_out", 0.0)  # which leaves the entropy term alone
+    loss = strategy.loss(chosen, equal)
     torch.testing.assert_close(loss, -0.25 * by_hand / 3)
     torch.testing.assert_close(gradient_of(loss, strategy), gradient_of(-0.25 * by_hand / 3, strategy))
 
@@ -147,7 +148,7 @@ def test_baselines_by_hand() -> None:
     assert advantages(rewards, "leave_one_out", 9.0).tolist() == [1 - 4, 2 - 3.5, 6 - 1.5]
     assert advantages(rewards, "ema", 2.0).tolist() == [-1, 0, 4]
     assert advantages(rewards, "none", 2.0).tolist() == [1, 2, 6]
-    assert advantages(torch.tensor([3.0]), "leave_one_out", 0.0).tolist() == [0]
+    assert advantages(torch.tensor([3.0]), "leave_one_out", 1.0).tolist() == [2]  # of a single one the moving average
 
 
 def test_the_moving_average_by_hand(known: Any) -> None:

@@ -16,9 +16,10 @@ from child.supernet import SupernetEvaluator
 from child.task import Task
 from child.training import TrainingSettings
 from conf.launch import compose
+from controller.ledger import Ledger
 from controller.policy import PolicySettings
 from controller.reinforce import Reinforce
-from controller.search import SearchSettings, operation_shares, search
+from controller.search import Player, SearchSettings, operation_shares, search
 from controller.strategy import RandomSearch, Rollout, Strategy
 from envs.reward import Linear
 from logbook.checkpoint import read_checkpoint
@@ -57,7 +58,11 @@ def environments(space: SearchSpace, evaluator: Any, settings: SearchSettings) -
 
 
 def play_search(strategy: Strategy, evaluator: Any, run: Run, settings: SearchSettings = SETTINGS) -> None:
-    search(environments(strategy.space, evaluator, settings), strategy, evaluator, settings, 0, run, Console())
+    def join(player: Strategy) -> Player:
+        ledger = Ledger(evaluator, settings.budget) if settings.budget else None
+        return Player(player, environments(player.space, ledger or evaluator, settings), ledger)
+
+    search(join, strategy, evaluator, settings, 0, run, Console())
 
 
 @pytest.fixture
@@ -232,8 +237,8 @@ def test_operation_shares_by_hand(known: Any) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"rounds": 0}, {"episodes": 1}, {"warmup_batches": -1}, {"batches_per_round": -1}, {"policy_share": 1.1},
-        {"policy_share": -0.1}, {"fidelity": 0.0}, {"fidelity": 1.1},
+        {"rounds": 0}, {"episodes": 0}, {"budget": 0.0}, {"warmup_batches": -1}, {"batches_per_round": -1},
+        {"policy_share": 1.1}, {"policy_share": -0.1}, {"fidelity": 0.0}, {"fidelity": 1.1},
     ],
 )  # fmt: skip
 def test_settings_are_checked(wrong: dict[str, Any]) -> None:

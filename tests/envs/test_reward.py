@@ -69,7 +69,7 @@ def test_a_weight_that_pays_for_cost_is_refused(kind: Any, weight: float) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
-@pytest.mark.parametrize("cost", [1e-3, 1.0, 10.0, 1e6])
+@pytest.mark.parametrize("cost", [0.0, 1e-3, 1.0, 10.0, 1e6])
 def test_a_failure_never_earns(kind: Any, cost: float) -> None:
     assert kind(target=10.0)(evaluation(0.0, cost, "training was not finite")) <= 0
 

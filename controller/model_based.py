@@ -1,0 +1,155 @@
+"""REINFORCE that learns mostly in imagination, for budgets of about a hundred evaluations."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from child.space import Genotype, SearchSpace, derive_seed
+from controller.policy import LSTMPolicy, PolicySettings, check_connections
+from controller.ranks import normal_scores
+from controller.reward_model import RewardModel, expected_improvement
+from controller.strategy import Rollout, Update, WholeStrategy
+
+
+class ModelBased(WholeStrategy):
+    """An LSTM policy on the rewards of a model, whose pick of the policy's samples is evaluated.
+
+    After every round the reward model is fitted to all evaluations, and the policy takes a few REINFORCE steps on
+    imagined rewards: the model's mean plus some of its deviation, so that what it does not know is worth a look, less
+    a penalty where the truth is known already (without it the policy collapses on the best it knows). Of a number of
+    fresh samples from the policy the ones of largest expected improvement are evaluated. Learning in a model is Dyna's
+    idea (Sutton 1991), the acquisition Bayesian optimization's; the space is never enumerated.
+
+    Args:
+        space: What is searched.
+        seed: The run's seed.
+        policy: Size and squashing of the policy.
+        num_random: Architectures drawn uniformly at first (or a few more, to fill a round).
+        updates: Policy updates after every round, of `imagined` samples each.
+        imagined: Samples of an update.
+        candidates: Samples that the model chooses from, for every architecture evaluated; 1,000 a round at most.
+        optimism: Deviations added to the mean in an imagined reward.
+        known_penalty: Taken off the imagined reward of an architecture that was evaluated, in normal scores.
+        entropy_weight: Of the policy's entropy (nats per architecture) in the loss.
+        learning_rate: Of the policy's Adam.
+        clip: Largest norm of the gradient.
+        proposer: Where candidates come from: the `policy`, `uniform` draws, or `mutants` of the best few; the others
+            are there to see what the policy adds.
+        chooser: `model`, or `first` for the first new sample, whatever the model thinks.
+    """
+
+    name = "model_based"
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        seed: int,
+        policy: PolicySettings,
+        num_random: int = 10,
+        updates: int = 5,
+        imagined: int = 64,
+        candidates: int = 512,
+        optimism: float = 1.0,
+        known_penalty: float = 1.0,
+        entropy_weight: float = 0.6,
+        learning_rate: float = 0.015,
+        clip: float = 5.0,
+        proposer: Literal["policy", "uniform", "mutants"] = "policy",
+        chooser: Literal["model", "first"] = "model",
+    ):
+        super().__init__(space, seed)
+        if num_random < 2 or updates < 0 or imagined < 2 or not 1 <= candidates <= 1000:
+            raise ValueError(
+                f"model-based search needs num_random >= 2, updates >= 0, imagined >= 2 and candidates from 1 to 1000, "
+                f"got {num_random}, {updates}, {imagined} and {candidates}"
+            )
+        check_connections(space)
+        self.num_random, self.updates, self.imagined, self.candidates = num_random, updates, imagined, candidates
+        self.optimism, self.known_penalty, self.entropy_weight = optimism, known_penalty, entropy_weight
+        self.clip, self.proposer, self.chooser = clip, proposer, chooser
+        torch.manual_seed(derive_seed(seed, "policy", "weights"))
+        self.policy = LSTMPolicy(space, policy)
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=learning_rate, fused=True)
+        self.model = RewardModel(space)
+        self.seen: dict[Genotype, float] = {}
+        self.num_learned = 0
+
+    def propose(self, num: int, round_number: int) -> list[Genotype]:
+        rng = np.random.default_rng(derive_seed(self.seed, self.name, "propose", round_number))
+        if len(self.seen) < self.num_random:
+            return self.space.sample(rng, num)
+        tokens = self._candidates(min(1000, self.candidates * num), rng)
+        tokens = tokens[np.sort(np.unique(tokens, axis=0, return_index=True)[1])]  # each once, in the order drawn
+        new = np.array([Genotype(self.space.name, tuple(row)) not in self.seen for row in tokens.tolist()])
+        tokens = tokens[new]
+        if self.chooser == "model" and len(tokens):
+            best = self.model.predict(np.array([g.tokens for g in self.seen]))[0].max()
+            tokens = tokens[np.argsort(-expected_improvement(*self.model.predict(tokens), best), kind="stable")]
+        found = [Genotype(self.space.name, tuple(row)) for row in tokens[:num].tolist()]
+        return found + self.space.sample(rng, num - len(found))
+
+    def _candidates(self, num: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        if self.proposer == "uniform":
+            return np.array([genotype.tokens for genotype in self.space.sample(rng, num)])
+        if self.proposer == "mutants":
+            parents = sorted(self.seen, key=lambda genotype: -self.seen[genotype])[:10]
+            return np.array([self.space.mutate(parents[i], rng).tokens for i in rng.integers(len(parents), size=num)])
+        return self.policy.draw(num, derive_seed(self.seed, self.name, "candidates", int(rng.integers(2**62))))
+
+    def learn(self, rollout: Rollout) -> Update:
+        """Fit the model to all that was seen, and teach the policy what it imagines."""
+        finite = np.isfinite(rollout.rewards)
+        for evaluation, reward in zip(rollout.evaluations, rollout.rewards.tolist(), strict=True):
+            if np.isfinite(reward):
+                self.seen.setdefault(evaluation.genotype, reward)
+        update = Update(num_skipped=int((~finite).sum()))
+        if len(self.seen) < self.num_random:
+            return update
+        self.model.fit(list(self.seen), np.array(list(self.seen.values())))
+        if self.proposer == "policy":
+            for _ in range(self.updates):
+                update = self._imagine()
+                self.num_learned += 1
+        return update
+
+    def _imagine(self) -> Update:
+        """One REINFORCE step on imagined rewards, their normal scores taken as advantages."""
+        tokens = self.policy.draw(self.imagined, derive_seed(self.seed, self.name, "imagine", self.num_learned))
+        mean, deviation = self.model.predict(tokens)
+        known = np.array([Genotype(self.space.name, tuple(row)) in self.seen for row in tokens.tolist()])
+        rewards = mean + self.optimism * deviation - self.known_penalty * known
+        advantage = torch.from_numpy(normal_scores(rewards)).float()
+        masks = torch.from_numpy(np.array(self.space.masks(tokens)))
+        chosen = self.policy.evaluate(torch.from_numpy(tokens), masks, 0.5)
+        loss = -(advantage * chosen.log_probability).mean() - self.entropy_weight * chosen.entropy.mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.clip)
+        self.optimizer.step()
+        return Update(loss.item(), chosen.entropy.mean().item(), norm.item())
+
+    def estimate(self, genotypes: list[Genotype]) -> NDArray[np.float64] | None:
+        """What the model thinks of architectures that were evaluated, noise taken off."""
+        if len(self.seen) < self.num_random:
+            return None
+        return self.model.predict(np.array([genotype.tokens for genotype in genotypes]))[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "model": self.model.save(),
+            "seen": [(genotype.tokens, reward) for genotype, reward in self.seen.items()],
+            "num_learned": self.num_learned,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.seen = {Genotype(self.space.name, tuple(tokens)): reward for tokens, reward in state["seen"]}
+        self.model.restore(state["model"], list(self.seen), np.array(list(self.seen.values())))
+        self.num_learned = state["num_learned"]

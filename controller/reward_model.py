@@ -1,0 +1,126 @@
+"""A model of the reward with uncertainty, for any search space, from its decisions alone.
+
+A Gaussian process (Rasmussen and Williams 2006, chapter 2) on the normal scores of the rewards' ranks, which makes it
+indifferent to their scale and to outliers. Each choice of a decision is a learned vector, shared by the decisions of
+one kind and number of choices, times a learned weight of the decision; architectures are as alike as these vectors,
+end to end, are near (squared-exponential).
+
+Letters: N architectures seen, M asked about, T decisions, K entries of a choice's vector.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import ndtr
+from torch import Tensor, nn
+
+from child.space import Genotype, SearchSpace
+from controller.ranks import normal_scores
+
+Array = NDArray[np.float64]
+
+
+def expected_improvement(mean: Array, deviation: Array, best: float) -> Array:
+    """By how much each is expected to exceed `best` (Jones et al. 1998), (M)."""
+    z = (mean - best) / deviation
+    return (mean - best) * ndtr(z) + deviation * np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+
+
+class RewardModel(nn.Module):
+    """Learns from (architecture, reward) pairs; speaks in normal scores.
+
+    Args:
+        space: Whose architectures they are.
+        steps: Adam steps of the hyper-parameters for each fit, from where the last left them.
+        learning_rate: Of these.
+        pull: How strongly the hyper-parameters are held to their start.
+        noise: The variance of a score that the architecture does not explain, at the start.
+    """
+
+    def __init__(
+        self, space: SearchSpace, steps: int = 5, learning_rate: float = 0.05, pull: float = 0.5, noise: float = 0.1
+    ):
+        super().__init__()
+        self.steps, self.pull = steps, pull
+        kinds = [(decision.kind, decision.num_choices) for decision in space.decisions]
+        tables = list(dict.fromkeys(kinds))
+        width = space.max_choices
+        self.first = np.array([width * tables.index(kind) for kind in kinds])  # of each decision's rows in `choices`
+        # Two random architectures are then about as far apart in every space: 1 / 1.8 each where there are 6 decisions.
+        start = torch.full((len(kinds),), math.sqrt(6 / len(kinds)) / 1.8, dtype=torch.float64)
+        self.log_weights = nn.Parameter(start.log())
+        self.choices = nn.Parameter(torch.eye(width, dtype=torch.float64).repeat(len(tables), 1))
+        self.log_noise = nn.Parameter(torch.tensor(math.log(noise), dtype=torch.float64))
+        self.start = [parameter.detach().clone() for parameter in self.parameters()]
+        self.optimizer = torch.optim.Adam(self.parameters(), lr=learning_rate)
+        self.places = np.zeros((0, len(kinds)), np.int64)
+        self.scores = np.zeros(0)
+
+    def fit(self, genotypes: Sequence[Genotype], rewards: Array) -> None:
+        """Take in all that was seen, (N) each, and improve the hyper-parameters a little."""
+        self.places = self._places(genotypes)
+        self.scores = normal_scores(np.asarray(rewards, np.float64))
+        places, scores = torch.from_numpy(self.places), torch.from_numpy(self.scores)
+        for _ in range(self.steps):
+            kernel = self._kernel(places)
+            # The gradient of half of score K^-1 score + log |K| with respect to K.
+            with torch.no_grad():
+                inverse = torch.linalg.inv(kernel)
+                explained = inverse @ scores
+                gradient = 0.5 * (inverse - explained[:, None] * explained)
+            self.optimizer.zero_grad()
+            kernel.backward(gradient)
+            for parameter, start in zip(self.parameters(), self.start, strict=True):
+                assert parameter.grad is not None
+                parameter.grad += self.pull * (parameter.detach() - start)
+            self.optimizer.step()
+        self._prepare()
+
+    @torch.no_grad()
+    def _prepare(self) -> None:
+        """What predictions need, once for many."""
+        self.seen = self._vectors(torch.from_numpy(self.places)).numpy()
+        self.inverse = torch.linalg.inv(self._kernel(torch.from_numpy(self.places))).numpy()
+        self.explained = self.inverse @ self.scores
+        self.table = (self.choices.numpy(), self.log_weights.exp().numpy())
+
+    def predict(self, tokens: NDArray[np.int64]) -> tuple[Array, Array]:
+        """Mean and standard deviation of the scores of architectures, (M) each, for tokens (M, T)."""
+        choices, weights = self.table
+        vectors = (choices[tokens + self.first] * weights[:, None]).reshape(len(tokens), -1)
+        squares = (vectors**2).sum(axis=1)[:, None] + (self.seen**2).sum(axis=1) - 2 * vectors @ self.seen.T
+        likeness = np.exp(-0.5 * np.maximum(squares, 0))
+        variance = 1 - ((likeness @ self.inverse) * likeness).sum(axis=1)
+        return likeness @ self.explained, np.sqrt(np.maximum(variance, 1e-9))
+
+    def _places(self, genotypes: Sequence[Genotype]) -> NDArray[np.int64]:
+        return np.array([genotype.tokens for genotype in genotypes], np.int64) + self.first
+
+    def _vectors(self, places: Tensor) -> Tensor:
+        """(N, T * K) for places (N, T)."""
+        return (self.choices[places] * self.log_weights.exp()[:, None]).flatten(1)
+
+    def _kernel(self, places: Tensor) -> Tensor:
+        """How alike they are, (N, N), with the noise."""
+        vectors = self._vectors(places)
+        squares = (vectors**2).sum(dim=1)
+        distances = (squares[:, None] + squares - 2 * vectors @ vectors.t()).clamp(min=0)
+        noise = self.log_noise.exp() + 1e-6
+        return (-0.5 * distances).exp() + noise * torch.eye(len(places), dtype=torch.float64)
+
+    def save(self) -> dict[str, Any]:
+        """The hyper-parameters and how they were learning; what was seen is the caller's."""
+        return {"parameters": self.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: Mapping[str, Any], genotypes: Sequence[Genotype], rewards: Array) -> None:
+        """Go back to what `save` gave, with what had been seen by then."""
+        self.load_state_dict(state["parameters"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if len(genotypes):
+            self.places = self._places(genotypes)
+            self.scores = normal_scores(np.asarray(rewards, np.float64))
+            self._prepare()

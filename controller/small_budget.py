@@ -1,0 +1,99 @@
+"""REINFORCE for budgets of about a hundred evaluations, without a model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from child.space import Genotype, SearchSpace, derive_seed
+from controller.policy import PolicySettings
+from controller.ranks import normal_scores
+from controller.reinforce import Reinforce
+from controller.strategy import Rollout, Update
+
+
+class SmallBudgetReinforce(Reinforce):
+    """REINFORCE on ranks, which imitates the best that it has seen.
+
+    The advantage of an architecture is the normal score of its reward's rank among all that was seen, which neither
+    the scale nor the outliers of the reward disturb; the best few join every update, as in self-imitation learning
+    (Oh et al. 2018). What was seen is never forgotten, so every evaluation goes on teaching. Of the policy's samples
+    the first that is new is evaluated: what is known already would teach nothing.
+
+    Args:
+        space: What is searched.
+        seed: The run's seed.
+        policy: Size and squashing of the policy.
+        imitated: How many of the best join every update.
+        updates: Gradient steps after every round.
+        learning_rate: Adam's.
+        entropy_weight: Of the policy's entropy (nats per architecture) in the loss.
+        skip_prior: The density of skip connections that the policy is pulled to.
+        skip_weight: Weight of the divergence from it.
+        clip: Largest norm of the whole gradient.
+    """
+
+    name = "reinforce_small_budget"
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        seed: int,
+        policy: PolicySettings,
+        imitated: int = 5,
+        updates: int = 3,
+        learning_rate: float = 0.01,
+        entropy_weight: float = 0.5,
+        skip_prior: float = 0.4,
+        skip_weight: float = 0.0,
+        clip: float = 5.0,
+    ):
+        super().__init__(
+            space, seed, 1, policy, learning_rate, entropy_weight=entropy_weight, final_entropy_weight=entropy_weight,
+            skip_prior=skip_prior, skip_weight=skip_weight, clip=clip,
+        )  # fmt: skip
+        if imitated < 0 or updates < 1:
+            raise ValueError(f"the controller needs imitated >= 0 and updates >= 1, got {imitated} and {updates}")
+        self.imitated, self.updates = imitated, updates
+        self.seen: dict[Genotype, float] = {}
+
+    def begin(self, num: int, round_number: int) -> None:
+        seed = derive_seed(self.seed, "policy", "act", round_number)
+        genotypes = [Genotype(self.space.name, tuple(row)) for row in self.policy.draw(32 * num, seed).tolist()]
+        genotypes += self.space.sample(np.random.default_rng(seed), num)  # where the policy knows nothing new
+        new = [genotype for genotype in dict.fromkeys(genotypes) if genotype not in self.seen]
+        self._tokens = np.array([genotype.tokens for genotype in (new + genotypes)[:num]])
+
+    def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+        return self._tokens[:, int(observation["step"][0])]
+
+    def learn(self, rollout: Rollout) -> Update:
+        new = []
+        for evaluation, reward in zip(rollout.evaluations, rollout.rewards.tolist(), strict=True):
+            if np.isfinite(reward):
+                new.append(evaluation.genotype)
+                self.seen.setdefault(evaluation.genotype, reward)
+        num_lost = len(rollout.rewards) - len(new)
+        if not new:
+            return self._skip(num_lost)
+        scores = dict(zip(self.seen, normal_scores(np.array(list(self.seen.values()))).tolist(), strict=True))
+        batch = new + sorted(self.seen, key=lambda genotype: -self.seen[genotype])[: self.imitated]
+        tokens = np.array([genotype.tokens for genotype in batch])
+        masks = torch.from_numpy(np.array(self.space.masks(tokens)))
+        advantage = torch.tensor([scores[genotype] for genotype in batch])
+        update = None
+        for _ in range(self.updates):
+            update = self._improve(torch.from_numpy(tokens), masks, advantage)
+            if update is None:
+                return self._skip(len(rollout.rewards))
+        assert update is not None
+        return update
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "seen": [(genotype.tokens, reward) for genotype, reward in self.seen.items()]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.seen = {Genotype(self.space.name, tuple(tokens)): reward for tokens, reward in state["seen"]}

@@ -1,0 +1,158 @@
+"""The reward model, and the policy that learns in it."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, WhiteKernel
+
+from child.space import Evaluation, Genotype, SearchSpace
+from controller.model_based import ModelBased
+from controller.policy import PolicySettings
+from controller.ranks import normal_scores
+from controller.reward_model import RewardModel, expected_improvement
+from controller.small_budget import SmallBudgetReinforce
+from controller.strategy import Rollout, Strategy
+
+POLICY = PolicySettings(hidden=16, temperature=1.0, tanh_constant=None, own_heads=True)
+
+
+def test_normal_scores_by_hand() -> None:
+    scores = normal_scores(np.array([10.0, -3.0, 0.5, 0.5]))
+    quantile = {0.125: -1.1503, 0.5: 0.0, 0.875: 1.1503}
+    assert scores == pytest.approx([quantile[0.875], quantile[0.125], quantile[0.5], quantile[0.5]], abs=1e-4)
+
+
+def test_expected_improvement_is_an_expectation() -> None:
+    mean, deviation, best = np.array([0.2, -1.0, 0.5]), np.array([0.7, 0.3, 1e-3]), 0.4
+    draws = np.random.default_rng(0).standard_normal((400_000, 1)) * deviation + mean
+    expected = np.maximum(draws - best, 0).mean(axis=0)
+    np.testing.assert_allclose(expected_improvement(mean, deviation, best), expected, atol=2e-3)
+
+
+def test_predictions_are_those_of_a_gaussian_process(known: Any) -> None:
+    """scikit-learn's, with the same kernel on the same vectors."""
+    space = known.CellSpace()
+    rng = np.random.default_rng(0)
+    seen, asked = space.sample(rng, 30), np.array([g.tokens for g in space.sample(rng, 20)])
+    rewards = rng.normal(size=30)
+    model = RewardModel(space, steps=3)
+    model.fit(seen, rewards)
+
+    def vectors(tokens: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return model._vectors(torch.from_numpy(tokens + model.first)).numpy()
+
+    noise = float(model.log_noise.detach().exp()) + 1e-6
+    judge = GaussianProcessRegressor(RBF(1.0, "fixed") + WhiteKernel(noise, "fixed"), optimizer=None)  # pyright: ignore[reportArgumentType] (as its documentation allows)
+    judge.fit(vectors(np.array([g.tokens for g in seen])), normal_scores(rewards))
+    expected_mean, deviation = judge.predict(vectors(asked), return_std=True)
+    mean, spread = model.predict(asked)
+    np.testing.assert_allclose(mean, expected_mean, atol=1e-8)
+    np.testing.assert_allclose(spread**2, np.asarray(deviation) ** 2 - noise, atol=1e-8)
+
+
+def test_fitting_follows_the_marginal_likelihood(known: Any) -> None:
+    """The gradient is that of the likelihood as autograd finds it, and steps along it raise the likelihood."""
+    space = known.FlatSpace(4, 3)
+    rng = np.random.default_rng(1)
+    seen = space.sample(rng, 25)
+    rewards = np.array([float(g.tokens[0] == 1) + 0.1 * rng.normal() for g in seen])  # one decision matters
+    model = RewardModel(space, steps=1, pull=0.0)
+
+    def loss() -> torch.Tensor:
+        kernel = model._kernel(torch.from_numpy(np.array([g.tokens for g in seen]) + model.first))
+        normal = torch.distributions.MultivariateNormal(torch.zeros(25).double(), kernel)
+        return -normal.log_prob(torch.from_numpy(normal_scores(rewards)))
+
+    expected = torch.autograd.grad(loss(), list(model.parameters()))
+    before = float(loss().detach())
+    model.fit(seen, rewards)
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, gradient)
+    for _ in range(60):
+        model.fit(seen, rewards)
+    assert float(loss().detach()) < before - 1
+    weights = model.log_weights.detach()
+    assert int(weights.argmax()) == 0 and float(weights[0] - weights[1:].max()) > 0.5
+
+
+def tell(strategy: Strategy, tokens: np.ndarray, rewards: list[float]) -> None:
+    evaluations = [Evaluation(Genotype(strategy.space.name, tuple(row)), 0.5, 1.0, 1.0, 0) for row in tokens.tolist()]
+    strategy.learn(Rollout(tokens, np.array(strategy.space.masks(tokens)), np.array(rewards), evaluations))
+
+
+def hunt(strategy: Strategy, target: Genotype, num: int) -> int:
+    """Evaluations until the target is found, for a reward with a trap: each decision right counts, the pair more."""
+    for round_number in range(num):
+        strategy.begin(1, round_number)
+        steps = len(strategy.space.decisions)
+        tokens = np.array([strategy.act({"step": np.full(1, step)}) for step in range(steps)]).T
+        if tuple(tokens[0].tolist()) == target.tokens:
+            return round_number + 1
+        right = np.array(target.tokens) == tokens[0]
+        tell(strategy, tokens, [right.sum() + 2.0 * (right[0] and right[1])])
+    return num + 1
+
+
+def test_it_finds_with_few_evaluations_what_chance_would_not(known: Any) -> None:
+    space: SearchSpace = known.FlatSpace(6, 4)
+    needed = []
+    for seed in range(4):
+        target = space.sample(np.random.default_rng(seed + 50), 1)[0]
+        needed.append(hunt(ModelBased(space, seed, POLICY), target, 90))
+    assert np.median(needed) <= 60 and max(needed) <= 90  # of 4,096
+
+
+def test_small_budget_reinforce_learns(known: Any) -> None:
+    space: SearchSpace = known.FlatSpace(6, 4)
+    needed = []
+    for seed in range(4):
+        target = space.sample(np.random.default_rng(seed + 50), 1)[0]
+        strategy = SmallBudgetReinforce(space, seed, POLICY, learning_rate=0.02, entropy_weight=0.3)
+        needed.append(hunt(strategy, target, 300))
+    assert np.median(needed) <= 250  # of 4,096: chance finds one in 14 with 300
+
+
+def test_nothing_known_is_proposed_again(known: Any) -> None:
+    space: SearchSpace = known.FlatSpace(3, 3)
+    strategy = ModelBased(space, 0, POLICY, num_random=4)
+    seen: set[tuple[int, ...]] = set()
+    for round_number in range(20):
+        strategy.begin(1, round_number)
+        tokens = strategy._tokens
+        if round_number >= 4:
+            assert tuple(tokens[0].tolist()) not in seen
+        seen.add(tuple(tokens[0].tolist()))
+        tell(strategy, tokens, [float(tokens.sum())])
+
+
+def test_the_estimate_takes_noise_off(known: Any) -> None:
+    """Much noise on what one decision decides: in the mean of four seeds the estimate is nearer to the truth."""
+    space: SearchSpace = known.FlatSpace(4, 4)
+    gains = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        genotypes = list(dict.fromkeys(space.sample(rng, 120)))
+        tokens = np.array([genotype.tokens for genotype in genotypes])
+        truth = tokens[:, 0] * 0.5
+        rewards = truth + rng.normal(0, 0.8, len(genotypes))
+        strategy = ModelBased(space, 0, POLICY, updates=0)
+        assert strategy.estimate(genotypes) is None  # it knows nothing yet
+        for row in range(len(genotypes)):
+            tell(strategy, tokens[row : row + 1], [rewards[row]])
+        worth = strategy.estimate(genotypes)
+        assert worth is not None
+        gains.append(np.corrcoef(worth, truth)[0, 1] - np.corrcoef(rewards, truth)[0, 1])
+    assert np.mean(gains) > 0.05 and min(gains) > 0
+
+
+def test_a_reward_that_is_not_finite_is_left_out(known: Any) -> None:
+    strategy = ModelBased(known.FlatSpace(3, 3), 0, POLICY, num_random=2)
+    tell(strategy, np.array([[0, 0, 0], [1, 1, 1], [2, 2, 2]]), [math.nan, 1.0, 2.0])
+    assert set(strategy.seen.values()) == {1.0, 2.0}
+    assert all(torch.isfinite(parameter).all() for parameter in strategy.policy.parameters())
