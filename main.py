@@ -7,7 +7,7 @@ python main.py resume=outputs/<run>               # go on with a run that stoppe
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from child.training import LossOf, TrainingSettings, keep_freed_memory, measure
 from conf.launch import launch
 from conf.schema import ConfigError, Part, RunConfig, read
 from controller.derive import (
+    Candidate,
     by_promise,
     choose,
     choose_student,
@@ -254,24 +255,8 @@ def search_table(config: RunConfig, parts: Parts, table: TableEvaluator, run: Ru
         }
         if config.derive.within_target:
             chosen = {name: within_target(group, reward.target) for name, group in chosen.items()}
-        candidates = {name: group[: config.derive.candidates] for name, group in chosen.items()}
-        fronts = {
-            name: front_of(group, key=lambda c: (c.evaluation.quality, c.evaluation.cost))
-            for name, group in chosen.items()
-        }
-        worst = max(line["cost"] for line in history)
-        volumes = {
-            name: hypervolume(((c.evaluation.quality, c.evaluation.cost) for c in group), worst)
-            for name, group in chosen.items()
-        }
-        run.write("candidates.json", {
-            "cost_unit": reward.unit,
-            "reward_formula": reward_text(config, reward),
-            "candidates": [c.to_json(space, fronts[name]) for name, group in candidates.items() for c in group],
-            "hypervolume": volumes,
-            "hypervolume_reference": f"quality 0, cost {worst:.4g}",
-        })  # fmt: skip
-        run.log({f"pareto/hypervolume_{name}": volume for name, volume in volumes.items()})
+        listed = [c for group in chosen.values() for c in group[: config.derive.candidates]]
+        write_candidates(config, parts, run, chosen, listed, history)
         describe_search(run, space, [chosen[strategy.name][0].genotype])
         return {
             "chosen": {name: list(group[0].genotype.tokens) for name, group in chosen.items()},
@@ -325,7 +310,7 @@ def search_table(config: RunConfig, parts: Parts, table: TableEvaluator, run: Ru
 
 def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     """Search, score the candidates again, and write down which architectures will be trained."""
-    config, run, space, strategy, reward = at.config, at.run, at.space, parts.strategy, parts.reward
+    config, run, space, strategy = at.config, at.run, at.space, parts.strategy
     started = time.monotonic()
     search(parts.join, strategy, parts.evaluator, config.search, config.seed, run, at.console)
     searched = time.monotonic()
@@ -338,7 +323,7 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     )  # fmt: skip
     groups = {name: [c for c in candidates if c.strategy == name] for name in names}
     if config.derive.within_target:
-        groups = {name: within_target(group, reward.target) for name, group in groups.items()}
+        groups = {name: within_target(group, parts.reward.target) for name, group in groups.items()}
     if not groups[strategy.name]:
         raise ValueError(f"no architecture could be evaluated; see 'failure' in {run.folder / 'history.jsonl'}")
     tolerance = at.task.standard_error(groups[strategy.name][0].evaluation.quality)
@@ -347,23 +332,7 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     }
     own = promising.pop(strategy.name)
     others = promising.get(RandomSearch.name, [])
-    fronts = {
-        name: front_of(group, key=lambda c: (c.evaluation.quality, c.evaluation.cost)) for name, group in groups.items()
-    }
-    costs = [line["cost"] for line in history if line["cost"] is not None]
-    worst = max(costs or [candidate.evaluation.cost for candidate in candidates])
-    volumes = {
-        name: hypervolume(((c.evaluation.quality, c.evaluation.cost) for c in group), worst)
-        for name, group in groups.items()
-    }
-    run.write("candidates.json", {
-        "cost_unit": reward.unit,
-        "reward_formula": reward_text(config, reward),
-        "candidates": [c.to_json(space, fronts[c.strategy]) for c in candidates],
-        "hypervolume": volumes,
-        "hypervolume_reference": f"quality 0, cost {worst:.4g}",
-    })  # fmt: skip
-    run.log({f"pareto/hypervolume_{name}": volume for name, volume in volumes.items()})
+    write_candidates(config, parts, run, groups, candidates, history)
     describe_search(run, space, [c.genotype for c in own[: config.retrain.top]])
     return {
         "teachers": [list(c.genotype.tokens) for c in own[: config.retrain.top]],
@@ -374,6 +343,34 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
         "num_evaluations": sum(line["strategy"] == strategy.name for line in history),
         "seconds": {"search": searched - started, "derive": time.monotonic() - searched},
     }
+
+
+def write_candidates(
+    config: RunConfig,
+    parts: Parts,
+    run: Run,
+    groups: Mapping[str, Sequence[Candidate]],
+    listed: Sequence[Candidate],
+    history: list[dict[str, Any]],
+) -> None:
+    """Write down the listed candidates, and the front and hypervolume of each strategy's group."""
+    fronts = {
+        name: front_of(group, key=lambda c: (c.evaluation.quality, c.evaluation.cost)) for name, group in groups.items()
+    }
+    costs = [line["cost"] for line in history if line["cost"] is not None]
+    worst = max(costs or [candidate.evaluation.cost for candidate in listed])
+    volumes = {
+        name: hypervolume(((c.evaluation.quality, c.evaluation.cost) for c in group), worst)
+        for name, group in groups.items()
+    }
+    run.write("candidates.json", {
+        "cost_unit": parts.reward.unit,
+        "reward_formula": reward_text(config, parts.reward),
+        "candidates": [c.to_json(parts.space, fronts[c.strategy]) for c in listed],
+        "hypervolume": volumes,
+        "hypervolume_reference": f"quality 0, cost {worst:.4g}",
+    })  # fmt: skip
+    run.log({f"pareto/hypervolume_{name}": volume for name, volume in volumes.items()})
 
 
 def train_finals(at: Setting, found: dict[str, Any]) -> dict[str, Any]:

@@ -177,12 +177,15 @@ class LSTMPolicy(nn.Module):
             name: space.decisions[self.blocks[numbers[0]].start].num_choices for name, numbers in self.tables.items()
         }
         self.embeddings = nn.ModuleDict({name: nn.Embedding(size, hidden) for name, size in sizes.items()})
-        self.head_of = {
-            number: f"{table}_{number}" if settings.own_heads else table
-            for table, numbers in self.tables.items()
-            for number in numbers
+        self.served = self.tables  # the blocks that a head decides
+        if settings.own_heads:
+            self.served = {
+                f"{table}_{number}": [number] for table, numbers in self.tables.items() for number in numbers
+            }
+        self.head_of = {number: head for head, numbers in self.served.items() for number in numbers}
+        outputs = {
+            head: space.decisions[self.blocks[numbers[0]].start].num_choices for head, numbers in self.served.items()
         }
-        outputs = {self.head_of[number]: sizes[table] for table, numbers in self.tables.items() for number in numbers}
         self.heads = nn.ModuleDict({name: nn.Linear(hidden, size, bias=False) for name, size in outputs.items()})
         if self.attends:
             self.key = nn.Linear(hidden, hidden, bias=False)
@@ -307,10 +310,7 @@ class LSTMPolicy(nn.Module):
         Those of `choice_steps`, (B, choice steps, C), and the x of `skip_steps`, (B, skip steps).
         """
         weights, attention = memory.weights, memory.weights.attention
-        served: dict[str, list[int]] = {}
-        for number, head in self.head_of.items():
-            served.setdefault(head, []).append(number)
-        choices = [self._squash(weights, states[:, at] @ weights.heads[head]) for head, at in served.items()]
+        choices = [self._squash(weights, states[:, at] @ weights.heads[head]) for head, at in self.served.items()]
         skips = states.new_zeros(len(states), 0)
         if attention is not None:
             keys = torch.stack([memory.anchors[node] for node in self.nodes], dim=1) @ attention.key

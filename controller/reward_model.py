@@ -62,8 +62,7 @@ class RewardModel(nn.Module):
 
     def fit(self, genotypes: Sequence[Genotype], rewards: Array) -> None:
         """Take in all that was seen, (N) each, and improve the hyper-parameters a little."""
-        self.places = self._places(genotypes)
-        self.scores = normal_scores(np.asarray(rewards, np.float64))
+        self._take_in(genotypes, rewards)
         places, scores = torch.from_numpy(self.places), torch.from_numpy(self.scores)
         for _ in range(self.steps):
             kernel = self._kernel(places)
@@ -97,8 +96,9 @@ class RewardModel(nn.Module):
         variance = 1 - ((likeness @ self.inverse) * likeness).sum(axis=1)
         return likeness @ self.explained, np.sqrt(np.maximum(variance, 1e-9))
 
-    def _places(self, genotypes: Sequence[Genotype]) -> NDArray[np.int64]:
-        return np.array([genotype.tokens for genotype in genotypes], np.int64) + self.first
+    def _take_in(self, genotypes: Sequence[Genotype], rewards: Array) -> None:
+        self.places = np.array([genotype.tokens for genotype in genotypes], np.int64) + self.first
+        self.scores = normal_scores(np.asarray(rewards, np.float64))
 
     def _vectors(self, places: Tensor) -> Tensor:
         """(N, T * K) for places (N, T)."""
@@ -121,6 +121,5 @@ class RewardModel(nn.Module):
         self.load_state_dict(state["parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
         if len(genotypes):
-            self.places = self._places(genotypes)
-            self.scores = normal_scores(np.asarray(rewards, np.float64))
+            self._take_in(genotypes, rewards)
             self._prepare()

@@ -5,16 +5,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from child.space import Genotype, SearchSpace, derive_seed
 from controller.policy import PolicySettings
 from controller.ranks import normal_scores
 from controller.reinforce import Reinforce
-from controller.strategy import Rollout, Update
+from controller.strategy import Rollout, Update, WholeStrategy
 
 
-class SmallBudgetReinforce(Reinforce):
+class SmallBudgetReinforce(WholeStrategy, Reinforce):
     """REINFORCE on ranks, which imitates the best that it has seen.
 
     The advantage of an architecture is the normal score of its reward's rank among all that was seen, which neither
@@ -59,15 +58,12 @@ class SmallBudgetReinforce(Reinforce):
         self.imitated, self.updates = imitated, updates
         self.seen: dict[Genotype, float] = {}
 
-    def begin(self, num: int, round_number: int) -> None:
+    def propose(self, num: int, round_number: int) -> list[Genotype]:
         seed = derive_seed(self.seed, "policy", "act", round_number)
         genotypes = [Genotype(self.space.name, tuple(row)) for row in self.policy.draw(32 * num, seed).tolist()]
         genotypes += self.space.sample(np.random.default_rng(seed), num)  # where the policy knows nothing new
         new = [genotype for genotype in dict.fromkeys(genotypes) if genotype not in self.seen]
-        self._tokens = np.array([genotype.tokens for genotype in (new + genotypes)[:num]])
-
-    def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
-        return self._tokens[:, int(observation["step"][0])]
+        return (new + genotypes)[:num]
 
     def learn(self, rollout: Rollout) -> Update:
         new = []
