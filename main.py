@@ -19,9 +19,8 @@ import torch
 from torch import nn
 
 import envs  # noqa: F401 (registers the environments)
-from child.cost import CostModel, count_macs, measure_latency
+from child.cost import CostModel, count_macs, count_parameters, measure_latency, width_of_like_cost
 from child.network import Blueprint, TrainedNetwork, load_network, save_network
-from child.resnet import width_of_like_macs
 from child.retrain import retrain
 from child.space import CostUnit, Evaluator, Genotype, Graph, NetworkSpace, SearchSpace, derive_seed
 from child.task import Task
@@ -148,7 +147,7 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     task = config.env.task.build(config.plugins, seed=config.seed) if config.env.task else None
-    shapes = {"input_shape": task.input_shape, "num_classes": task.num_classes} if task else {}
+    shapes = {"input_shape": task.input_shape, "num_outputs": task.num_outputs} if task else {}
     space: SearchSpace = config.space.build(config.plugins, **shapes)
     if task is None:
         evaluator = config.evaluator.build(config.plugins, space=space)
@@ -294,6 +293,7 @@ def search_table(config: RunConfig, parts: Parts, table: TableEvaluator, run: Ru
     results = {
         "task": Path(table.path).name.partition(".")[0],
         "metric": "accuracy" if table.scale == 100 else table.report_column,
+        "higher_is_better": True,
         "cost_unit": reward.unit,
         "seed": config.seed,
         "looked_up": True,
@@ -387,7 +387,7 @@ def train_finals(at: Setting, found: dict[str, Any]) -> dict[str, Any]:
         name = "teacher" if number == 1 else f"teacher{number}"
         title = "Teacher (best found)" if number == 1 else f"Teacher {number}"
         teachers.append(train_final(at, architecture(name, title, space.genotype(tokens))))
-    best = max(range(len(teachers)), key=lambda i: (np.mean(teachers[i]["validation"]), -i))
+    best = best_of(at.task, [teacher["validation"] for teacher in teachers])
     teacher = space.genotype(found["teachers"][best])
     finals += teachers
 
@@ -404,7 +404,7 @@ def train_finals(at: Setting, found: dict[str, Any]) -> dict[str, Any]:
     if found["random_best"] is not None:
         finals.append(train_final(at, architecture("random_best", "Best of random search",
                                                    space.genotype(found["random_best"]))))  # fmt: skip
-    finals.append(train_hand_designed(at, space.macs(teacher)))
+    finals.append(train_hand_designed(at, space, teacher))
     share = space.macs(student) / space.macs(teacher)
     note = f"The student has {share:.1%} of the teacher's MACs (budget {config.distill.budget:.0%})."
     if not within:
@@ -432,7 +432,7 @@ def train_final(at: Setting, final: Final) -> dict[str, Any]:
             lambda: final.blueprint.build(config.plugins), task, final.training, seed, stage, at.device, at.run,
             at.console, final.loss_of,
         )  # fmt: skip
-        network = TrainedNetwork(module.cpu(), final.blueprint, task.input_shape, task.classes, task.preprocessing)
+        network = TrainedNetwork(module.cpu(), final.blueprint, task.input_shape, task.objective, task.preprocessing)
         save_network(network, at.run.folder / "networks" / stage)
         return {"validation": metric, "folder": f"networks/{stage}", "seconds": time.monotonic() - started}
 
@@ -448,24 +448,41 @@ def train_final(at: Setting, final: Final) -> dict[str, Any]:
         "text": final.text,
         "graph": None if final.graph is None else {"nodes": final.graph.nodes, "edges": final.graph.edges},
         "validation": metrics,
-        "folder": trained[int(np.argmax(metrics))]["folder"],
+        "folder": trained[best_of(task, [[metric] for metric in metrics])]["folder"],
         "folders": [each["folder"] for each in trained],
         "seconds": sum(each["seconds"] for each in trained),
     }
 
 
-def train_hand_designed(at: Setting, macs: int) -> dict[str, Any]:
-    """A ResNet of like MACs, its learning rate the best of a few on validation data after a third of the epochs."""
-    width = width_of_like_macs(at.task.input_shape, at.task.num_classes, macs)
-    arguments = {"input_shape": list(at.task.input_shape), "num_classes": at.task.num_classes, "width": width}
-    rates, full = at.config.baseline.learning_rates, at.config.retrain.training
+def best_of(task: Task, metrics: Sequence[Sequence[float]]) -> int:
+    """Which of several has the best mean metric; the first of equals, and never one that is not a number."""
+    qualities = [task.objective.quality(float(np.mean(each))) for each in metrics]
+    return int(np.argmax(np.nan_to_num(qualities, nan=-1.0)))
 
-    def train(name: str, rate: float, epochs: int) -> dict[str, Any]:
+
+def train_hand_designed(at: Setting, space: NetworkSpace, teacher: Genotype) -> dict[str, Any]:
+    """A usual network of like cost; its learning rate is the best of a few after a third of the epochs."""
+    baseline, full = at.config.baseline, at.config.retrain.training
+    rates = baseline.learning_rates
+    shapes = {"input_shape": list(at.task.input_shape), "num_outputs": at.task.num_outputs}
+
+    def build(width: int) -> nn.Module:
+        return baseline.network.build(at.config.plugins, **shapes, width=width)
+
+    if baseline.match == "macs":
+        wanted, cost = space.macs(teacher), partial(count_macs, input_shape=at.task.input_shape)
+    else:
+        wanted, cost = space.parameters(teacher), count_parameters
+    width = width_of_like_cost(build, cost, wanted)
+    name = baseline.network.target.rpartition(".")[2]
+    arguments = {**shapes, "width": width, **baseline.network.arguments}
+
+    def train(stage: str, rate: float, epochs: int) -> dict[str, Any]:
         return train_final(at, Final(
-            name=name,
-            title="Hand-designed (ResNet)",
-            blueprint=Blueprint("child.resnet.ResNet", arguments),
-            text=f"ResNet of width {width}, learning rate {rate:g}",
+            name=stage,
+            title=f"Hand-designed ({name})",
+            blueprint=Blueprint(baseline.network.target, arguments),
+            text=f"{name} of width {width}, learning rate {rate:g}",
             graph=None,
             training=replace(full, learning_rate=rate, epochs=epochs),
         ))  # fmt: skip
@@ -473,7 +490,7 @@ def train_hand_designed(at: Setting, macs: int) -> dict[str, Any]:
     tried = []
     if len(rates) > 1:
         tried = [train(f"hand_designed_{rate:g}", rate, math.ceil(full.epochs / 3)) for rate in rates]
-    best = int(np.argmax([np.mean(row["validation"]) for row in tried])) if tried else 0
+    best = best_of(at.task, [row["validation"] for row in tried]) if tried else 0
     chosen = train("hand_designed", rates[best], full.epochs)
     return {**chosen, "seconds": sum(row["seconds"] for row in (*tried, chosen))}
 
@@ -494,7 +511,7 @@ def test_finals(at: Setting, found: dict[str, Any], trained: dict[str, Any]) -> 
             **{key: final[key] for key in ("name", "title", "text", "graph", "folder")},
             "validation": [] if config.retrain.join_validation else final["validation"],
             "test": tested,
-            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "parameters": count_parameters(network),
             "macs": count_macs(network, task.input_shape),
             "latency_ms": latency.median_ms,
             "latency_spread_ms": latency.spread_ms,
@@ -504,6 +521,7 @@ def test_finals(at: Setting, found: dict[str, Any], trained: dict[str, Any]) -> 
     results = {
         "task": task.name,
         "metric": task.metric_name,
+        "higher_is_better": task.objective.higher_is_better,
         "cost_unit": "macs",
         "seed": config.seed,
         "teacher": trained["teacher"],

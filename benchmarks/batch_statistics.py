@@ -36,7 +36,7 @@ def main() -> None:
     for seed in range(NUM_SEEDS):
         assert config.env.task is not None
         task = config.env.task.build((), seed=seed)
-        space = config.space.build((), input_shape=task.input_shape, num_classes=task.num_classes)
+        space = config.space.build((), input_shape=task.input_shape, num_outputs=task.num_outputs)
         cost = CostModel(space, "macs", task.input_shape, CPU)
         genotypes = space.sample(np.random.default_rng(seed), NUM_ARCHITECTURES)
         truth = standalone(space, task, cost, genotypes, seed)

@@ -11,7 +11,8 @@ from timing import interleaved, record  # isort: skip
 import torch
 from torch.nn import functional
 
-from child.task import Augmentation, Preprocessing, SealedSplit, Split, Task
+from child.task import Classification, SealedSplit, Split, Task
+from child.transforms import Augmentation, Normalize
 
 BATCH = 128
 
@@ -21,8 +22,8 @@ def main() -> None:
     data = torch.randint(0, 256, (5000, 3, 32, 32), dtype=torch.uint8)
     split = Split(data.contiguous(memory_format=torch.channels_last), torch.zeros(len(data), dtype=torch.int64))
     augmentation = Augmentation(shift=4, flip=True, cutout=16)
-    preprocessing = Preprocessing.fit(data, 255.0)
-    task = Task("random", ("a", "b"), split, split, SealedSplit(split), preprocessing, augmentation)
+    preprocessing = Normalize.fit(data, 255.0)
+    task = Task("random", Classification(("a", "b")), split, split, SealedSplit(split), preprocessing, augmentation)
     indices = torch.randperm(len(data))[:BATCH]
     generator = torch.Generator().manual_seed(0)
     mean, std = torch.tensor(preprocessing.mean).view(3, 1, 1), torch.tensor(preprocessing.std).view(3, 1, 1)

@@ -58,7 +58,7 @@ class PlainSupernet(nn.Module):
             str(layer): nn.ModuleList(PlainReduction(channels) for _ in range(layer + 1))
             for layer in range(1, space.num_layers) if space.levels[layer] > space.levels[layer - 1]
         })  # fmt: skip
-        self.classifier = nn.Linear(channels, space.num_classes)
+        self.classifier = nn.Linear(channels, space.num_outputs)
 
     def forward(self, x: Tensor, genotype: Genotype) -> Tensor:
         outputs = [self.stem(x)]

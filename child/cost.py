@@ -3,7 +3,8 @@
 import copy
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,28 @@ def count_macs(network: nn.Module, input_shape: Sequence[int]) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shadow(torch.zeros(1, *input_shape, device="meta"))
     return counter.get_total_flops() // 2
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Trainable parameters of any network."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def width_of_like_cost(build: Callable[[int], nn.Module], cost: Callable[[nn.Module], int], wanted: int) -> int:
+    """The width at which a network, whose cost grows with it, comes nearest to so much; the narrower of equals."""
+    found: dict[int, int] = {}
+
+    def cost_of(width: int) -> int:
+        if width not in found:
+            with torch.device("meta"):
+                found[width] = cost(build(width))
+        return found[width]
+
+    above = 1
+    while cost_of(above) <= wanted:
+        above *= 2
+    first = bisect_left(range(above + 1), wanted, lo=1, key=cost_of)  # the narrowest that costs as much
+    return min((width for width in (first - 1, first) if width > 0), key=lambda width: abs(cost_of(width) - wanted))
 
 
 class CostModel:

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from child.task import Task
+from child.task import Task, WithAuxiliary
 from child.training import LossOf
 
 
@@ -29,19 +28,15 @@ class SoftTargets:
             )
 
     def loss(self, student: nn.Module, teacher: nn.Module, task: Task, label_smoothing: float = 0.0) -> LossOf:
-        """(1 - w) * task loss + w * T^2 * KL(teacher || student), both softened by T.
-
-        The factor T^2 keeps the gradient of the soft term at the size it has without softening (section 2 of the
-        paper). The teacher sees the same augmented batch.
-        """
+        """(1 - w) * task loss + w * the objective's loss against the teacher, who sees the same augmented batch."""
         teacher.eval()
 
         def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
             with torch.no_grad():
-                wanted = functional.log_softmax(teacher(inputs).float() / self.temperature, dim=1)
-            logits = student(inputs).float()
-            given = functional.log_softmax(logits / self.temperature, dim=1)
-            soft = functional.kl_div(given, wanted, reduction="batchmean", log_target=True) * self.temperature**2
-            return (1 - self.weight) * task.loss(logits, targets, label_smoothing) + self.weight * soft
+                wanted = teacher(inputs).float()
+            outputs = student(inputs)
+            main = outputs.outputs if isinstance(outputs, WithAuxiliary) else outputs
+            soft = task.objective.imitation(main.float(), wanted, self.temperature)
+            return (1 - self.weight) * task.loss(outputs, targets, label_smoothing) + self.weight * soft
 
         return loss_of

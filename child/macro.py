@@ -27,7 +27,7 @@ class MacroSpace(NetworkSpace):
 
     Args:
         input_shape: (channels, height, width) of an image.
-        num_classes: Outputs of the fully connected classifier.
+        num_outputs: Outputs of the fully connected classifier.
         channels: Channels of every layer; multiples of 16 are fastest.
         num_layers: Layers, the most of them where `min_layers` is smaller.
         min_layers: The fewest layers; where smaller than `num_layers` the depth is the first decision.
@@ -44,7 +44,7 @@ class MacroSpace(NetworkSpace):
     def __init__(
         self,
         input_shape: Sequence[int],
-        num_classes: int,
+        num_outputs: int,
         channels: int = 32,
         num_layers: int = 12,
         min_layers: int | None = None,
@@ -52,8 +52,8 @@ class MacroSpace(NetworkSpace):
         dropout: float = 0.1,
     ):
         fewest = num_layers if min_layers is None else min_layers
-        if channels < 1 or num_classes < 2:
-            raise ValueError(f"space macro needs channels >= 1 and 2 classes, got {channels} and {num_classes}")
+        if channels < 1 or num_outputs < 1:
+            raise ValueError(f"space macro needs channels >= 1 and num_outputs >= 1, got {channels} and {num_outputs}")
         if not 1 <= fewest <= num_layers:
             raise ValueError(f"space macro needs 1 <= min_layers <= num_layers, got {fewest} and {num_layers}")
         if not 0 <= num_reductions < num_layers:
@@ -64,7 +64,7 @@ class MacroSpace(NetworkSpace):
             raise ValueError(f"space macro needs 0 <= dropout < 1, got {dropout}")
         self.arguments = {
             "input_shape": list(input_shape),
-            "num_classes": num_classes,
+            "num_outputs": num_outputs,
             "channels": channels,
             "num_layers": num_layers,
             "min_layers": min_layers,
@@ -72,7 +72,7 @@ class MacroSpace(NetworkSpace):
             "dropout": dropout,
         }
         self.input_channels, self.height, self.width = input_shape
-        self.num_classes = num_classes
+        self.num_outputs = num_outputs
         self.channels = channels
         self.num_layers = num_layers
         self.min_layers = fewest
@@ -166,7 +166,7 @@ class MacroSpace(NetworkSpace):
         for _, level in self._reductions(layers):
             height, width = self._size(level)
             macs += 4 * self.channels**2 * height * width
-        return macs + self.channels * self.num_classes
+        return macs + self.channels * self.num_outputs
 
     def parameters(self, genotype: Genotype) -> int:
         """Of convolutions, normalizations and classifier."""
@@ -175,7 +175,7 @@ class MacroSpace(NetworkSpace):
         count = 9 * self.input_channels * self.channels + norm
         count += sum(MACRO_OPERATIONS[operation].parameters(self.channels) + norm for operation, _ in layers)
         count += len(self._reductions(layers)) * (4 * self.channels**2 + norm)
-        return count + (self.channels + 1) * self.num_classes
+        return count + (self.channels + 1) * self.num_outputs
 
     def _size(self, level: int) -> tuple[int, int]:
         return self.height >> level, self.width >> level
@@ -238,7 +238,7 @@ class MacroNetwork(nn.Module):
             }
         )
         self.dropout = nn.Dropout(space.dropout)
-        self.classifier = nn.Linear(channels, space.num_classes)
+        self.classifier = nn.Linear(channels, space.num_outputs)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

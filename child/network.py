@@ -1,6 +1,6 @@
 """A trained network on disk: what it is in `network.json`, its weights in `weights.safetensors`, no pickle.
 
-outputs/<run>/networks/student/network.json          format, how to build it, input, classes, preprocessing
+outputs/<run>/networks/student/network.json          format, how to build it, input, objective, preprocessing
 outputs/<run>/networks/student/weights.safetensors   weights and running statistics
 outputs/<run>/networks/student/SHA256SUMS            of both files; `sha256sum -c SHA256SUMS` checks them too
 """
@@ -22,9 +22,10 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from child.space import Genotype, NetworkSpace
-from child.task import Preprocessing
+from child.task import Classification, Objective, Preprocessing, Regression, objective_from_json, objective_to_json
+from child.transforms import preprocessing_from_json, preprocessing_to_json
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -70,36 +71,56 @@ class Blueprint:
 
 
 class TrainedNetwork:
-    """A trained network with all it needs to classify images: `network.classify(image)`."""
+    """A trained network with all it needs to answer: `network.classify(image)`, `network.predict(samples)`."""
 
     def __init__(
         self,
         module: nn.Module,
         blueprint: Blueprint,
         input_shape: Sequence[int],
-        classes: Sequence[str],
+        objective: Objective,
         preprocessing: Preprocessing,
     ):
         self.module, self.blueprint, self.preprocessing = module.eval(), blueprint, preprocessing
-        self.input_shape, self.classes = tuple(input_shape), tuple(classes)
+        self.input_shape, self.objective = tuple(input_shape), objective
 
-    def probabilities(self, images: NDArray[Any]) -> Tensor:
-        """Class probabilities (N, K) of images (N, C, H, W), in the values that the task stores.
+    def predict(self, samples: NDArray[Any]) -> Tensor:
+        """The answers to samples (N, ...), in the values that the task stores (images as (N, C, H, W)).
+
+        Returns:
+            Class probabilities (N, K); for a regression the values (N), in their own unit; for a text the
+            probabilities of the next symbol at each position (N, T, K).
 
         Raises:
-            ValueError: The images have another shape than the network was trained for.
+            ValueError: The samples have another shape than the network was trained for.
         """
-        if images.ndim != 4 or images.shape[1:] != self.input_shape:
-            raise ValueError(f"expected images of shape (N, {self.input_shape}), got {images.shape}")
+        try:
+            inputs = self.preprocessing(torch.from_numpy(np.ascontiguousarray(samples)))
+        except (RuntimeError, IndexError, ValueError, TypeError):
+            inputs = None
+        if inputs is None or tuple(inputs.shape[1:]) != self.input_shape:
+            raise ValueError(
+                f"expected samples of shape (N, {', '.join(map(str, self.input_shape))}), got {samples.shape}"
+            )
         with torch.inference_mode():
-            return self.module(self.preprocessing(torch.from_numpy(np.ascontiguousarray(images)))).softmax(dim=1)
+            outputs = self.module(inputs)
+        if isinstance(self.objective, Regression):
+            return outputs[:, 0] * self.objective.std + self.objective.mean
+        return outputs.softmax(dim=-1)
 
-    def classify(self, image: NDArray[Any]) -> tuple[str, float]:
-        """The class of one image, (H, W) or (H, W, C), and its probability."""
-        channels_last = image[:, :, None] if image.ndim == 2 else image
-        probabilities = self.probabilities(channels_last.transpose(2, 0, 1)[None])[0]
+    def classify(self, sample: NDArray[Any]) -> tuple[str, float]:
+        """The class of one sample and its probability; an image is (H, W) or (H, W, C).
+
+        Raises:
+            ValueError: The network does not tell classes apart, or the sample has the wrong shape.
+        """
+        if not isinstance(self.objective, Classification):
+            raise ValueError(f"this network does not classify (it learned {self.objective.metric_name}); use predict")
+        if len(self.input_shape) == 3:
+            sample = (sample[:, :, None] if sample.ndim == 2 else sample).transpose(2, 0, 1)
+        probabilities = self.predict(sample[None])[0]
         best = int(probabilities.argmax())
-        return self.classes[best], float(probabilities[best])
+        return self.objective.classes[best], float(probabilities[best])
 
 
 def save_network(network: TrainedNetwork, folder: Path) -> None:
@@ -109,8 +130,8 @@ def save_network(network: TrainedNetwork, folder: Path) -> None:
         "format": FORMAT,
         "build": asdict(network.blueprint),
         "input_shape": list(network.input_shape),
-        "classes": list(network.classes),
-        "preprocessing": asdict(network.preprocessing),
+        "objective": objective_to_json(network.objective),
+        "preprocessing": preprocessing_to_json(network.preprocessing),
     }
     tensors = {name: value.cpu().contiguous() for name, value in network.module.state_dict().items()}
     contents = {
@@ -144,13 +165,14 @@ def load_network(folder: str | Path, plugins: Sequence[str] = ()) -> TrainedNetw
         description = json.loads(contents["network.json"])
         if description["format"] != FORMAT:
             raise ValueError(f"{folder / 'network.json'} has format {description['format']}, expected {FORMAT}")
-        build, normalize = description["build"], description["preprocessing"]
+        build = description["build"]
         tokens = None if build["tokens"] is None else tuple(build["tokens"])
         blueprint = Blueprint(build["target"], build["arguments"], tokens)
-        preprocessing = Preprocessing(normalize["scale"], tuple(normalize["mean"]), tuple(normalize["std"]))
+        objective = objective_from_json(description["objective"])
+        preprocessing = preprocessing_from_json(description["preprocessing"])
         module = blueprint.build(plugins)
         module.load_state_dict(load(contents["weights.safetensors"]))
-        return TrainedNetwork(module, blueprint, description["input_shape"], description["classes"], preprocessing)
+        return TrainedNetwork(module, blueprint, description["input_shape"], objective, preprocessing)
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder / 'network.json'} is not a network description: {error!r}") from None
     except (SafetensorError, RuntimeError) as error:

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from child.cost import count_macs
-
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
@@ -36,12 +34,12 @@ class ResNet(nn.Module):
 
     Args:
         input_shape: (C, H, W).
-        num_classes: Outputs.
+        num_outputs: Outputs.
         width: Channels of the first stage.
         blocks: Blocks per stage: 1 gives ResNet-8, 3 ResNet-20.
     """
 
-    def __init__(self, input_shape: Sequence[int], num_classes: int, width: int, blocks: int = 1):
+    def __init__(self, input_shape: Sequence[int], num_outputs: int, width: int, blocks: int = 1):
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(input_shape[0], width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
@@ -53,7 +51,7 @@ class ResNet(nn.Module):
                 stages.append(ResidualBlock(channels, outputs, 2 if stage > 0 and block == 0 else 1))
                 channels = outputs
         self.stages = nn.Sequential(*stages)
-        self.classifier = nn.Linear(channels, num_classes)
+        self.classifier = nn.Linear(channels, num_outputs)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -62,16 +60,3 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W)."""
         return self.classifier(self.stages(self.stem(x)).mean(dim=(2, 3)))
-
-
-def width_of_like_macs(input_shape: Sequence[int], num_classes: int, macs: int) -> int:
-    """The width at which a ResNet comes nearest to so many multiply-accumulates."""
-    best, gap, width = 1, float("inf"), 1
-    while True:
-        with torch.device("meta"):
-            found = count_macs(ResNet(input_shape, num_classes, width), input_shape)
-        if abs(found - macs) < gap:
-            best, gap = width, abs(found - macs)
-        if found > macs:
-            return best
-        width += 1

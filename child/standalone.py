@@ -5,29 +5,43 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
 
 from child.cost import CostModel
 from child.space import Evaluation, Genotype, Improvement, NetworkSpace, Sampler, derive_seed
-from child.task import Task
-from child.training import Training, TrainingError, TrainingSettings, is_out_of_memory, predict
+from child.task import Classification, Language, Task
+from child.training import Training, TrainingError, TrainingSettings, grade, is_out_of_memory
 
 
 def folds_of(task: Task, num_folds: int, seed: int) -> list[Task]:
-    """The task itself for one fold (hold-out, or an independent validation set); else stratified k folds.
+    """The task itself for one fold (hold-out, or an independent validation set); else k folds.
 
-    The folds divide training and validation data together; each is the validation split of one task. The split is
-    drawn by the seed alone and is the same on every machine.
+    The folds divide training and validation data together; each is the validation split of one task. Classes are
+    spread evenly; groups stay together; a text is cut into stretches. The split is drawn by the seed alone and is the
+    same on every machine.
+
+    Raises:
+        ValueError: There are fewer samples, or groups, than folds.
     """
     if num_folds == 1:
         return [task]
     together = task.train.join(task.validation)
-    targets = together.targets.cpu().numpy()
-    dealer = StratifiedKFold(num_folds, shuffle=True, random_state=derive_seed(seed, "folds") % 2**32)
+    draw = derive_seed(seed, "folds") % 2**32
+    groups = None if together.groups is None else together.groups.numpy()
+    labels = np.zeros(len(together), np.int64)
+    if groups is not None:
+        dealer = GroupKFold(num_folds, shuffle=True, random_state=draw)
+    elif isinstance(task.objective, Classification):
+        dealer, labels = StratifiedKFold(num_folds, shuffle=True, random_state=draw), together.targets.cpu().numpy()
+    elif isinstance(task.objective, Language):
+        dealer = KFold(num_folds)
+    else:
+        dealer = KFold(num_folds, shuffle=True, random_state=draw)
     return [
         task.with_splits(together.take(torch.from_numpy(rest)), together.take(torch.from_numpy(held_out)))
-        for rest, held_out in dealer.split(targets, targets)
+        for rest, held_out in dealer.split(labels, labels, groups)
     ]
 
 
@@ -98,7 +112,7 @@ class StandaloneEvaluator:
 
     def _quality(self, genotype: Genotype, fidelity: float) -> float | str:
         """The mean over the folds, or why there is none."""
-        metrics = []
+        qualities = []
         started = time.monotonic()
         try:
             for number, task in enumerate(self.folds):
@@ -112,15 +126,14 @@ class StandaloneEvaluator:
                     training.step()
                     if self.max_seconds is not None and time.monotonic() - started > self.max_seconds:
                         return f"out of time: more than {self.max_seconds:g} s"
-                network.eval()
-                outputs = predict(network, task, task.validation, self.settings.batch_size, self.device)
-                if not bool(outputs.isfinite().all()):
+                scores = grade(network, task, task.validation, self.settings.batch_size, self.device)
+                if not bool(scores.isfinite().all()):
                     return "outputs not finite"
-                metrics.append(task.metric(outputs, task.validation.targets.cpu()))
+                qualities.append(task.quality(scores, task.validation.targets.cpu()))
         except TrainingError:
             return "training was not finite"
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             return "out of memory"
-        return sum(self.folds[0].quality(metric) for metric in metrics) / len(metrics)
+        return sum(qualities) / len(qualities)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from child.cost import CostModel
 from child.space import Evaluation, Genotype, Improvement, NetworkSpace, Sampler, derive_seed
 from child.task import Split, Task
-from child.training import Training, TrainingSettings, is_out_of_memory, predict
+from child.training import Training, TrainingSettings, is_out_of_memory, judge
 
 Statistics = Literal["batch", "recalibrated"]
 
@@ -88,15 +88,15 @@ class SupernetEvaluator:
             count = max(1, round(fidelity * len(split)))
             split = split.take(torch.randperm(len(split), generator=draw)[:count].to(split.targets.device))
         unique = list(dict.fromkeys(genotypes))
-        outputs = self._outputs(unique, split)
         targets = split.targets.cpu()
         found = {}
-        for genotype, logits in zip(unique, outputs, strict=True):
-            failure = None if isinstance(logits, Tensor) and bool(logits.isfinite().all()) else "outputs not finite"
-            failure = logits if isinstance(logits, str) else failure
-            quality = (
-                0.0 if isinstance(logits, str) or failure else self.task.quality(self.task.metric(logits, targets))
-            )
+        for genotype, scores in zip(unique, self._scores(unique, split), strict=True):
+            if isinstance(scores, str):
+                quality, failure = 0.0, scores
+            elif not bool(scores.isfinite().all()):
+                quality, failure = 0.0, "outputs not finite"
+            else:
+                quality, failure = self.task.quality(scores, targets), None
             found[genotype] = Evaluation(genotype, quality, self.cost(genotype), fidelity, seed, failure)
         return [found[genotype] for genotype in genotypes]
 
@@ -109,31 +109,24 @@ class SupernetEvaluator:
         self.training.load_state_dict(state["training"])
         self.cost.load_state_dict(state["cost"])
 
-    def _outputs(self, genotypes: Sequence[Genotype], split: Split) -> list[Tensor | str]:
-        """Logits (N, K) of each architecture, or why there are none."""
+    def _scores(self, genotypes: Sequence[Genotype], split: Split) -> list[Tensor | str]:
+        """The scores (N) of each architecture, or why there are none."""
         try:
-            return list(self._logits(genotypes, split))
+            return list(self._judge(genotypes, split))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             if len(genotypes) == 1:
                 return ["out of memory"]
-            return [self._outputs([genotype], split)[0] for genotype in genotypes]
+            return [self._scores([genotype], split)[0] for genotype in genotypes]
 
-    def _logits(self, genotypes: Sequence[Genotype], split: Split) -> list[Tensor]:
+    def _judge(self, genotypes: Sequence[Genotype], split: Split) -> list[Tensor]:
         """All architectures walk through the data together, so that shared beginnings are computed once."""
         batch_size = self.settings.batch_size
         if self.statistics == "recalibrated":
             return [self._recalibrated(genotype, split) for genotype in genotypes]
         with batch_statistics(self.network):
-            stacked = predict(
-                lambda x: torch.stack(self.network.forward_many(x, genotypes), dim=1),
-                self.task,
-                split,
-                batch_size,
-                self.device,
-            )
-        return list(stacked.unbind(dim=1))  # (N, A, K) to A times (N, K)
+            return judge(lambda x: self.network.forward_many(x, genotypes), self.task, split, batch_size, self.device)
 
     def _recalibrated(self, genotype: Genotype, split: Split) -> Tensor:
         norms = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -148,9 +141,9 @@ class SupernetEvaluator:
                 norm.reset_running_stats()
                 norm.momentum = None  # a cumulative mean
                 norm.train()
-            predict(lambda x: self.network(x, genotype), self.task, train, batch_size, self.device)
+            judge(lambda x: [self.network(x, genotype)], self.task, train, batch_size, self.device)
             self.network.eval()
-            return predict(lambda x: self.network(x, genotype), self.task, split, batch_size, self.device)
+            return judge(lambda x: [self.network(x, genotype)], self.task, split, batch_size, self.device)[0]
         finally:
             for norm, (buffers, momentum) in zip(norms, before, strict=True):
                 norm.momentum = momentum

@@ -1,11 +1,12 @@
-"""What a child is trained on: data splits in memory, preprocessing, augmentation, loss and metric.
+"""What a child is trained on: data splits in memory, and an objective with its loss, metric and quality.
 
-Letters: N samples, B samples of a batch, C channels, H height, W width, K classes.
+Letters: N samples, B samples of a batch, C channels, H height, W width, K outputs, T positions of a text.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,10 +15,17 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Split:
-    """Samples held in memory: `inputs` uint8 (N, C, H, W), fastest with channels last, and `targets` int64 (N)."""
+    """Samples held in memory.
+
+    Args:
+        inputs: As stored; (N, ...). Images are uint8 (N, C, H, W), fastest with channels last.
+        targets: int64 (N) for classes, float32 (N) for values, int64 (N, T) for text.
+        groups: Samples of one group (a speaker, a patient) are never on both sides of a split; int64 (N), or None.
+    """
 
     inputs: Tensor
     targets: Tensor
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -25,15 +33,19 @@ class Split:
     def take(self, indices: Tensor | Sequence[int]) -> "Split":
         """The samples at these places."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        return Split(_gather(self.inputs, chosen), self.targets[chosen])
+        groups = None if self.groups is None else self.groups[chosen]
+        return Split(_gather(self.inputs, chosen), self.targets[chosen], groups)
 
     def join(self, other: "Split") -> "Split":
         """Both, end to end."""
-        return Split(torch.cat([self.inputs, other.inputs]), torch.cat([self.targets, other.targets]))
+        groups = None
+        if self.groups is not None and other.groups is not None:
+            groups = torch.cat([self.groups, other.groups])
+        return Split(torch.cat([self.inputs, other.inputs]), torch.cat([self.targets, other.targets]), groups)
 
     def to(self, device: torch.device) -> "Split":
         """The same on another device."""
-        return Split(self.inputs.to(device), self.targets.to(device))
+        return Split(self.inputs.to(device), self.targets.to(device), self.groups)
 
 
 class SealedSplit:
@@ -68,129 +80,256 @@ class SealedSplit:
         return self._split
 
 
+class WithAuxiliary(NamedTuple):
+    """What a network with an auxiliary head gives in training: its outputs, the head's, and its weight in the loss."""
+
+    outputs: Tensor
+    auxiliary: Tensor
+    weight: float
+
+
+class Objective(Protocol):
+    """What is to be learned: how outputs are compared with targets. Plain data that goes into `network.json`."""
+
+    higher_is_better: bool
+
+    @property
+    def metric_name(self) -> str: ...
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs K that a network needs."""
+        ...
+
+    def loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """The mean loss of a batch, a scalar."""
+        ...
+
+    def imitation(self, outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+        """The mean loss of a student's outputs against its teacher's, a scalar."""
+        ...
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What each sample adds to the metric, float64 (B)."""
+        ...
+
+    def metric(self, scores: Tensor, targets: Tensor) -> float:
+        """The metric of all samples from their scores (N)."""
+        ...
+
+    def quality(self, metric: float) -> float:
+        """The reward's P_data: bounded in [0, 1], higher is better."""
+        ...
+
+    def standard_error(self, quality: float, targets: Tensor) -> float:
+        """Of a quality measured on so many samples."""
+        ...
+
+
 @dataclass(frozen=True)
-class Preprocessing:
-    """From stored values to what a network sees: (x / scale - mean) / std per channel. Goes into `network.json`."""
-
-    scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Normalize (B, C, H, W) to float, channels last."""
-        factor = torch.tensor([1 / (self.scale * std) for std in self.std], device=inputs.device)
-        offset = torch.tensor([m / s for m, s in zip(self.mean, self.std, strict=True)], device=inputs.device)
-        rows = _rows(inputs)  # constants as long as a row, since runs of only C values are slow to broadcast
-        floats = rows.to(torch.float32, copy=True)
-        floats.mul_(factor.repeat(inputs.shape[3])).sub_(offset.repeat(inputs.shape[3]))
-        return _images(floats, inputs.shape[1])
-
-    @classmethod
-    def fit(cls, inputs: Tensor, scale: float) -> "Preprocessing":
-        """Mean and deviation per channel of training inputs (N, C, H, W)."""
-        values = inputs.double() / scale
-        std = values.std(dim=(0, 2, 3)).clamp(min=1e-3)
-        return cls(scale, tuple(values.mean(dim=(0, 2, 3)).tolist()), tuple(std.tolist()))
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Changes of a whole batch of images as tensor operations, drawn anew for every image.
+class Classification:
+    """One class of several; the metric is accuracy, which is the quality too.
 
     Args:
-        shift: Random crop: move by up to so many pixels each way, filled with zeros.
-        flip: Mirror left and right with probability one half.
-        rotate: Turn by up to so many degrees each way (bilinear, the border repeated).
-        zoom: Scale by a factor within 1 - zoom and 1 + zoom, in the same resampling as `rotate`.
-        cutout: Side of a square blanked with the mean, in pixels (DeVries and Taylor 2017); 0 for none.
+        classes: Their names, in the order of the outputs.
     """
 
-    shift: int = 0
-    flip: bool = False
-    rotate: float = 0.0
-    zoom: float = 0.0
-    cutout: int = 0
+    classes: tuple[str, ...]
 
-    def crop(self, stored: Tensor, generator: torch.Generator) -> Tensor:
-        """Shift and mirror stored values (B, C, H, W) of any type: one gather."""
-        if not self.shift and not self.flip:
-            return stored
-        size, channels, height, width = stored.shape
-        moves = torch.randint(2 * self.shift + 1, (2, size, 1), generator=generator)
-        mirrored = torch.rand(size, 1, generator=generator) < (0.5 if self.flip else 0.0)
-        rows = torch.arange(height) + moves[0]  # (B, H), into the padded image
-        columns = torch.arange(width).expand(size, width)
-        columns = torch.where(mirrored, columns.flip(1), columns) + moves[1]  # (B, W)
-        padded = functional.pad(stored.permute(0, 2, 3, 1), [0, 0] + [self.shift] * 4)  # (B, H', W', C)
-        first = torch.arange(size)[:, None, None] * (padded.shape[1] * padded.shape[2])
-        places = first + rows[:, :, None] * padded.shape[2] + columns[:, None, :]  # (B, H, W), of whole pixels
-        pixels = padded.reshape(-1, channels).index_select(0, places.flatten().to(stored.device))
-        return pixels.view(size, height, width, channels).permute(0, 3, 1, 2)
+    higher_is_better = True
 
-    def warp(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """Rotate, zoom and cut out of preprocessed values (B, C, H, W)."""
-        size, _, height, width = inputs.shape
-        device = inputs.device
-        if self.rotate or self.zoom:
-            draws = torch.rand(2, size, generator=generator) * 2 - 1
-            angle, factor = draws[0] * self.rotate * torch.pi / 180, 1 + draws[1] * self.zoom
-            cos, sin, zero = angle.cos() * factor, angle.sin() * factor, torch.zeros(size)
-            # The grid runs from -1 to 1 along both sides; a turn keeps distances in pixels.
-            aspect = height / width
-            matrix = torch.stack([cos, -sin * aspect, zero, sin / aspect, cos, zero], 1).view(size, 2, 3).to(device)
-            grid = functional.affine_grid(matrix, list(inputs.shape), align_corners=False)
-            inputs = functional.grid_sample(inputs, grid, padding_mode="border", align_corners=False)
-        if self.cutout:
-            center = torch.rand(2, size, 1, generator=generator)
-            rows = torch.arange(height) - (center[0] * height).floor() + self.cutout // 2  # (B, H), into the square
-            columns = torch.arange(width) - (center[1] * width).floor() + self.cutout // 2  # (B, W)
-            rows, columns = ((place >= 0) & (place < self.cutout) for place in (rows, columns))
-            blank = rows.float()[:, :, None] * columns.float().repeat_interleave(inputs.shape[1], dim=1)[:, None, :]
-            inputs = _images(_rows(inputs) * (1 - blank).to(device), inputs.shape[1])
-        return inputs.contiguous(memory_format=torch.channels_last)
+    @property
+    def metric_name(self) -> str:
+        return "accuracy"
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.classes)
+
+    def loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Mean cross-entropy of logits (B, K)."""
+        return functional.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
+
+    def imitation(self, outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+        """T^2 KL(teacher || student), both softened by T (Hinton, Vinyals and Dean 2015, section 2)."""
+        return _soft_divergence(outputs, wanted, temperature)
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """1 where the largest logit is the target's, else 0."""
+        return (outputs.argmax(dim=1) == targets).double()
+
+    def metric(self, scores: Tensor, targets: Tensor) -> float:
+        """Accuracy, in [0, 1]."""
+        return scores.mean().item()
+
+    def quality(self, metric: float) -> float:
+        """Accuracy as it is."""
+        return metric
+
+    def standard_error(self, quality: float, targets: Tensor) -> float:
+        """Of a share of right answers."""
+        return math.sqrt(max(0.0, quality * (1 - quality)) / len(targets))
 
 
-def _gather(images: Tensor, indices: Tensor) -> Tensor:
-    """These of (N, C, H, W), channels last: whole images copied in one piece, which `images[indices]` does not do."""
-    return images.permute(0, 2, 3, 1).index_select(0, indices).permute(0, 3, 1, 2)
+@dataclass(frozen=True)
+class Regression:
+    """One number; the metric is R squared, the share of the variance explained.
+
+    Targets are stored standardized, and outputs are in that scale.
+
+    Args:
+        name: Of the number.
+        mean: Of the training targets.
+        std: Of the training targets.
+    """
+
+    name: str
+    mean: float
+    std: float
+
+    higher_is_better = True
+
+    @property
+    def metric_name(self) -> str:
+        return "R squared"
+
+    @property
+    def num_outputs(self) -> int:
+        return 1
+
+    def loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Mean squared error of outputs (B, 1); labels cannot be smoothed here."""
+        return functional.mse_loss(outputs[:, 0], targets)
+
+    def imitation(self, outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+        """Mean squared distance to the teacher; a value has no temperature."""
+        return functional.mse_loss(outputs, wanted)
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Squared errors."""
+        return (outputs[:, 0].double() - targets.double()) ** 2
+
+    def metric(self, scores: Tensor, targets: Tensor) -> float:
+        """1 - squared errors / squared distances from the mean of these targets; below 0 where worse than that mean."""
+        spread = ((targets.double() - targets.double().mean()) ** 2).sum().clamp(min=1e-12)
+        return (1 - scores.sum() / spread).item()
+
+    def quality(self, metric: float) -> float:
+        """1 / (1 + unexplained share): 1 for a perfect answer, 1/2 for the mean, above 0 for anything finite."""
+        return 1 / (2 - metric)
+
+    def standard_error(self, quality: float, targets: Tensor) -> float:
+        """Taking the errors as normal, so that a squared error deviates by sqrt(2) of its mean."""
+        return quality * (1 - quality) * math.sqrt(2 / len(targets))
 
 
-def _rows(images: Tensor) -> Tensor:
-    """(B, C, H, W) seen as (B, H, W * C): the order in memory of channels last."""
-    return images.permute(0, 2, 3, 1).flatten(2)
+@dataclass(frozen=True)
+class Language:
+    """The next symbol of a text at each position.
+
+    Args:
+        symbols: Their names, in the order of the outputs.
+        unit: `characters`, whose metric is bits per character, or `words`, whose metric is perplexity.
+    """
+
+    symbols: tuple[str, ...]
+    unit: Literal["characters", "words"]
+
+    higher_is_better = False
+
+    @property
+    def metric_name(self) -> str:
+        return "bits per character" if self.unit == "characters" else "perplexity"
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.symbols)
+
+    def loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Mean cross-entropy, nats per symbol, of logits (B, T, K)."""
+        return functional.cross_entropy(outputs.flatten(0, 1), targets.flatten(), label_smoothing=label_smoothing)
+
+    def imitation(self, outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+        """As for classes, at each position."""
+        return _soft_divergence(outputs.flatten(0, 1), wanted.flatten(0, 1), temperature)
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean negative log-likelihood of each window, nats per symbol."""
+        losses = functional.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
+        return losses.double().view(targets.shape).mean(dim=1)
+
+    def metric(self, scores: Tensor, targets: Tensor) -> float:
+        """Bits per character, or perplexity."""
+        nats = scores.mean().item()
+        if self.unit == "characters":
+            return nats / math.log(2)
+        return math.exp(min(nats, 700.0))  # beyond, a float overflows
+
+    def quality(self, metric: float) -> float:
+        """1 / (1 + nats per symbol / nats of a uniform guess): 1 for a perfect answer, 1/2 for the guess."""
+        nats = metric * math.log(2) if self.unit == "characters" else math.log(metric)
+        return 1 / (1 + nats / math.log(len(self.symbols)))
+
+    def standard_error(self, quality: float, targets: Tensor) -> float:
+        """Taking a symbol's loss as spread about as much as its mean (as exponential)."""
+        return quality * (1 - quality) / math.sqrt(targets.numel())
 
 
-def _images(rows: Tensor, channels: int) -> Tensor:
-    """(B, H, W * C) seen as (B, C, H, W)."""
-    return rows.unflatten(2, (-1, channels)).permute(0, 3, 1, 2)
+OBJECTIVES = {kind.__name__: kind for kind in (Classification, Regression, Language)}
+
+
+def objective_to_json(objective: Any) -> dict[str, Any]:
+    """As plain data, for `network.json`."""
+    return {"kind": type(objective).__name__, **asdict(objective)}
+
+
+def objective_from_json(data: dict[str, Any]) -> Any:
+    """Read what `objective_to_json` gave (else KeyError or TypeError)."""
+    arguments: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
+    return OBJECTIVES[arguments.pop("kind")](**arguments)
+
+
+class Preprocessing(Protocol):
+    """From stored values to what a network sees; plain data of `child/transforms.py`."""
+
+    def __call__(self, inputs: Tensor) -> Tensor: ...
+
+
+class Augments(Protocol):
+    """Changes training samples, drawn anew for every batch: before preprocessing, and after."""
+
+    def crop(self, stored: Tensor, generator: torch.Generator) -> Tensor: ...
+
+    def warp(self, inputs: Tensor, generator: torch.Generator) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Classification of images: its data, how they are preprocessed and augmented, its loss and its metric.
+    """Data, how they are preprocessed and augmented, and what is to be learned from them.
 
     Shared and final weights learn from `train`; every choice is made on `validation`; `test` is sealed.
     """
 
     name: str
-    classes: tuple[str, ...]
+    objective: Objective
     train: Split
     validation: Split
     test: SealedSplit
     preprocessing: Preprocessing
-    augmentation: Augmentation
-
-    metric_name = "accuracy"
+    augmentation: Augments | None = None
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        channels, height, width = self.train.inputs.shape[1:]
-        return int(channels), int(height), int(width)
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one sample as a network sees it: (C, H, W) of an image."""
+        return tuple(self.preprocessing(self.train.inputs[:1]).shape[1:])
 
     @property
-    def num_classes(self) -> int:
-        return len(self.classes)
+    def num_outputs(self) -> int:
+        return self.objective.num_outputs
+
+    @property
+    def metric_name(self) -> str:
+        return self.objective.metric_name
 
     def with_splits(self, train: Split, validation: Split) -> "Task":
         """The same task with other training and validation data (a fold, or validation joined to training)."""
@@ -201,23 +340,40 @@ class Task:
         return replace(self, train=self.train.to(device), validation=self.validation.to(device))
 
     def training_batch(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Augmented inputs (B, C, H, W) and targets (B) of these training samples."""
+        """Augmented inputs and targets of these training samples."""
         where = indices.to(self.train.inputs.device)
-        cropped = self.augmentation.crop(_gather(self.train.inputs, where), generator)
-        return self.augmentation.warp(self.preprocessing(cropped), generator), self.train.targets[where]
+        stored, targets = _gather(self.train.inputs, where), self.train.targets[where]
+        if self.augmentation is None:
+            return self.preprocessing(stored), targets
+        cropped = self.augmentation.crop(stored, generator)
+        return self.augmentation.warp(self.preprocessing(cropped), generator), targets
 
-    def loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Mean cross-entropy of logits (B, K)."""
-        return functional.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
+    def loss(self, outputs: Tensor | WithAuxiliary, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """The objective's mean loss, with that of an auxiliary head where the network has one."""
+        if isinstance(outputs, WithAuxiliary):
+            main, auxiliary, weight = outputs
+            extra = self.objective.loss(auxiliary, targets, label_smoothing)
+            return self.objective.loss(main, targets, label_smoothing) + weight * extra
+        return self.objective.loss(outputs, targets, label_smoothing)
 
-    def metric(self, outputs: Tensor, targets: Tensor) -> float:
-        """Accuracy, in [0, 1], of logits (N, K)."""
-        return (outputs.argmax(dim=1) == targets).double().mean().item()
+    def quality(self, scores: Tensor, targets: Tensor) -> float:
+        """The reward's P_data, in [0, 1], from the scores of all samples."""
+        return self.objective.quality(self.objective.metric(scores, targets))
 
     def standard_error(self, quality: float) -> float:
-        """Of a quality measured on all validation data: that of a share of right answers."""
-        return math.sqrt(max(0.0, quality * (1 - quality)) / len(self.validation))
+        """Of a quality measured on all validation data."""
+        return self.objective.standard_error(quality, self.validation.targets)
 
-    def quality(self, metric: float) -> float:
-        """The reward's P_data: bounded in [0, 1], higher is better. Accuracy as it is."""
-        return metric
+
+def _soft_divergence(outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(wanted || outputs) of logits (B, K): T^2 keeps the gradient at the size it has without softening."""
+    given = functional.log_softmax(outputs / temperature, dim=1)
+    target = functional.log_softmax(wanted / temperature, dim=1)
+    return functional.kl_div(given, target, reduction="batchmean", log_target=True) * temperature**2
+
+
+def _gather(stored: Tensor, indices: Tensor) -> Tensor:
+    """These of (N, ...); of images, channels last, whole ones in one piece, which `stored[indices]` does not do."""
+    if stored.ndim != 4:
+        return stored.index_select(0, indices)
+    return stored.permute(0, 2, 3, 1).index_select(0, indices).permute(0, 3, 1, 2)

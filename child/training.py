@@ -2,7 +2,8 @@
 
 import ctypes
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 Forward = Callable[[Tensor], Tensor]
 LossOf = Callable[[Tensor, Tensor], Tensor]
-"""Inputs (B, C, H, W) and targets (B) to a scalar loss."""
+"""Inputs and targets of a batch to a scalar loss."""
 
 
 class TrainingError(RuntimeError):
@@ -229,16 +230,53 @@ class Training:
 
 
 def predict(forward: Forward, task: Task, split: Split, batch_size: int, device: torch.device) -> Tensor:
-    """Outputs (N, K) of a split without augmentation, in float32 on the processor."""
+    """Outputs (N, ...) of a split without augmentation, in float32 on the processor."""
+    with _evaluating(device):
+        return torch.cat([forward(inputs).float().cpu() for inputs, _ in _batches(task, split, batch_size, device)])
+
+
+def judge(
+    forward: Callable[[Tensor], Sequence[Tensor]], task: Task, split: Split, batch_size: int, device: torch.device
+) -> list[Tensor]:
+    """The scores (N) of a split's samples, for each of the outputs that `forward` gives for the same inputs.
+
+    All scores of an output are NaN in a batch where it is not finite. Outputs are not kept: those of a text would not
+    fit into memory.
+    """
     batches = []
-    with torch.no_grad(), torch.autocast(device.type, enabled=device.type == "cuda", dtype=torch.bfloat16):
-        # Even pieces: one sample left over would have no batch statistics.
-        for inputs in split.inputs.tensor_split(max(1, math.ceil(len(split) / batch_size))):
-            batches.append(forward(task.preprocessing(inputs.to(device))).float().cpu())
-    return torch.cat(batches)
+    with _evaluating(device):
+        for inputs, targets in _batches(task, split, batch_size, device):
+            found = [outputs.float() for outputs in forward(inputs)]
+            scores = [task.objective.scores(outputs, targets) for outputs in found]
+            nothing = torch.full((len(targets),), math.nan, dtype=torch.float64)
+            batches.append([
+                each.cpu() if bool(outputs.isfinite().all()) else nothing
+                for outputs, each in zip(found, scores, strict=True)
+            ])  # fmt: skip
+    return [torch.cat(parts) for parts in zip(*batches, strict=True)]
+
+
+def grade(network: nn.Module, task: Task, split: Split, batch_size: int, device: torch.device) -> Tensor:
+    """The scores (N) of a split's samples from a fixed network."""
+    network.eval()
+    return judge(lambda inputs: [network(inputs)], task, split, batch_size, device)[0]
 
 
 def measure(network: nn.Module, task: Task, split: Split, batch_size: int, device: torch.device) -> float:
     """The task's metric of a fixed network on a split."""
-    network.eval()
-    return task.metric(predict(network, task, split, batch_size, device), split.targets.cpu())
+    return task.objective.metric(grade(network, task, split, batch_size, device), split.targets.cpu())
+
+
+@contextmanager
+def _evaluating(device: torch.device) -> Iterator[None]:
+    """Without gradients; with CUDA in mixed precision."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=device.type == "cuda", dtype=torch.bfloat16):
+        yield
+
+
+def _batches(task: Task, split: Split, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Prepared inputs and targets of a split, in even pieces: one sample left over would have no batch statistics."""
+    pieces = max(1, math.ceil(len(split) / batch_size))
+    parts = zip(split.inputs.tensor_split(pieces), split.targets.tensor_split(pieces), strict=True)
+    for inputs, targets in parts:
+        yield task.preprocessing(inputs.to(device)), targets.to(device)

@@ -159,8 +159,16 @@ class DistillSettings:
 
 @dataclass(frozen=True)
 class BaselineSettings:
-    """The hand-designed network beside the searched ones; its learning rate is chosen on validation data."""
+    """The hand-designed network beside the searched ones.
 
+    Args:
+        network: Its class, which takes `input_shape`, `num_outputs` and `width`.
+        match: Its width is the one of like cost as the teacher: `macs` or `parameters`.
+        learning_rates: The one to train with is chosen on validation data.
+    """
+
+    network: Part
+    match: Literal["macs", "parameters"] = "macs"
     learning_rates: tuple[float, ...] = (0.02, 0.05, 0.1)
 
     def __post_init__(self) -> None:

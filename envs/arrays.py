@@ -1,55 +1,129 @@
-"""Tasks from arrays in memory or in an `.npz` file: images with one class each."""
+"""Tasks from arrays in memory or in an `.npz` file: images, sequences or vectors, with a class or a number each."""
 
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import GroupShuffleSplit, train_test_split
+from torch import Tensor
 
 from child.space import derive_seed
-from child.task import Augmentation, Preprocessing, SealedSplit, Split, Task
+from child.task import Augments, Classification, Preprocessing, Regression, SealedSplit, Split, Task
+from child.transforms import Augmentation, Normalize
+
+Answers = Sequence[Any] | NDArray[Any]
+"""What is to be learned of each sample: a class (numbers or texts), or a number where all are floating-point."""
 
 
-def image_task(
+def array_task(
     name: str,
-    images: NDArray[Any],
-    labels: Sequence[Any] | NDArray[Any],
+    x: NDArray[Any],
+    y: Answers,
     seed: int,
     test_share: float = 0.25,
     validation_share: float = 0.25,
     augmentation: Augmentation | None = None,
-    scale: float = 255.0,
-    validation: tuple[NDArray[Any], Any] | None = None,
-    test: tuple[NDArray[Any], Any] | None = None,
+    scale: float | None = None,
+    validation: tuple[NDArray[Any], Answers] | None = None,
+    test: tuple[NDArray[Any], Answers] | None = None,
 ) -> Task:
-    """A task of images given as arrays.
-
-    The test set is held out first, then validation from what is left, both stratified and drawn by the seed alone.
+    """A task of samples given as arrays.
 
     Args:
         name: Of the task.
-        images: uint8, (N, H, W) or (N, H, W, C).
-        labels: The class of each, numbers or texts.
+        x: Images, uint8 (N, H, W) or (N, H, W, C); sequences, floats (N, L, C); or vectors, floats (N, F).
+        y: The class of each, or a float each to be predicted.
         seed: The run's seed.
         test_share: Share of all samples that is the test set; not used where `test` is given.
         validation_share: Share of the rest that is the validation set; not used where `validation` is given.
-        augmentation: For training; none by default.
-        scale: The stored value that means 1.
-        validation: Images and labels of an independent validation set.
-        test: Images and labels of a given test set.
+        augmentation: Of images, for training; none by default.
+        scale: The stored value that means 1; by default 255 for images and 1 for all else.
+        validation: Samples and answers of an independent validation set.
+        test: Samples and answers of a given test set.
 
     Raises:
-        ValueError: Shapes, types or shares do not fit, or there are fewer than two classes.
+        ValueError: Shapes, types or shares do not fit, a value is missing, or there are fewer than two classes.
     """
-    classes = np.unique(np.asarray(labels))
-    if len(classes) < 2:
+    stored = store(name, x)
+    images = stored.ndim == 4
+    if augmentation is not None and not images:
+        raise ValueError(f"{name}: augmentation is for images (uint8), got {np.asarray(x).dtype} {np.shape(x)}")
+    return make_task(
+        name, stored, y, seed, test_share, validation_share,
+        fit=partial(Normalize.fit, scale=scale or (255.0 if images else 1.0)),
+        augmentation=(augmentation or Augmentation()) if images else None,
+        validation=validation and (store(f"{name} validation set", validation[0]), validation[1]),
+        test=test and (store(f"{name} test set", test[0]), test[1]),
+    )  # fmt: skip
+
+
+def store(name: str, x: NDArray[Any]) -> Tensor:
+    """Samples as they are kept: uint8 (N, C, H, W) in channels-last order, float32 (N, C, L) or float32 (N, F)."""
+    x = np.asarray(x)
+    if x.dtype == np.uint8 and x.ndim in (3, 4):
+        return torch.from_numpy(np.ascontiguousarray(x if x.ndim == 4 else x[..., None])).permute(0, 3, 1, 2)
+    if x.dtype.kind != "f" or x.ndim not in (2, 3):
+        raise ValueError(
+            f"{name}: expected images as uint8 of shape (N, H, W) or (N, H, W, C), sequences as floats (N, L, C) or "
+            f"vectors as floats (N, F), got {x.dtype} {x.shape}"
+        )
+    wrong = np.flatnonzero(~np.isfinite(x).all(axis=tuple(range(1, x.ndim))))
+    if len(wrong):
+        raise ValueError(f"{name}: sample {wrong[0]} has a value that is missing or not finite")
+    stored = torch.from_numpy(np.ascontiguousarray(x, np.float32))
+    return stored if x.ndim == 2 else stored.transpose(1, 2).contiguous()
+
+
+def make_task(
+    name: str,
+    stored: Tensor,
+    y: Answers,
+    seed: int,
+    test_share: float,
+    validation_share: float,
+    fit: Callable[[Tensor], Preprocessing],
+    augmentation: Augments | None = None,
+    validation: tuple[Tensor, Answers] | None = None,
+    test: tuple[Tensor, Answers] | None = None,
+    groups: Answers | None = None,
+    answer: str = "y",
+) -> Task:
+    """A task of samples as they are stored (N, ...).
+
+    The test set is held out first, then validation from what is left, drawn by the seed alone: spread evenly over the
+    classes, or, where `groups` are given (a speaker, a patient), whole groups. A given set has no groups.
+
+    Args:
+        name: Of the task.
+        stored: The samples.
+        y: Their answers.
+        seed: The run's seed.
+        test_share: Share of the samples, or groups, that is the test set, where none is given.
+        validation_share: Share of the rest that is the validation set, where none is given.
+        fit: Makes the preprocessing from the training samples.
+        augmentation: For training.
+        validation: Samples and answers of an independent validation set.
+        test: Samples and answers of a given test set.
+        groups: Of each sample.
+        answer: The name of a number that is predicted.
+
+    Raises:
+        ValueError: Answers or shares do not fit, or there are fewer than two classes.
+    """
+    y = np.asarray(y)
+    classes = None if y.dtype.kind == "f" else np.unique(y)
+    if classes is not None and len(classes) < 2:
         raise ValueError(f"{name}: classification needs at least 2 classes, got {len(classes)}")
-    train = _split(name, images, labels, classes)
+    train = _split(name, stored, y, classes)
+    if groups is not None:
+        train = replace(train, groups=torch.from_numpy(np.unique(np.asarray(groups), return_inverse=True)[1]))
     if test is None:
         train, held_out = _hold_out(name, train, test_share, "test_share", derive_seed(seed, "test split"))
     else:
@@ -62,18 +136,22 @@ def image_task(
     for other in (chosen, held_out):
         if other.inputs.shape[1:] != train.inputs.shape[1:]:
             raise ValueError(
-                f"{name}: all splits need images of one shape, got {tuple(train.inputs.shape[1:])} for training and "
+                f"{name}: all splits need samples of one shape, got {tuple(train.inputs.shape[1:])} for training and "
                 f"{tuple(other.inputs.shape[1:])}"
             )
-    return Task(
-        name=name,
-        classes=tuple(str(label) for label in classes),
-        train=train,
-        validation=chosen,
-        test=SealedSplit(held_out),
-        preprocessing=Preprocessing.fit(train.inputs, scale),
-        augmentation=augmentation or Augmentation(),
-    )
+    if classes is None:
+        mean, std = train.targets.mean().item(), train.targets.std().item()
+        if not std > 0:
+            raise ValueError(
+                f"{name}: every training sample has the same {answer}, {mean:g}; there is nothing to learn"
+            )
+        objective = Regression(answer, mean, std)
+        train, chosen, held_out = (
+            replace(split, targets=((split.targets - mean) / std).float()) for split in (train, chosen, held_out)
+        )
+    else:
+        objective = Classification(tuple(str(label) for label in classes))
+    return Task(name, objective, train, chosen, SealedSplit(held_out), fit(train.inputs), augmentation)
 
 
 def arrays(
@@ -83,7 +161,7 @@ def arrays(
     validation_share: float = 0.25,
     augmentation: Augmentation | None = None,
 ) -> Task:
-    """A task from an `.npz` file with `x` (uint8 images, (N, H, W) or (N, H, W, C)) and `y` (N labels).
+    """A task from an `.npz` file with `x` and `y`, as `array_task` takes them.
 
     `x_validation`, `y_validation` and `x_test`, `y_test`, where present, are taken as given; else they are held out.
 
@@ -105,35 +183,37 @@ def arrays(
             if f"y_{part}" not in found:
                 raise ValueError(f"{path} has x_{part} but no y_{part}")
             given[part] = (found[f"x_{part}"], found[f"y_{part}"])
-    return image_task(
+    return array_task(
         Path(path).stem, found["x"], found["y"], seed, test_share, validation_share, augmentation, **given
     )
 
 
-def _split(name: str, images: NDArray[Any], labels: Any, classes: NDArray[Any]) -> Split:
-    images, labels = np.asarray(images), np.asarray(labels)
-    if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise ValueError(
-            f"{name}: expected images as uint8 of shape (N, H, W) or (N, H, W, C), got {images.dtype} {images.shape}"
-        )
-    if labels.shape != images.shape[:1]:
-        raise ValueError(f"{name}: expected one label for each of {len(images)} images, got shape {labels.shape}")
-    unknown = np.setdiff1d(labels, classes)
+def _split(name: str, stored: Tensor, y: Answers, classes: NDArray[Any] | None) -> Split:
+    y = np.asarray(y)
+    if y.shape != (len(stored),):
+        raise ValueError(f"{name}: expected one answer for each of {len(stored)} samples, got shape {y.shape}")
+    if classes is None:
+        wrong = np.flatnonzero(~np.isfinite(y.astype(np.float64)))
+        if len(wrong):
+            raise ValueError(f"{name}: the answer of sample {wrong[0]} is missing or not finite")
+        return Split(stored, torch.from_numpy(y.astype(np.float64)))
+    unknown = np.setdiff1d(y, classes)
     if len(unknown):
         raise ValueError(f"{name}: class {unknown[0]!r} does not occur in the training data")
-    stored = torch.from_numpy(np.ascontiguousarray(images if images.ndim == 4 else images[..., None]))
-    targets = np.searchsorted(classes, labels)
-    return Split(stored.permute(0, 3, 1, 2), torch.from_numpy(targets.astype(np.int64)))
+    return Split(stored, torch.from_numpy(np.searchsorted(classes, y).astype(np.int64)))
 
 
 def _hold_out(name: str, split: Split, share: float, key: str, seed: int) -> tuple[Split, Split]:
     if not 0 < share < 1:
         raise ValueError(f"{name}: {key} must be between 0 and 1, got {share}")
-    targets = split.targets.numpy()
+    everything, draw = np.arange(len(split)), seed % 2**32
     try:
-        rest, held_out = train_test_split(
-            np.arange(len(split)), test_size=share, stratify=targets, random_state=seed % 2**32
-        )
+        if split.groups is not None:
+            dealer = GroupShuffleSplit(1, test_size=share, random_state=draw)
+            rest, held_out = next(dealer.split(everything, groups=split.groups.numpy()))
+        else:
+            strata = None if split.targets.is_floating_point() else split.targets.numpy()
+            rest, held_out = train_test_split(everything, test_size=share, stratify=strata, random_state=draw)
     except ValueError as error:
-        raise ValueError(f"{name}: cannot hold out {key}={share} of {len(split)} samples by class: {error}") from None
+        raise ValueError(f"{name}: cannot hold out {key}={share} of {len(split)} samples: {error}") from None
     return split.take(torch.from_numpy(np.sort(rest))), split.take(torch.from_numpy(np.sort(held_out)))

@@ -3,8 +3,9 @@
 import numpy as np
 from sklearn.datasets import load_digits
 
-from child.task import Augmentation, Task
-from envs.arrays import image_task
+from child.task import Task
+from child.transforms import Augmentation
+from envs.arrays import array_task
 
 
 def digits(
@@ -13,7 +14,7 @@ def digits(
     validation_share: float = 0.25,
     augmentation: Augmentation | None = None,
 ) -> Task:
-    """The digits with a stratified test split drawn by the seed. Arguments as for `envs.arrays.image_task`."""
+    """The digits with a stratified test split drawn by the seed. Arguments as for `envs.arrays.array_task`."""
     pixels, labels = load_digits(return_X_y=True)
     images = np.asarray(pixels).reshape(-1, 8, 8).astype(np.uint8)  # 0 to 16
-    return image_task("digits", images, labels, seed, test_share, validation_share, augmentation, scale=16.0)
+    return array_task("digits", images, labels, seed, test_share, validation_share, augmentation, scale=16.0)

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from child.space import nearest
-from child.task import Augmentation, Task
-from envs.arrays import image_task
+from child.task import Task
+from child.transforms import Augmentation
+from envs.arrays import array_task
 
 PARTS = ("train", "validation", "test")
 
@@ -55,7 +56,7 @@ def images(
         for unknown in sorted(set(labels) - set(classes)):
             raise ValueError(f"{folders[part] / unknown} is a class that training lacks; {nearest(unknown, classes)}")
     pixels, labels = parts.pop("train")
-    return image_task(
+    return array_task(
         root.resolve().name, pixels, labels, seed, test_share, validation_share, augmentation, 255.0,
         validation=parts.get("validation"), test=parts.get("test"),
     )  # fmt: skip

@@ -15,7 +15,7 @@ from child.space import Decision, Evaluation, Genotype, Improvement, Sampler, Se
 from child.task import Task
 from conf.launch import resolve
 from conf.schema import RunConfig
-from envs.arrays import image_task
+from envs.arrays import array_task
 
 # A whole run in seconds: a few steps of everything.
 TINY = (
@@ -171,7 +171,7 @@ def small_task() -> Task:
     labels = np.arange(120) % 3
     patterns = rng.integers(60, 200, (3, 8, 8))
     images = np.clip(patterns[labels] + rng.normal(0, 60, (120, 8, 8)), 0, 255).astype(np.uint8)
-    return image_task("small", images, labels, seed=0)
+    return array_task("small", images, labels, seed=0)
 
 
 @pytest.fixture(scope="session")

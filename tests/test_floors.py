@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "child": ("child", "logbook"),
     "child.space": (),
     "child.task": (),
+    "child.transforms": (),
     "logbook": ("logbook", "child.space"),
     "conf": ("conf", "controller", "child", "logbook"),  # the typed config is made of the settings of the parts
 }

@@ -143,14 +143,14 @@ def test_saved_networks_are_as_good_as_claimed(finished: Path) -> None:
     for row in results["rows"]:
         network = load_network(finished / row["folder"])
         for split, claimed in ((test, row["test"]), (task.validation, row["validation"])):
-            right = network.probabilities(split.inputs.numpy()).argmax(dim=1) == split.targets
+            right = network.predict(split.inputs.numpy()).argmax(dim=1) == split.targets
             assert [float(right.double().mean())] == pytest.approx(claimed, abs=1e-9)
         assert row["macs"] == count_macs(network.module, network.input_shape)
         assert row["parameters"] == sum(p.numel() for p in network.module.parameters())
         assert row["latency_ms"] > 0
         image = test.inputs[0, 0].numpy()
         label, share = network.classify(image)
-        assert label in task.classes and 0.1 <= share <= 1
+        assert label in "0123456789" and 0.1 <= share <= 1
     macs = {row["name"]: row["macs"] for row in results["rows"]}
     assert macs["student"] == macs["student_alone"]
 

@@ -61,7 +61,7 @@ def test_a_task_of_the_users(type_in: Any, files: dict[str, str]) -> None:
     results = json.loads((run / "results.json").read_text())
     assert results["task"] == "stripes" and results["rows"][0]["test"]
     blueprint = json.loads((run / "networks" / "student" / "network.json").read_text())
-    assert blueprint["classes"] == ["across", "diagonal", "down"]
+    assert blueprint["objective"]["classes"] == ["across", "diagonal", "down"]
 
 
 def test_an_environment_of_the_users(type_in: Any, files: dict[str, str]) -> None:
@@ -90,7 +90,7 @@ def test_a_folder_of_photos(type_in: Any, tmp_path: Path) -> None:
     (command,) = [line for line in commands("python main.py") if "env=images" in line]
     run = type_in(command, "env.task.size=16")
     blueprint = json.loads((run / "networks" / "student" / "network.json").read_text())
-    assert blueprint["classes"] == ["cats", "dogs", "owls"]
+    assert blueprint["objective"]["classes"] == ["cats", "dogs", "owls"]
 
 
 def test_arrays_in_a_file(type_in: Any, tmp_path: Path) -> None:

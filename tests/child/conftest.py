@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from child.macro import MacroSpace
 from child.space import Decision, Mask, NetworkSpace, SearchSpace, Tokens
-from child.task import Augmentation, Preprocessing, SealedSplit, Split, Task
+from child.task import Classification, SealedSplit, Split, Task
+from child.transforms import Augmentation, Normalize
 
 torch.set_num_threads(1)
 
@@ -106,11 +107,11 @@ def make_task() -> Callable[..., Task]:
         train = split(num_train, 1)
         return Task(
             name="lights",
-            classes=("red", "green", "blue"),
+            objective=Classification(("red", "green", "blue")),
             train=train,
             validation=split(num_validation, 2),
             test=SealedSplit(split(12, 3)),
-            preprocessing=Preprocessing.fit(train.inputs, 255.0),
+            preprocessing=Normalize.fit(train.inputs, 255.0),
             augmentation=augmentation or Augmentation(),
         )
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from child import cost as module
-from child.cost import CostModel, Latency, count_macs, measure_latency
+from child.cost import CostModel, Latency, count_macs, count_parameters, measure_latency, width_of_like_cost
 from child.macro import MacroSpace
+from child.resnet import ResNet
 from child.space import NetworkSpace
 
 
@@ -133,3 +135,18 @@ def test_a_latency_is_measured_once_per_genotype(
     again.load_state_dict(model.state_dict())
     assert [again(second), again(first)] == [2.0, 1.0]
     assert len(measured) == 2
+
+
+@pytest.mark.parametrize("macs", [1, 3_000, 20_000, 61_234, 150_000])
+def test_the_width_is_really_the_nearest(macs: int) -> None:
+    shape = (3, 8, 8)
+    gaps = {width: abs(count_macs(ResNet(shape, 5, width), shape) - macs) for width in range(1, 13)}
+    width = width_of_like_cost(lambda width: ResNet(shape, 5, width), partial(count_macs, input_shape=shape), macs)
+    assert gaps[width] == min(gaps.values())
+    assert width < 12  # else the list above is too short to tell
+
+
+def test_a_network_of_some_width_is_found_by_its_own_size() -> None:
+    wanted = count_parameters(nn.Linear(6, 7))
+    assert wanted == 49
+    assert width_of_like_cost(lambda width: nn.Linear(6, width), count_parameters, wanted) == 7

@@ -14,7 +14,7 @@ from child.space import read_genotype
 
 
 def deep(**changes: Any) -> MacroSpace:
-    return MacroSpace(**{"input_shape": (3, 8, 8), "num_classes": 3, "channels": 8, "num_layers": 4, **changes})
+    return MacroSpace(**{"input_shape": (3, 8, 8), "num_outputs": 3, "channels": 8, "num_layers": 4, **changes})
 
 
 # operation, then a skip token for each earlier layer
@@ -198,8 +198,8 @@ def test_arguments_construct_an_equal_space() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"channels": 0}, "channels >= 1 and 2 classes, got 0 and 3"),
-        ({"num_classes": 1}, "channels >= 1 and 2 classes, got 8 and 1"),
+        ({"channels": 0}, "channels >= 1 and num_outputs >= 1, got 0 and 3"),
+        ({"num_outputs": 0}, "channels >= 1 and num_outputs >= 1, got 8 and 0"),
         ({"min_layers": 5}, "1 <= min_layers <= num_layers, got 5 and 4"),
         ({"min_layers": 0}, "1 <= min_layers <= num_layers, got 0 and 4"),
         ({"num_reductions": 4}, "num_reductions < num_layers, got 4"),

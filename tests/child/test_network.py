@@ -20,7 +20,8 @@ from child.macro import MacroSpace
 from child.network import Blueprint, TrainedNetwork, load_network, save_network
 from child.resnet import ResNet
 from child.space import NetworkSpace
-from child.task import Preprocessing
+from child.task import Classification
+from child.transforms import Normalize
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,6 +32,9 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (8, 3, 8, 8), np.uint8)
 
 
+COLORS = Classification(("red", "green", "blue"))
+
+
 @pytest.fixture
 def trained(macro: MacroSpace, unsettle: Callable[[nn.Module], None]) -> TrainedNetwork:
     """A network as after training."""
@@ -38,8 +42,8 @@ def trained(macro: MacroSpace, unsettle: Callable[[nn.Module], None]) -> Trained
     genotype = macro.sample(np.random.default_rng(1), 1)[0]
     module = macro.network(genotype)
     unsettle(module)
-    preprocessing = Preprocessing(255.0, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
-    return TrainedNetwork(module, Blueprint.of(macro, genotype), (3, 8, 8), ("red", "green", "blue"), preprocessing)
+    preprocessing = Normalize(255.0, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    return TrainedNetwork(module, Blueprint.of(macro, genotype), (3, 8, 8), COLORS, preprocessing)
 
 
 @pytest.fixture
@@ -68,8 +72,8 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def test_it_comes_back_the_same(trained: TrainedNetwork, folder: Path, images: np.ndarray) -> None:
     loaded = load_network(folder)
-    assert loaded.probabilities(images).equal(trained.probabilities(images))
-    assert loaded.classes == trained.classes
+    assert loaded.predict(images).equal(trained.predict(images))
+    assert loaded.objective == trained.objective == COLORS
     assert loaded.input_shape == trained.input_shape
     assert loaded.preprocessing == trained.preprocessing
     assert loaded.blueprint == trained.blueprint
@@ -85,30 +89,32 @@ def test_every_space_comes_back(
 ) -> None:
     shape = network_space.arguments["input_shape"]
     images = np.random.default_rng(0).integers(0, 17, (4, *shape), np.uint8)
-    preprocessing = Preprocessing(16.0, (0.5,) * shape[0], (0.5,) * shape[0])
+    preprocessing = Normalize(16.0, (0.5,) * shape[0], (0.5,) * shape[0])
     for number, genotype in enumerate(network_space.sample(np.random.default_rng(0), 3)):
         module = network_space.network(genotype)
         unsettle(module)
-        classes = [str(place) for place in range(network_space.arguments["num_classes"])]
+        classes = Classification(tuple(str(place) for place in range(network_space.arguments["num_outputs"])))
         network = TrainedNetwork(module, Blueprint.of(network_space, genotype), shape, classes, preprocessing)
         save_network(network, tmp_path / str(number))
         loaded = load_network(tmp_path / str(number))
-        assert loaded.probabilities(images).equal(network.probabilities(images))
+        assert loaded.predict(images).equal(network.predict(images))
         assert loaded.blueprint.tokens == genotype.tokens
 
 
 def test_a_network_without_a_space_comes_back(tmp_path: Path, images: np.ndarray) -> None:
-    arguments = {"input_shape": [3, 8, 8], "num_classes": 3, "width": 4}
+    arguments = {"input_shape": [3, 8, 8], "num_outputs": 3, "width": 4}
     blueprint = Blueprint("child.resnet.ResNet", arguments)
     module = blueprint.build()
     assert isinstance(module, ResNet)
-    network = TrainedNetwork(module, blueprint, (3, 8, 8), ("a", "b", "c"), Preprocessing(1.0, (0.0,) * 3, (1.0,) * 3))
+    network = TrainedNetwork(
+        module, blueprint, (3, 8, 8), Classification(("a", "b", "c")), Normalize(1.0, (0.0,) * 3, (1.0,) * 3)
+    )
     save_network(network, tmp_path)
-    assert load_network(tmp_path).probabilities(images).equal(network.probabilities(images))
+    assert load_network(tmp_path).predict(images).equal(network.predict(images))
 
 
 def test_it_is_a_safe_format_that_sha256sum_reads(folder: Path) -> None:
-    assert json.loads((folder / "network.json").read_text())["format"] == 1
+    assert json.loads((folder / "network.json").read_text())["format"] == 2
     for line in (folder / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split("  ")
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
@@ -120,7 +126,7 @@ import sys
 import numpy as np
 from child.network import load_network
 images = np.random.default_rng(0).integers(0, 256, (8, 3, 8, 8), np.uint8)
-print(load_network(sys.argv[1]).probabilities(images).argmax(dim=1).tolist())
+print(load_network(sys.argv[1]).predict(images).argmax(dim=1).tolist())
 floors = {"controller", "envs", "logbook", "conf", "hydra", "omegaconf", "gymnasium", "main"}
 assert not floors & {name.partition(".")[0] for name in sys.modules}
 """
@@ -134,7 +140,7 @@ assert not floors & {name.partition(".")[0] for name in sys.modules}
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == trained.probabilities(images).argmax(dim=1).tolist()
+    assert json.loads(done.stdout) == trained.predict(images).argmax(dim=1).tolist()
 
 
 # Classifying.
@@ -144,27 +150,29 @@ def test_probabilities_are_the_softmax_of_the_preprocessed_images(trained: Train
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
     with torch.no_grad():
         logits = trained.module((torch.from_numpy(images) / 255.0 - mean) / std)
-    torch.testing.assert_close(trained.probabilities(images), logits.softmax(dim=1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(trained.predict(images), logits.softmax(dim=1), atol=1e-4, rtol=1e-4)
 
 
 def test_one_image_is_classified_with_its_channels_last(trained: TrainedNetwork, images: np.ndarray) -> None:
-    for image, row in zip(images, trained.probabilities(images), strict=True):
+    for image, row in zip(images, trained.predict(images), strict=True):
         name, probability = trained.classify(image.transpose(1, 2, 0))
-        assert name == trained.classes[int(row.argmax())]
+        assert name == COLORS.classes[int(row.argmax())]
         assert probability == pytest.approx(float(row.max()), rel=1e-4)
 
 
 def test_a_gray_image_needs_no_channel() -> None:
-    blueprint = Blueprint("child.resnet.ResNet", {"input_shape": [1, 8, 6], "num_classes": 2, "width": 2})
-    network = TrainedNetwork(blueprint.build(), blueprint, (1, 8, 6), ("a", "b"), Preprocessing(1.0, (0.0,), (1.0,)))
+    blueprint = Blueprint("child.resnet.ResNet", {"input_shape": [1, 8, 6], "num_outputs": 2, "width": 2})
+    network = TrainedNetwork(
+        blueprint.build(), blueprint, (1, 8, 6), Classification(("a", "b")), Normalize(1.0, (0.0,), (1.0,))
+    )
     image = np.random.default_rng(0).integers(0, 9, (8, 6), np.uint8)
     assert network.classify(image) == network.classify(image[:, :, None])
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 3), (2, 1, 8, 8), (2, 3, 8, 9), (2, 8, 8, 3)])
 def test_images_of_another_shape_are_refused(trained: TrainedNetwork, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"expected images of shape \(N, .*got"):
-        trained.probabilities(np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match=r"expected samples of shape \(N, 3, 8, 8\), got"):
+        trained.predict(np.zeros(shape, np.uint8))
 
 
 # Damage.
@@ -201,8 +209,8 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_another_format_is_refused(folder: Path) -> None:
-    rewrite(folder, lambda description: description.update(format=2))
-    with pytest.raises(ValueError, match=r"network\.json has format 2, expected 1"):
+    rewrite(folder, lambda description: description.update(format=3))
+    with pytest.raises(ValueError, match=r"network\.json has format 3, expected 2"):
         load_network(folder)
 
 
@@ -212,11 +220,12 @@ def test_another_format_is_refused(folder: Path) -> None:
         b"",
         b"[]",
         b"{}",
-        b'{"format": 1}',
+        b'{"format": 2}',
         b"\xff\xfe{}",
-        b"{'format': 1}",
-        b'{"format": 1, "build": {"target": 3, "arguments": {}, "tokens": null}, "preprocessing": '
-        b'{"scale": 1, "mean": [], "std": []}}',
+        b"{'format': 2}",
+        b'{"format": 2, "build": {"target": 3, "arguments": {}, "tokens": null}, "objective": '
+        b'{"kind": "Classification", "classes": ["a", "b"]}, '
+        b'"preprocessing": {"kind": "Normalize", "scale": 1, "mean": [], "std": []}}',
     ],
 )
 def test_a_file_that_describes_no_network_is_named(folder: Path, data: bytes) -> None:
@@ -330,11 +339,11 @@ def test_a_network_of_a_plugin_is_built_where_the_plugin_is_named(
         blueprint.build(["other"])
     assert "luban_test_plugin" not in sys.modules
     module = blueprint.build(["luban_test_plugin"])
-    preprocessing = Preprocessing(255.0, (0.0,) * 3, (1.0,) * 3)
-    network = TrainedNetwork(module, blueprint, (3, 8, 8), ("a", "b", "c"), preprocessing)
+    preprocessing = Normalize(255.0, (0.0,) * 3, (1.0,) * 3)
+    network = TrainedNetwork(module, blueprint, (3, 8, 8), Classification(("a", "b", "c")), preprocessing)
     save_network(network, tmp_path / "plain")
     with pytest.raises(ValueError, match="refused to build"):
         load_network(tmp_path / "plain")
     loaded = load_network(tmp_path / "plain", ["luban_test_plugin"])
-    assert loaded.probabilities(images).equal(network.probabilities(images))
+    assert loaded.predict(images).equal(network.predict(images))
     monkeypatch.delitem(sys.modules, "luban_test_plugin")

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from child.cost import count_macs
-from child.resnet import ResidualBlock, ResNet, width_of_like_macs
+from child.resnet import ResidualBlock, ResNet
 
 
 @pytest.mark.parametrize("input_shape", [(1, 8, 8), (3, 15, 9), (2, 4, 4)])
@@ -39,17 +38,3 @@ def test_the_shortcut_is_a_strided_convolution(inputs: int, outputs: int, stride
     assert isinstance(convolution, torch.nn.Conv2d)
     expected = norm(functional.conv2d(images, convolution.weight, stride=stride)).clamp(min=0)
     torch.testing.assert_close(block(images), expected)
-
-
-@pytest.mark.parametrize("macs", [1, 3_000, 20_000, 61_234, 150_000])
-def test_the_width_is_really_the_nearest(macs: int) -> None:
-    shape = (3, 8, 8)
-    gaps = {width: abs(count_macs(ResNet(shape, 5, width), shape) - macs) for width in range(1, 13)}
-    width = width_of_like_macs(shape, 5, macs)
-    assert gaps[width] == min(gaps.values())
-    assert width < 12  # else the list above is too short to tell
-
-
-def test_a_network_of_some_width_is_found_by_its_own_macs() -> None:
-    shape = (1, 15, 9)
-    assert width_of_like_macs(shape, 3, count_macs(ResNet(shape, 3, 6), shape)) == 6

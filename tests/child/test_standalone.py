@@ -124,15 +124,13 @@ def test_quality_is_the_mean_over_the_folds(
 ) -> None:
     evaluator = make_evaluator(folds=3)
     measured: list[tuple[nn.Module, Split]] = []
-    metrics = iter([0.2, 0.6, 0.7])
+    accuracies = iter([0.2, 0.6, 0.7])
 
-    def predict(network: nn.Module, task: Task, split: Split, batch_size: int, device: torch.device) -> Tensor:
-        assert not any(part.training for part in network.modules())
+    def grade(network: nn.Module, task: Task, split: Split, batch_size: int, device: torch.device) -> Tensor:
         measured.append((network, split))
-        return torch.zeros(len(split), 3)
+        return torch.tensor(next(accuracies)).double().repeat(len(split))
 
-    monkeypatch.setattr(module, "predict", predict)
-    monkeypatch.setattr(Task, "metric", lambda _task, _outputs, _targets: next(metrics))
+    monkeypatch.setattr(module, "grade", grade)
     (evaluation,) = evaluator.evaluate(genotypes[:1], 1.0, 0)
     assert evaluation.quality == pytest.approx(0.5)
     assert len(trainings) == 3

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from child.cost import CostModel
 from child.macro import MacroSpace
 from child.space import Genotype, NetworkSpace
 from child.supernet import Statistics, SupernetEvaluator, batch_statistics
-from child.task import Task
+from child.task import Classification, Task
 from child.training import TrainingError, TrainingSettings
 
 every_statistics = pytest.mark.parametrize("statistics", get_args(Statistics))
@@ -238,10 +239,18 @@ def test_a_failed_recalibration_leaves_no_trace(
     assert {norm.momentum for norm in norms} == {0.1}
 
 
+class Losses(Classification):
+    """Its scores tell outputs apart that have their largest logit at the same place."""
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(outputs, targets, reduction="none").double()
+
+
 def test_recalibration_gathers_statistics_from_training_batches(
     make_evaluator: Callable[..., SupernetEvaluator], macro: MacroSpace, task: Task, device: torch.device
 ) -> None:
-    evaluator = make_evaluator("recalibrated")
+    task = replace(task, objective=Losses(("red", "green", "blue")))
+    evaluator = make_evaluator("recalibrated", task=task)
     genotype = macro.sample(np.random.default_rng(0), 1)[0]
     fixed = fixed_from(macro, evaluator.network, genotype)
     for norm in (part for part in fixed.modules() if isinstance(part, nn.BatchNorm2d)):
@@ -253,9 +262,10 @@ def test_recalibration_gathers_statistics_from_training_batches(
         for start in (0, 16):  # two batches of 16
             fixed(task.preprocessing(task.train.inputs[start : start + 16]))
         expected = fixed.eval()(task.preprocessing(task.validation.inputs))
-    outputs = evaluator._outputs([genotype], task.validation)[0]
-    assert isinstance(outputs, Tensor)
-    torch.testing.assert_close(outputs, expected, atol=1e-4, rtol=1e-4)
+    scores = evaluator._scores([genotype], task.validation)[0]
+    assert isinstance(scores, Tensor)
+    wanted = functional.cross_entropy(expected, task.validation.targets, reduction="none").double()
+    torch.testing.assert_close(scores, wanted, atol=1e-4, rtol=1e-4)
 
 
 @every_statistics

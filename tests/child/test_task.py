@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from child.task import Augmentation, Preprocessing, SealedSplit, Split, Task
+from child.task import SealedSplit, Split, Task
+from child.transforms import Augmentation, Normalize
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -67,13 +68,13 @@ def test_a_copy_of_a_task_shares_the_seal(task: Task, split: Split, device: torc
         copies[1].test.read("teacher")
 
 
-# Preprocessing.
+# Normalize.
 
 
 def test_preprocessing_equals_its_formula() -> None:
     stored = torch.randint(0, 256, (5, 2, 4, 3), generator=generator(), dtype=torch.uint8)
     given = stored.clone()
-    values = Preprocessing(255.0, (0.3, 0.6), (0.2, 0.5))(stored)
+    values = Normalize(255.0, (0.3, 0.6), (0.2, 0.5))(stored)
     for channel, (mean, std) in enumerate(((0.3, 0.2), (0.6, 0.5))):
         torch.testing.assert_close(values[:, channel], (stored[:, channel] / 255.0 - mean) / std)
     assert values.dtype == torch.float32
@@ -84,14 +85,14 @@ def test_preprocessing_equals_its_formula() -> None:
 def test_preprocessing_does_not_write_into_floats_it_was_given() -> None:
     stored = torch.rand(2, 1, 3, 3).contiguous(memory_format=torch.channels_last)
     before = stored.clone()
-    Preprocessing(1.0, (0.5,), (0.5,))(stored)
+    Normalize(1.0, (0.5,), (0.5,))(stored)
     assert stored.equal(before)
 
 
 def test_fitted_preprocessing_gives_mean_0_and_deviation_1() -> None:
     inputs = torch.randint(0, 17, (50, 2, 4, 4), generator=generator(), dtype=torch.uint8)
     inputs[:, 1] //= 2
-    fitted = Preprocessing.fit(inputs, 16.0)
+    fitted = Normalize.fit(inputs, 16.0)
     values = fitted(inputs)
     torch.testing.assert_close(values.mean(dim=(0, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(values.std(dim=(0, 2, 3)), torch.ones(2), atol=1e-4, rtol=0)
@@ -99,7 +100,7 @@ def test_fitted_preprocessing_gives_mean_0_and_deviation_1() -> None:
 
 
 def test_a_channel_that_never_changes_is_not_divided_by_zero() -> None:
-    fitted = Preprocessing.fit(torch.full((4, 1, 2, 2), 7, dtype=torch.uint8), 255.0)
+    fitted = Normalize.fit(torch.full((4, 1, 2, 2), 7, dtype=torch.uint8), 255.0)
     assert fitted(torch.full((1, 1, 2, 2), 7, dtype=torch.uint8)).abs().max() < 1e-4
 
 
@@ -243,7 +244,7 @@ def test_cutout_blanks_a_square_of_its_side(side: int) -> None:
 
 def test_a_task_knows_its_shapes(task: Task) -> None:
     assert task.input_shape == (3, 8, 8)
-    assert task.num_classes == 3
+    assert task.num_outputs == 3
 
 
 def test_a_training_batch_is_the_samples_asked_for(task: Task) -> None:
@@ -264,8 +265,9 @@ def test_a_training_batch_is_augmented_after_padding_with_stored_zeros(make_task
 def test_loss_and_metric_have_known_answers(task: Task) -> None:
     logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 3.0], [1.0, 0.0, 0.0]])
     targets = torch.tensor([0, 1, 0, 2])
-    assert task.metric(logits, targets) == 0.5
-    assert task.quality(0.5) == 0.5
+    scores = task.objective.scores(logits, targets)
+    assert scores.tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert task.objective.metric(scores, targets) == task.quality(scores, targets) == 0.5
     by_hand = sum(
         math.log(sum(math.exp(value) for value in row)) - row[target]
         for row, target in zip(logits.tolist(), targets.tolist(), strict=True)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from child.macro import MacroNetwork, MacroSpace
-from child.task import Augmentation, Split, Task
+from child.task import Split, Task
 from child.training import Training, TrainingError, TrainingSettings, measure, predict
+from child.transforms import Augmentation, Normalize
 
 
 @pytest.fixture
@@ -212,6 +213,7 @@ def orders(task: Task, num_steps: int, **settings: Any) -> list[list[int]]:
     network = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
     training = train(network, task, num_steps, **settings)
     found: list[list[int]] = []
+    assert isinstance(task.preprocessing, Normalize)
     scale, mean, std = task.preprocessing.scale, task.preprocessing.mean[0], task.preprocessing.std[0]
 
     def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def test_every_reward_builds(name: str, unit: str) -> None:
 @pytest.mark.parametrize("evaluator_name", [n for g, n in FILES if g == "evaluator" and n != "table"])
 def test_every_space_and_evaluator_build(space_name: str, evaluator_name: str, small_task: Task) -> None:
     config = compose(f"space={space_name}", f"evaluator={evaluator_name}")
-    space = config.space.build((), input_shape=small_task.input_shape, num_classes=small_task.num_classes)
+    space = config.space.build((), input_shape=small_task.input_shape, num_outputs=small_task.num_outputs)
     assert isinstance(space, NetworkSpace)
     device = torch.device("cpu")
     cost = CostModel(space, "macs", small_task.input_shape, device)
@@ -96,7 +96,7 @@ def test_values_reach_their_place() -> None:
     config = compose("seed=7", "search.rounds=3", "space.num_layers=5", "retrain.training.epochs=2", "threads=2")
     assert (config.seed, config.search.rounds, config.retrain.training.epochs, config.threads) == (7, 3, 2, 2)
     assert config.space.arguments["num_layers"] == 5
-    space = config.space.build((), input_shape=(1, 8, 8), num_classes=3)
+    space = config.space.build((), input_shape=(1, 8, 8), num_outputs=3)
     assert isinstance(space, MacroSpace) and space.num_layers == 5
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from child.task import Split, Task
-from envs.arrays import arrays, image_task
+from child.task import Classification, Split, Task
+from child.transforms import Normalize
+from envs.arrays import array_task, arrays
 
 NUM = 200
 LABELS = np.arange(NUM) % 4  # 50 of each
@@ -31,7 +32,7 @@ def opened(task: Task) -> Split:
 
 
 def test_splits_are_stratified_disjoint_and_complete() -> None:
-    task = image_task("t", images(), LABELS, seed=0, test_share=0.2, validation_share=0.25)
+    task = array_task("t", images(), LABELS, seed=0, test_share=0.2, validation_share=0.25)
     parts = [task.train, task.validation, opened(task)]
     assert [len(part) for part in parts] == [120, 40, 40]
     for part in parts:
@@ -41,7 +42,7 @@ def test_splits_are_stratified_disjoint_and_complete() -> None:
 
 
 def test_the_split_follows_from_the_seed() -> None:
-    first, again, other = (image_task("t", images(), LABELS, seed) for seed in (1, 1, 2))
+    first, again, other = (array_task("t", images(), LABELS, seed) for seed in (1, 1, 2))
     assert numbers(first.train) == numbers(again.train)
     assert numbers(first.validation) == numbers(again.validation)
     assert numbers(first.validation) != numbers(other.validation)
@@ -51,19 +52,20 @@ def test_the_split_follows_from_the_seed() -> None:
 
 def test_the_test_set_is_sealed() -> None:
     with pytest.raises(PermissionError, match="sealed"):
-        image_task("t", images(), LABELS, seed=0).test.read("early")
+        array_task("t", images(), LABELS, seed=0).test.read("early")
 
 
 def test_channels_come_first_and_classes_by_name() -> None:
     labels = np.array(["cat", "ant", "bee", "dog"])[LABELS]
     pictures = np.random.default_rng(0).integers(0, 256, (NUM, 5, 6, 3), dtype=np.uint8)
     pictures[:, 0, 0, 0] = np.arange(NUM)
-    task = image_task("t", pictures, labels, seed=0)
+    task = array_task("t", pictures, labels, seed=0)
     assert task.input_shape == (3, 5, 6)
-    assert task.classes == ("ant", "bee", "cat", "dog")
+    classes = ("ant", "bee", "cat", "dog")
+    assert task.objective == Classification(classes)
     number = numbers(task.train)[7]
     np.testing.assert_array_equal(task.train.inputs[7].numpy(), pictures[number].transpose(2, 0, 1))
-    assert task.classes[int(task.train.targets[7])] == labels[number]
+    assert classes[int(task.train.targets[7])] == labels[number]
 
 
 def save(path: Path, **content: Any) -> str:
@@ -93,19 +95,20 @@ def test_only_what_is_missing_is_held_out(tmp_path: Path) -> None:
 
 def test_preprocessing_is_fitted_to_training_data_alone() -> None:
     bright = np.full((8, 4, 4), 255, np.uint8)
-    task = image_task("t", images(), LABELS, 0, validation=(bright, LABELS[:8]), test=(bright, LABELS[:8]))
+    task = array_task("t", images(), LABELS, 0, validation=(bright, LABELS[:8]), test=(bright, LABELS[:8]))
     seen = task.preprocessing(task.train.inputs)
     assert abs(float(seen.mean())) < 1e-4
+    assert isinstance(task.preprocessing, Normalize)
     torch.testing.assert_close(task.preprocessing.mean[0], float(images().mean()) / 255, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ({"x": images().astype(np.float32), "y": LABELS}, "mine: expected images as uint8 of shape .* got float32"),
+        ({"x": images().astype(np.int32), "y": LABELS}, "mine: expected images as uint8 of shape .* got int32"),
         ({"x": images()[0], "y": LABELS[:4]}, r"expected images as uint8 .* got uint8 \(4, 4\)"),
-        ({"x": images(), "y": np.zeros(NUM)}, "mine: classification needs at least 2 classes, got 1"),
-        ({"x": images(), "y": LABELS[:-1]}, r"expected one label for each of 200 images, got shape \(199,\)"),
+        ({"x": images(), "y": np.zeros(NUM, int)}, "mine: classification needs at least 2 classes, got 1"),
+        ({"x": images(), "y": LABELS[:-1]}, r"expected one answer for each of 200 samples, got shape \(199,\)"),
         ({"x": images()}, "has no array 'y'; it holds x"),
         ({"images": images(), "y": LABELS}, "has no array 'x'; it holds images, y"),
         ({"x": images(), "y": LABELS, "x_test": images(8)}, "has x_test but no y_test"),
@@ -115,9 +118,12 @@ def test_preprocessing_is_fitted_to_training_data_alone() -> None:
         ),
         (
             {"x": images(), "y": LABELS, "x_validation": images(8, 5, 5), "y_validation": LABELS[:8]},
-            r"all splits need images of one shape, got \(1, 4, 4\) for training and \(1, 5, 5\)",
+            r"all splits need samples of one shape, got \(1, 4, 4\) for training and \(1, 5, 5\)",
         ),
-        ({"x": images(5), "y": np.array([0, 0, 1, 1, 2])}, "cannot hold out test_share=0.25 of 5 samples by class"),
+        (
+            {"x": images(5), "y": np.array([0, 0, 1, 1, 2])},
+            "cannot hold out test_share=0.25 of 5 samples: The least",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, content: dict[str, Any], expected: str) -> None:
@@ -129,7 +135,7 @@ def test_mistakes_are_named(tmp_path: Path, content: dict[str, Any], expected: s
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5])
 def test_shares_are_shares(key: str, share: float) -> None:
     with pytest.raises(ValueError, match=f"{key} must be between 0 and 1, got {share}"):
-        image_task("t", images(), LABELS, 0, **{key: share})  # pyright: ignore[reportArgumentType]
+        array_task("t", images(), LABELS, 0, **{key: share})  # pyright: ignore[reportArgumentType]
 
 
 def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
