@@ -280,6 +280,7 @@ def search_table(config: RunConfig, parts: Parts, table: TableEvaluator, run: Ru
             "graph": {"nodes": graph.nodes, "edges": graph.edges},
             "folder": None,
             "validation": [found["seen"][name]],
+            "quality": [found["seen"][name]],
             "test": [table.true_quality(genotype)],
             "parameters": None,
             "macs": table.cost(genotype) if reward.unit == "macs" else None,
@@ -505,11 +506,13 @@ def test_finals(at: Setting, found: dict[str, Any], trained: dict[str, Any]) -> 
         for folder in final["folders"]:
             module = load_network(at.run.folder / folder, config.plugins).module.to(at.device)
             tested.append(measure(module, task, task.test.read(folder), final_batch(config), at.device))
+        validation = [] if config.retrain.join_validation else final["validation"]
         network = load_network(at.run.folder / final["folder"], config.plugins).module
         latency = measure_latency(network, task.input_shape, at.device)
         rows.append({
             **{key: final[key] for key in ("name", "title", "text", "graph", "folder")},
-            "validation": [] if config.retrain.join_validation else final["validation"],
+            "validation": validation,
+            "quality": [task.objective.quality(metric) for metric in validation],
             "test": tested,
             "parameters": count_parameters(network),
             "macs": count_macs(network, task.input_shape),

@@ -66,6 +66,11 @@ class Run:
         return self.results["metric"] if self.results else "accuracy"
 
     @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger metric is a better one."""
+        return bool((self.results or {}).get("higher_is_better", True))
+
+    @property
     def task(self) -> str:
         """The name of the task, or of its folder while nothing says more."""
         return self.results["task"] if self.results else self.folder.resolve().name
@@ -150,7 +155,7 @@ def read_run(folder: Path) -> Run:
         _require(candidate, ("strategy", "text", "quality", "cost", "on_front"), folder / "candidates.json")
     results = _read_object(folder / "results.json", ("task", "metric", "rows"))
     for row in results["rows"] if results else []:
-        _require(row, ("name", "title", "validation", "test", "macs", "parameters"), folder / "results.json")
+        _require(row, ("name", "title", "validation", "quality", "test", "macs", "parameters"), folder / "results.json")
     return Run(folder, content, config_text, decisions, history, updates, candidates, results)  # pyright: ignore[reportArgumentType]
 
 
@@ -252,7 +257,8 @@ def results_table(results: Mapping[str, Any]) -> Table:
         results: The content of `results.json`.
     """
     metric = results["metric"]
-    table = Table(title=f"{results['task']}: {metric}", title_justify="left", pad_edge=False)
+    better = "" if results.get("higher_is_better", True) else " (lower is better)"
+    table = Table(title=f"{results['task']}: {metric}{better}", title_justify="left", pad_edge=False)
     table.add_column("network", overflow="fold")
     for title in ("validation", "test", "n", "MACs", "parameters", "latency ms"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -288,7 +294,9 @@ def verdict(run: Run) -> str:
             f"This run has no final networks yet; so far it has evaluated {len(run.history)} "
             f"architecture{'s' if len(run.history) != 1 else ''}."
         )
-    clauses = [f"On {run.task} the best network found reaches {score(fmean(tests['teacher']), metric)} test {metric}"]
+    reached = f"{score(fmean(tests['teacher']), metric)} test {metric}"
+    better = "" if run.higher_is_better else " (lower is better)"
+    clauses = [f"On {run.task} the best network found reaches {reached}{better}"]
     if tests.get("student"):
         loss = fmean(tests["teacher"]) - fmean(tests["student"])
         where = f"{_gap(loss, metric)} {'below' if loss >= 0 else 'above'} it"
@@ -488,35 +496,43 @@ def _cost_unit(run: Run) -> str:
 
 
 def _final_points(run: Run, unit: str) -> list[tuple[str, float, float]]:
-    """Name, cost and quality of the final networks; none for a metric that is not its own quality, as accuracy is."""
-    if run.metric != "accuracy":
-        return []
-    rows = [row for row in run.rows.values() if _known(row["validation"]) and row.get(unit) is not None]
-    return [(row["name"].replace("_", " "), row[unit], fmean(_known(row["validation"]))) for row in rows]
+    """Name, cost and validation quality of the final networks."""
+    rows = [row for row in run.rows.values() if _known(row["quality"]) and row.get(unit) is not None]
+    return [(row["name"].replace("_", " "), row[unit], fmean(_known(row["quality"]))) for row in rows]
 
 
 # The pages
 
 
-def usage_example(folder: str, task: str = "digits", shape: Sequence[int] = (28, 28)) -> str:
-    """A few lines of Python that load a network of a run and classify an image, run from the clone's root.
+def usage_example(folder: str, task: str, network: Mapping[str, Any]) -> str:
+    """A few lines of Python that load a network of a run and let it answer, run from the clone's root.
 
     Args:
         folder: The network's folder.
-        task: `digits` comes with scikit-learn, so its example runs as it is; others get a place for an image.
-        shape: Of that image, (H, W) or (H, W, C).
+        task: `digits` comes with scikit-learn, so its example runs as it is; others get a place for a sample.
+        network: The content of its `network.json`.
     """
+    shape, preparation = tuple(network["input_shape"]), network["preprocessing"]
+    imports, ask = (
+        "import numpy\n",
+        'label, probability = network.classify(image)\nprint(f"{label}: {probability:.1%}")\n',
+    )
     if task == "digits":
         imports = "from sklearn.datasets import load_digits\n"
-        image = 'image = load_digits().images[0].astype("uint8")'
+        sample = 'image = load_digits().images[0].astype("uint8")'
+    elif len(shape) == 3 and network["objective"]["kind"] == "Classification":
+        channels, height, width = shape
+        size = (height, width) if channels == 1 else (height, width, channels)
+        sample = f'image = numpy.zeros({size}, "uint8")  # your image'
     else:
-        imports = "import numpy\n"
-        image = f'image = numpy.zeros({tuple(shape)}, "uint8")  # your image'
+        kinds = {"Tokens": "int64", "LogMel": "int16"}
+        stored = (preparation["length"],) if "length" in preparation else shape
+        kind = "uint8" if len(shape) == 3 else kinds.get(preparation["kind"], "float32")
+        sample = f'samples = numpy.zeros({(1, *stored)}, "{kind}")  # yours: one, or many'
+        ask = "print(network.predict(samples))\n"
     return (
         f"{imports}\nfrom child.network import load_network\n\n"
-        f"network = load_network({json.dumps(folder)})\n{image}\n"
-        "label, probability = network.classify(image)\n"
-        'print(f"{label}: {probability:.1%}")\n'
+        f"network = load_network({json.dumps(folder)})\n{sample}\n{ask}"
     )
 
 
@@ -574,15 +590,13 @@ def _write_plots(folder: Path, pictures: Sequence[Picture]) -> None:
         (folder / f"{picture.name}.png").write_bytes(plots.png(picture.figure))
 
 
-def _usage(run: Run, row: Mapping[str, Any]) -> str:
+def _usage(run: Run, row: Mapping[str, Any]) -> str | None:
     folder = (run.folder / row["folder"]).resolve()
-    shape = (28, 28)
-    network = _read_object(folder / "network.json", ())
-    if network and len(network.get("input_shape") or ()) == 3:
-        channels, height, width = network["input_shape"]
-        shape = (height, width) if channels == 1 else (height, width, channels)
+    network = _read_object(folder / "network.json", ("input_shape", "preprocessing", "objective"))
+    if network is None:
+        return None
     inside = folder.relative_to(CLONE) if folder.is_relative_to(CLONE) else folder
-    return usage_example(inside.as_posix(), run.task, shape)
+    return usage_example(inside.as_posix(), run.task, network)
 
 
 def _key_figures(run: Run) -> list[tuple[str, str, str]]:
@@ -773,7 +787,8 @@ def _comparison_verdict(groups: Sequence[_Group], differences: Sequence[Json], a
         text = f"These {len(groups[0].runs)} runs repeat one experiment"
     judged = [row for row in against_random if row["judged"] != "too few runs to tell"]
     if judged:
-        better = sum(row["judged"] == "beyond noise" and row["difference"].startswith("+") for row in judged)
+        good = "+" if groups[0].runs[0].higher_is_better else "-"
+        better = sum(row["judged"] == "beyond noise" and row["difference"].startswith(good) for row in judged)
         if len(judged) == 1:
             text += f"; the search {'beats' if better else 'does not beat'} random search beyond noise"
         else:

@@ -101,6 +101,9 @@ def write_run(folder: Path, num_layers: int = 6, seed: int = 0, learned: float =
         "notes": ["The student keeps 27% of the teacher's MACs and is 0.2 points below it."],
     }
     write(folder / "results.json", results)
+    network = {"input_shape": [1, 8, 8], "objective": {"kind": "Classification"}, "preprocessing": {"kind": "Normalize"}}
+    for each in rows:
+        write(folder / each["folder"] / "network.json", network)
     return folder
 
 
@@ -136,6 +139,7 @@ def row(name: str, title: str, test: float, macs: int, drawing: dict[str, Any] |
         "text": "1:conv3 2:sepconv5(1) 3:maxpool3(1,2) 4:sepconv3(2)",
         "graph": drawing,
         "validation": [test + 0.001, test + 0.003, test + 0.002],
+        "quality": [test + 0.001, test + 0.003, test + 0.002],
         "test": [test - 0.001, test, test + 0.001],
         "macs": macs,
         "parameters": macs // 40,
@@ -147,6 +151,7 @@ def row(name: str, title: str, test: float, macs: int, drawing: dict[str, Any] |
 
 
 def write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
 
 
@@ -347,18 +352,31 @@ def test_the_table_for_the_console(finished: Path) -> None:
 
 def test_other_metrics_are_not_given_in_percent(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
-    results = json.loads((folder / "results.json").read_text()) | {"metric": "perplexity"}
-    write(folder / "results.json", results)
+    results = json.loads((folder / "results.json").read_text())
+    write(folder / "results.json", {**results, "metric": "perplexity", "higher_is_better": False})
     change_results(folder, teacher=[61.234])
-    assert "61.23 test perplexity" in verdict(read_run(folder))
+    assert "61.23 test perplexity (lower is better)" in verdict(read_run(folder))
 
 
-def test_the_usage_example_is_python_that_names_the_network() -> None:
-    for task, shape in (("digits", (8, 8)), ("photos", (32, 32, 3))):
-        code = usage_example("outputs/run/networks/student", task, shape)
-        compile(code, "example", "exec")
-        assert 'load_network("outputs/run/networks/student")' in code
-    assert "numpy.zeros((32, 32, 3)" in code
+@pytest.mark.parametrize(
+    ("task", "shape", "kind", "preparation", "line"),
+    [
+        ("digits", [1, 8, 8], "Classification", {"kind": "Normalize"}, "network.classify(image)"),
+        ("photos", [3, 32, 24], "Classification", {"kind": "Normalize"}, 'numpy.zeros((32, 24, 3), "uint8")'),
+        ("ages", [3, 32, 24], "Regression", {"kind": "Normalize"}, 'numpy.zeros((1, 3, 32, 24), "uint8")'),
+        ("prices", [7], "Regression", {"kind": "Normalize"}, 'numpy.zeros((1, 7), "float32")'),
+        ("plays", [96], "Language", {"kind": "Tokens"}, 'numpy.zeros((1, 96), "int64")'),
+        ("words", [40, 63], "Classification", {"kind": "LogMel", "length": 8000}, 'numpy.zeros((1, 8000), "int16")'),
+    ],
+)
+def test_the_usage_example_is_python_that_names_the_network(
+    task: str, shape: list[int], kind: str, preparation: dict[str, Any], line: str
+) -> None:
+    network = {"input_shape": shape, "objective": {"kind": kind}, "preprocessing": preparation}
+    code = usage_example("outputs/run/networks/student", task, network)
+    compile(code, "example", "exec")
+    assert 'load_network("outputs/run/networks/student")' in code
+    assert line in code
 
 
 def test_layers_are_drawn_in_order_and_arcs_pass_beside_them() -> None:
