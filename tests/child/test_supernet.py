@@ -90,12 +90,12 @@ def test_many_together_equal_one_by_one(
 
 
 def count_calls(network: nn.Module, names: Sequence[str], run: Callable[[], object]) -> dict[str, int]:
-    """How often modules are called; by the names given, or all convolutions."""
+    """How often modules are called; by the names given, or all that multiply."""
     calls: Counter[str] = Counter()
     handles = [
         module.register_forward_hook(lambda _module, _inputs, _outputs, key=name: calls.update([key]))
         for name, module in network.named_modules()
-        if (name in names if names else isinstance(module, nn.Conv2d))
+        if (name in names if names else isinstance(module, nn.Conv2d | nn.Linear))
     ]
     run()
     for handle in handles:
