@@ -38,25 +38,26 @@ class ElasticConv2d(nn.Conv2d):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
         super().__init__(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
 
-    def forward(self, x: Tensor, outputs: int | None = None, kernel: int | None = None) -> Tensor:
+    def forward(self, input: Tensor, outputs: int | None = None, kernel: int | None = None) -> Tensor:
         """(B, I, H, W) to (B, O, H, W), halved at stride 2."""
-        inputs = x.shape[1]
+        inputs = input.shape[1]
         if self.groups > 1:
             groups, shape = inputs, (inputs, 1)
         else:
             groups, shape = 1, (outputs or self.out_channels, inputs)
         size = kernel or self.kernel_size[0]
-        return functional.conv2d(x, crop(self.weight, (*shape, size, size)), None, self.stride, size // 2, 1, groups)
+        weight = crop(self.weight, (*shape, size, size))
+        return functional.conv2d(input, weight, None, self.stride, size // 2, 1, groups)
 
 
 class ElasticLinear(nn.Linear):
     """Linear map that takes as many inputs as come."""
 
-    def forward(self, x: Tensor, outputs: int | None = None) -> Tensor:
+    def forward(self, input: Tensor, outputs: int | None = None) -> Tensor:
         """(B, I) to (B, O)."""
         outputs = outputs or self.out_features
         bias = None if self.bias is None else crop(self.bias, (outputs,))
-        return functional.linear(x, crop(self.weight, (outputs, x.shape[1])), bias)
+        return functional.linear(input, crop(self.weight, (outputs, input.shape[1])), bias)
 
 
 class ElasticBatchNorm2d(nn.BatchNorm2d):
@@ -66,11 +67,11 @@ class ElasticBatchNorm2d(nn.BatchNorm2d):
     are scored with those of the batch, or with statistics gathered anew.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""
-        channels = x.shape[1]
+        channels = input.shape[1]
         if channels == self.num_features:
-            return super().forward(x)
+            return super().forward(input)
         mean, var, count = self.running_mean, self.running_var, self.num_batches_tracked
         assert mean is not None and var is not None and count is not None
         momentum = self.momentum
@@ -79,7 +80,7 @@ class ElasticBatchNorm2d(nn.BatchNorm2d):
             momentum = 1 / float(count) if momentum is None else momentum
         keeps = not self.training or self.track_running_stats
         return functional.batch_norm(
-            x,
+            input,
             mean[:channels] if keeps else None,
             var[:channels] if keeps else None,
             self.weight[:channels],

@@ -144,7 +144,7 @@ class MobileSpace(NetworkSpace):
     def mask(self, prefixes: Tokens) -> Mask:
         """Everything is legal in an active block; beyond the depth of its stage only the first choice."""
         masks = super().mask(prefixes)
-        stage, place = divmod(prefixes.shape[1], 2 + 3 * self.max_depth)
+        place = prefixes.shape[1] % (2 + 3 * self.max_depth)  # within the stage
         number = (place - 2) // 3
         if number > 0:
             masks = masks.copy()

@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -295,8 +296,10 @@ class NetworkSpace(SearchSpace):
         """
 
     def weights(self, genotype: Genotype, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state of the fixed network out of a supernet's, `load_state_dict` reads it; by default name by name."""
-        return {name: shared[name] for name in self.network(genotype).state_dict()}
+        """The state of the fixed network out of a supernet's state, as views of it; by default name by name."""
+        with torch.device("meta"):  # its names are all that is asked for
+            names = self.network(genotype).state_dict()
+        return {name: shared[name] for name in names}
 
     @abstractmethod
     def macs(self, genotype: Genotype) -> int:

@@ -19,7 +19,7 @@ def small(**changes: Any) -> MobileSpace:
 
 
 TEXT = "12:k5e4s,k3e2 32:k7e6"
-TOKENS = [1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0] + [0, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0]
+TOKENS = [1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0]
 
 
 def test_the_text_form_is_the_documented_one() -> None:

@@ -68,8 +68,9 @@ def test_a_path_equals_the_fixed_network_with_copied_weights(
             torch.testing.assert_close(taken[name], gradient, atol=1e-4, rtol=1e-4)
             taken[name].zero_()  # of the supernet's own, of which it is a view
         assert not any(gradient.any() for gradient in shared.values())
+        taken = network_space.weights(genotype, supernet.state_dict())
         for name, value in fixed.state_dict().items():
-            torch.testing.assert_close(network_space.weights(genotype, supernet.state_dict())[name], value)
+            torch.testing.assert_close(taken[name], value)
     assert all(not torch.allclose(outputs[0], other) for other in outputs[1:])
 
 
