@@ -117,3 +117,7 @@ def run_together(
 
     visit(state, range(len(plans)), 0)
     return [found[member] for member in range(len(plans))]
+
+
+class ElasticBatchNorm1d(ElasticBatchNorm2d):
+    def _check_input_dim(self, input: Tensor) -> None: ...

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from child.macro import MacroSpace
+from child.mlp import MLPSpace
 from child.mobile import MobileSpace
 from child.space import Decision, Mask, NetworkSpace, SearchSpace, Tokens
 from child.task import Augmentation, Preprocessing, SealedSplit, Split, Task
@@ -58,6 +59,8 @@ NETWORK_SPACES: dict[str, Callable[[], NetworkSpace]] = {
     "mobile, odd size, one block a stage": lambda: MobileSpace(
         (1, 15, 9), 5, channels=3, max_depth=1, num_reductions=2, widths=(1.0, 2.0), kernels=(3, 7), expansions=(1, 2)
     ),
+    "mlp": lambda: MLPSpace((7,), 3, num_layers=3, widths=(4, 6, 8)),
+    "mlp of a fixed depth, one output": lambda: MLPSpace((3,), 1, num_layers=3, min_layers=3, widths=(3, 5, 16)),
     "macro of a sequence": lambda: MacroSpace((5, 23), 4, channels=8, num_layers=4, min_layers=3, num_reductions=3),
 }
 SPACES: dict[str, Callable[[], SearchSpace]] = {"picky": PickySpace, **NETWORK_SPACES}
