@@ -11,8 +11,11 @@ Letters: B samples, C channels, H height, W width, I inputs, O outputs, k kernel
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from child.space import Genotype, NetworkSpace
 
 State = TypeVar("State")
 Step = TypeVar("Step", bound=Hashable)
@@ -27,9 +30,14 @@ def crop(weight: Tensor, shape: Sequence[int]) -> Tensor:
     return weight
 
 
-def crop_all(shared: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a smaller network out of the largest one's, name by name."""
-    return {name: crop(shared[name], value.shape) for name, value in own.items()}
+class ElasticSpace(NetworkSpace):
+    """A space whose supernet has the largest sizes alone, of whose weights every architecture takes its part."""
+
+    def weights(self, genotype: Genotype, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state of the fixed network out of a supernet's state, as views of it: by name, and cropped."""
+        with torch.device("meta"):  # its names and shapes are all that is asked for
+            own = self.network(genotype).state_dict()
+        return {name: crop(shared[name], value.shape) for name, value in own.items()}
 
 
 class ElasticConv2d(nn.Conv2d):
@@ -117,7 +125,3 @@ def run_together(
 
     visit(state, range(len(plans)), 0)
     return [found[member] for member in range(len(plans))]
-
-
-class ElasticBatchNorm1d(ElasticBatchNorm2d):
-    def _check_input_dim(self, input: Tensor) -> None: ...

@@ -3,13 +3,16 @@
 Every layer is a linear map and an activation, to which the outputs of the earlier layers it is connected to are added:
 their first features, or all of them and zeros, where widths differ (He et al. 2016, section 3.3, option A). Narrow
 layers share the weights of the widest (`child/elastic.py`), so that the supernet is a network of the widest layers
-that runs as any other.
+that runs as any other; but every depth has a last linear map of its own, since layers would compete for one (on
+Friedman's regression the loss of the shared weights ended at 0.36 instead of 0.57). There is no normalization: on it
+the shared weights end better without (R^2 0.82 to 0.77 with batch normalization), and a score depends on its own
+sample alone, so that scoring needs no statistics.
 
 Letters: B samples, F features of the input, K outputs.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -17,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from child.elastic import ElasticBatchNorm1d, ElasticLinear, crop_all, run_together
-from child.space import Decision, Genotype, Graph, Mask, NetworkSpace, Tokens, nearest
+from child.elastic import ElasticLinear, ElasticSpace, run_together
+from child.space import Decision, Genotype, Graph, Mask, Tokens, nearest
 
 ACTIVATIONS = {"relu": functional.relu, "tanh": torch.tanh, "silu": functional.silu, "identity": lambda x: x}
 
@@ -31,7 +34,7 @@ class Layer(NamedTuple):
     skips: tuple[int, ...]
 
 
-class MLPSpace(NetworkSpace):
+class MLPSpace(ElasticSpace):
     """Hidden layers of chosen width and activation, and a binary skip token for every earlier layer.
 
     Args:
@@ -163,12 +166,6 @@ class MLPSpace(NetworkSpace):
         """The fixed network of a genotype, or the supernet of all."""
         return MLP(self, genotype)
 
-    def weights(self, genotype: Genotype, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The parts of the widest weights that the fixed network has."""
-        with torch.device("meta"):
-            own = self.network(genotype).state_dict()
-        return crop_all(shared, own)
-
     def macs(self, genotype: Genotype) -> int:
         """Of the linear maps."""
         sizes = [self.num_features, *(layer.width for layer in self.layers(genotype)), self.num_outputs]
@@ -183,8 +180,6 @@ class MLPSpace(NetworkSpace):
 class MLP(nn.Module):
     """Both the supernet (no genotype: the widest layers, run as any architecture) and the fixed network."""
 
-    norm = "none"
-
     def __init__(self, space: MLPSpace, genotype: Genotype | None = None):
         super().__init__()
         self.space = space
@@ -192,9 +187,9 @@ class MLP(nn.Module):
         widest = space.widths[-1]
         widths = [widest] * space.num_layers if self.fixed is None else [layer.width for layer in self.fixed]
         self.hidden = nn.ModuleList(ElasticLinear(i, o) for i, o in pairwise([space.num_features, *widths]))
-        self.norms = nn.ModuleList(ElasticBatchNorm1d(o) if self.norm == "batch" else nn.Identity() for o in widths)
         self.dropout = nn.Dropout(space.dropout)
-        self.output = ElasticLinear(widths[-1], space.num_outputs)
+        depths = range(space.min_layers, space.num_layers + 1) if self.fixed is None else [len(widths)]
+        self.outputs = nn.ModuleDict({str(depth): ElasticLinear(widths[-1], space.num_outputs) for depth in depths})
 
     def forward(self, x: Tensor, genotype: Genotype | None = None) -> Tensor:
         """Outputs (B, K) of vectors (B, F)."""
@@ -217,14 +212,13 @@ class MLP(nn.Module):
     def _run(self, outputs: tuple[Tensor, ...], layer: Layer) -> tuple[Tensor, ...]:
         """The input and the outputs of the layers so far, and that of this layer too."""
         number = len(outputs) - 1
-        linear = self.hidden[number](outputs[-1], layer.width)
-        y = ACTIVATIONS[layer.activation](self.norms[number](linear))
+        y = ACTIVATIONS[layer.activation](self.hidden[number](outputs[-1], layer.width))
         for source in layer.skips:
             y = y + first(outputs[source + 1], layer.width)
         return (*outputs, y)
 
     def _finish(self, outputs: tuple[Tensor, ...]) -> Tensor:
-        return self.output(self.dropout(outputs[-1]))
+        return self.outputs[str(len(outputs) - 1)](self.dropout(outputs[-1]))
 
 
 def first(x: Tensor, width: int) -> Tensor:

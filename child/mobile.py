@@ -11,7 +11,7 @@ Letters: B samples, C channels, H height, W width, K outputs.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from child.elastic import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear, crop_all, run_together
-from child.space import Decision, Genotype, Graph, Mask, NetworkSpace, Tokens
+from child.elastic import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear, ElasticSpace, run_together
+from child.space import Decision, Genotype, Graph, Mask, Tokens
 
 REDUCTION = 4  # of the channels in squeeze-and-excitation (Howard et al. 2019, section 5.3)
 
@@ -40,17 +40,13 @@ class Block(NamedTuple):
     def name(self) -> str:
         return f"stage{self.stage + 1}_block{self.number + 1}"
 
-    @property
-    def squeezed(self) -> int:
-        return squeezed(self.hidden)
-
 
 def squeezed(channels: int) -> int:
     """Channels within squeeze-and-excitation of so many."""
     return max(1, channels // REDUCTION)
 
 
-class MobileSpace(NetworkSpace):
+class MobileSpace(ElasticSpace):
     """Stages of inverted residual blocks.
 
     Args:
@@ -222,12 +218,6 @@ class MobileSpace(NetworkSpace):
         """The fixed network of a genotype, or the supernet of all."""
         return MobileNetwork(self, genotype)
 
-    def weights(self, genotype: Genotype, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The parts of the largest weights that the fixed network has."""
-        with torch.device("meta"):
-            own = self.network(genotype).state_dict()
-        return crop_all(shared, own)
-
     def macs(self, genotype: Genotype) -> int:
         """Of the convolutions, squeeze-and-excitation and the last layer."""
         height, width = self.height, self.width
@@ -237,7 +227,7 @@ class MobileSpace(NetworkSpace):
             stride = self.stride(block)
             height, width = -(-height // stride), -(-width // stride)
             macs += (block.kernel**2 + block.outputs) * block.hidden * height * width
-            macs += 2 * block.hidden * block.squeezed if block.squeeze else 0
+            macs += 2 * block.hidden * squeezed(block.hidden) if block.squeeze else 0
             outputs = block.outputs
         return macs + outputs * self.num_outputs
 
@@ -248,7 +238,7 @@ class MobileSpace(NetworkSpace):
             count += (block.inputs + block.kernel**2 + block.outputs) * block.hidden
             count += 2 * (2 * block.hidden + block.outputs)
             if block.squeeze:
-                count += 2 * block.hidden * block.squeezed + block.hidden + block.squeezed
+                count += 2 * block.hidden * squeezed(block.hidden) + block.hidden + squeezed(block.hidden)
             outputs = block.outputs
         return count + (outputs + 1) * self.num_outputs
 

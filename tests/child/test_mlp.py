@@ -89,13 +89,11 @@ def test_it_computes_what_it_says() -> None:
     space = small()
     network = space.network(space.parse(TEXT)).eval()
     vectors = torch.randn(6, 5)
-    first, second, third = (
-        lambda x, layer=layer: x @ layer.weight.T + layer.bias for layer in network.hidden
-    )
+    first, second, third = (lambda x, layer=layer: x @ layer.weight.T + layer.bias for layer in network.hidden)
     one = torch.relu(first(vectors))
     two = torch.tanh(second(one))
     three = functional.silu(third(two)) + one + torch.cat([two, torch.zeros(6, 4)], dim=1)
-    torch.testing.assert_close(network(vectors), three @ network.output.weight.T + network.output.bias)
+    torch.testing.assert_close(network(vectors), network.outputs["3"](three))
 
 
 def test_a_narrow_layer_adds_the_first_features_of_a_wide_one() -> None:
@@ -105,7 +103,7 @@ def test_a_narrow_layer_adds_the_first_features_of_a_wide_one() -> None:
     without.load_state_dict(with_skip.state_dict())
     before: list[torch.Tensor] = []
     for network in (with_skip, without):
-        network.output.register_forward_pre_hook(lambda _module, inputs: before.append(inputs[0]))
+        network.outputs["2"].register_forward_pre_hook(lambda _module, inputs: before.append(inputs[0]))
     hidden: list[torch.Tensor] = []
     with_skip.hidden[0].register_forward_hook(lambda _module, _inputs, output: hidden.append(output.relu()))
     vectors = torch.randn(6, 5)
@@ -126,10 +124,10 @@ def test_a_fixed_network_has_the_first_of_the_widest_weights() -> None:
     supernet = space.network()
     shared = supernet.state_dict()
     own = space.weights(space.parse("8relu 4relu"), shared)
-    assert own.keys() == {f"{layer}.{part}" for layer in ("hidden.0", "hidden.1", "output") for part in
+    assert own.keys() == {f"{layer}.{part}" for layer in ("hidden.0", "hidden.1", "outputs.2") for part in
                           ("weight", "bias")}  # fmt: skip
     assert own["hidden.1.weight"].equal(shared["hidden.1.weight"][:4])
-    assert own["output.weight"].equal(shared["output.weight"][:, :4])
+    assert own["outputs.2.weight"].equal(shared["outputs.2.weight"][:, :4])
 
 
 def test_architectures_that_begin_alike_share_the_beginning() -> None:
@@ -138,11 +136,11 @@ def test_architectures_that_begin_alike_share_the_beginning() -> None:
     assert isinstance(supernet, MLP)
     calls: Counter[str] = Counter()
     for name, module in supernet.named_modules():
-        if name.startswith("hidden.") or name == "output":
+        if name.startswith(("hidden.", "outputs.")):
             module.register_forward_hook(lambda *_given, name=name: calls.update([name]))
     texts = ("8relu", "8relu 4relu", "8relu 4relu 4relu", "8relu 4relu 4relu(1)", "4relu 4relu")
     supernet.forward_many(torch.zeros(2, 5), [space.parse(text) for text in texts])
-    assert calls == {"hidden.0": 2, "hidden.1": 2, "hidden.2": 2, "output": 5}
+    assert calls == {"hidden.0": 2, "hidden.1": 2, "hidden.2": 2, "outputs.1": 1, "outputs.2": 2, "outputs.3": 2}
 
 
 def test_a_supernet_does_not_run_without_a_genotype() -> None:
