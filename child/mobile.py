@@ -58,7 +58,7 @@ class MobileSpace(ElasticSpace):
         num_reductions: How many stages, counted from the last, halve height and width in their first block. Blocks at
             full size are dear on a processor: their depthwise gradients are most of a training step.
         widths: Multiples of a stage's channels, ascending.
-        kernels: Sides of the depthwise kernels, odd and ascending.
+        kernels: Sides of the depthwise kernels, odd, at least 3 and ascending.
         expansions: How many times more channels a block has inside than come in, ascending.
         dropout: Share of features dropped before the last layer in training.
 
@@ -96,8 +96,8 @@ class MobileSpace(ElasticSpace):
         for name, values in {"widths": widths, "kernels": kernels, "expansions": expansions}.items():
             if not values or not all(low < high for low, high in pairwise([0, *values])):
                 raise ValueError(f"space mobile needs {name} above 0 and ascending, got {list(values)}")
-        if any(kernel % 2 == 0 for kernel in kernels):
-            raise ValueError(f"space mobile needs odd kernels, got {list(kernels)}")
+        if any(kernel % 2 == 0 or kernel < 3 for kernel in kernels):
+            raise ValueError(f"space mobile needs odd kernels of at least 3, got {list(kernels)}")
         if not 0 <= dropout < 1:
             raise ValueError(f"space mobile needs 0 <= dropout < 1, got {dropout}")
         self.widths = [[round(channels * 2**stage * width) for width in widths] for stage in range(num_stages)]
