@@ -15,8 +15,9 @@ from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 Tokens = NDArray[np.int64]
 Mask = NDArray[np.int8]
@@ -293,6 +294,12 @@ class NetworkSpace(SearchSpace):
 
         Both name their parameters alike, so that a fixed network takes its weights out of the supernet's.
         """
+
+    def weights(self, genotype: Genotype, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state of the fixed network out of a supernet's state, as views of it; by default name by name."""
+        with torch.device("meta"):  # its names are all that is asked for
+            names = self.network(genotype).state_dict()
+        return {name: shared[name] for name in names}
 
     @abstractmethod
     def macs(self, genotype: Genotype) -> int:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from child.macro import MacroSpace
+from child.mlp import MLPSpace
+from child.mobile import MobileSpace
 from child.space import Decision, Mask, NetworkSpace, SearchSpace, Tokens
 from child.task import Classification, SealedSplit, Split, Task
 from child.transforms import Augmentation, Normalize
@@ -52,6 +54,15 @@ NETWORK_SPACES: dict[str, Callable[[], NetworkSpace]] = {
     "macro of any depth, no reduction": lambda: MacroSpace(
         (1, 7, 8), 3, channels=4, num_layers=3, min_layers=1, num_reductions=0
     ),
+    "mobile": lambda: MobileSpace(
+        (3, 8, 8), 3, channels=4, num_stages=2, max_depth=2, num_reductions=2, widths=(1, 2), expansions=(1, 3)
+    ),
+    "mobile, odd size, one block a stage": lambda: MobileSpace(
+        (1, 15, 9), 5, channels=3, max_depth=1, num_reductions=2, widths=(1.0, 2.0), kernels=(3, 7), expansions=(1, 2)
+    ),
+    "mlp": lambda: MLPSpace((7,), 3, num_layers=3, widths=(4, 6, 8)),
+    "mlp of a fixed depth, one output": lambda: MLPSpace((3,), 1, num_layers=3, min_layers=3, widths=(3, 5, 16)),
+    "macro of a sequence": lambda: MacroSpace((5, 23), 4, channels=8, num_layers=4, min_layers=3, num_reductions=3),
 }
 SPACES: dict[str, Callable[[], SearchSpace]] = {"picky": PickySpace, **NETWORK_SPACES}
 

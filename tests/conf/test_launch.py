@@ -76,10 +76,11 @@ def test_every_reward_builds(name: str, unit: str) -> None:
 @pytest.mark.parametrize("evaluator_name", [n for g, n in FILES if g == "evaluator" and n != "table"])
 def test_every_space_and_evaluator_build(space_name: str, evaluator_name: str, small_task: Task) -> None:
     config = compose(f"space={space_name}", f"evaluator={evaluator_name}")
-    space = config.space.build((), input_shape=small_task.input_shape, num_outputs=small_task.num_outputs)
+    shape = (7,) if space_name == "mlp" else small_task.input_shape
+    space = config.space.build((), input_shape=shape, num_outputs=3)
     assert isinstance(space, NetworkSpace)
     device = torch.device("cpu")
-    cost = CostModel(space, "macs", small_task.input_shape, device)
+    cost = CostModel(space, "macs", shape, device)
     given = {"task": small_task, "cost": cost, "seed": 0, "device": device, "num_steps": 1}
     assert config.evaluator.build((), space=space, **given).state_dict()
 

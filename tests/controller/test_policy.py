@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from child.mlp import MLPSpace
+from child.mobile import MobileSpace
 from child.space import Decision, SearchSpace
 from controller.policy import (
     Episodes,
@@ -23,13 +25,15 @@ from controller.policy import (
 SPREAD = PolicySettings(hidden=12, temperature=1.0, tanh_constant=None, init=1.0)  # far from uniform
 
 
-@pytest.fixture(params=["flat", "cell", "macro", "two operations"])
+@pytest.fixture(params=["flat", "cell", "macro", "two operations", "mobile", "mlp"])
 def space(request: pytest.FixtureRequest, known: Any) -> SearchSpace:
     makers = {
         "flat": lambda: known.FlatSpace(3, 4),
         "cell": known.CellSpace,
         "macro": lambda: known.tiny_macro(3, 2),
         "two operations": lambda: known.two_operations(3),
+        "mobile": lambda: MobileSpace((1, 8, 8), 3, 4, 1, 2, 1, widths=(1, 2), kernels=(3, 5), expansions=(1, 2)),
+        "mlp": lambda: MLPSpace((5,), 1, num_layers=2, widths=(4, 8)),
     }
     return makers[request.param]()
 
