@@ -217,14 +217,18 @@ class RecurrentNetwork(LanguageModel):
                 state = self._unroll(nodes, context, state, mask)[-1]
         return self.decode(self._unroll(nodes, inputs, state, mask))
 
+    @torch.autocast("cuda", enabled=False)
     def _unroll(self, nodes: Sequence[Node], inputs: Tensor, state: Tensor, mask: Tensor) -> Tensor:
-        """The cell's outputs (L, B, W). Everything that a step needs is bound before, for steps are short."""
+        """The cell's outputs (L, B, W), in full precision, since a state's rounding errors would add up.
+
+        Everything that a step needs is bound before the first, for steps are short.
+        """
         width, loose = self.space.width, loose_ends(nodes)
         (first, _), *others = [(ACTIVATIONS[activation], source) for activation, source in nodes]
         weight = self.weights["state"]
         bound = [(f, source, self.weights[f"{source + 1}to{node}"]) for node, (f, source) in enumerate(others, 2)]
         outputs = []
-        for x in inputs.unbind():
+        for x in inputs.to(state.dtype).unbind():
             gate, value = torch.addmm(x, state * mask, weight).split(width, dim=1)
             values = [torch.lerp(state, first(value), gate.sigmoid())]
             for activation, source, between in bound:

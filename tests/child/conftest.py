@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from child.macro import MacroSpace
+from child.recurrent import RecurrentSpace
 from child.space import Decision, Mask, NetworkSpace, SearchSpace, Tokens
 from child.task import Augmentation, Preprocessing, SealedSplit, Split, Task
 
@@ -51,7 +52,10 @@ NETWORK_SPACES: dict[str, Callable[[], NetworkSpace]] = {
     "macro of any depth, no reduction": lambda: MacroSpace(
         (1, 7, 8), 3, channels=4, num_layers=3, min_layers=1, num_reductions=0
     ),
+    "recurrent": lambda: RecurrentSpace((9,), 7, num_nodes=7, width=8, context=3),
+    "recurrent without context or dropout": lambda: RecurrentSpace((6,), 5, 4, 6, 0, 0.0, 0.0, 0.0),
 }
+IMAGE_SPACES = {name: make for name, make in NETWORK_SPACES.items() if len(make().arguments["input_shape"]) == 3}
 SPACES: dict[str, Callable[[], SearchSpace]] = {"picky": PickySpace, **NETWORK_SPACES}
 
 
@@ -68,9 +72,29 @@ def network_space(request: pytest.FixtureRequest) -> NetworkSpace:
 
 
 @pytest.fixture(scope="session")
+def inputs_of() -> Callable[..., Tensor]:
+    """Draws inputs of a space: tokens for a language model, else images as a task preprocesses them."""
+
+    def draw(space: NetworkSpace, num: int = 6) -> Tensor:
+        generator = torch.Generator().manual_seed(3)
+        shape = (num, *space.arguments["input_shape"])
+        if isinstance(space, RecurrentSpace):
+            return torch.randint(space.num_outputs, shape, generator=generator)
+        return torch.rand(shape, generator=generator) * 2 - 0.5
+
+    return draw
+
+
+@pytest.fixture(scope="session")
 def picky() -> SearchSpace:
     """The space that is listed by hand."""
     return PickySpace()
+
+
+@pytest.fixture(scope="session", params=IMAGE_SPACES.values(), ids=list(IMAGE_SPACES))
+def image_space(request: pytest.FixtureRequest) -> NetworkSpace:
+    """Every one of them whose networks look at images."""
+    return request.param()
 
 
 @pytest.fixture(scope="session")
