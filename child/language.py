@@ -46,7 +46,9 @@ class LanguageModel(nn.Module):
         if width < 1 or num_outputs < 2:
             raise ValueError(f"a language model needs width >= 1 and 2 outputs, got {width} and {num_outputs}")
         if not 0 <= context < input_shape[0]:
-            raise ValueError(f"a window of {input_shape[0]} tokens needs 0 <= context < {input_shape[0]}, got {context}")
+            raise ValueError(
+                f"a window of {input_shape[0]} tokens needs 0 <= context < {input_shape[0]}, got {context}"
+            )
         for rate in (dropout_input, dropout_output):
             if not 0 <= rate < 1:
                 raise ValueError(f"a language model needs 0 <= dropout < 1, got {rate}")

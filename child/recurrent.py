@@ -208,7 +208,11 @@ class RecurrentNetwork(LanguageModel):
         features = self.embed(x)
         with torch.no_grad():
             context = features[: self.context] @ self.weights["input"]
-        return context, features[self.context :] @ self.weights["input"], self.mask(features[0], self.space.dropout_state)
+        return (
+            context,
+            features[self.context :] @ self.weights["input"],
+            self.mask(features[0], self.space.dropout_state),
+        )
 
     def _run(self, nodes: Sequence[Node], context: Tensor, inputs: Tensor, mask: Tensor) -> Tensor:
         state = torch.zeros_like(mask)

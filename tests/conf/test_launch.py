@@ -76,10 +76,12 @@ def test_every_reward_builds(name: str, unit: str) -> None:
 @pytest.mark.parametrize("evaluator_name", [n for g, n in FILES if g == "evaluator" and n != "table"])
 def test_every_space_and_evaluator_build(space_name: str, evaluator_name: str, small_task: Task) -> None:
     config = compose(f"space={space_name}", f"evaluator={evaluator_name}")
-    space = config.space.build((), input_shape=small_task.input_shape, num_classes=small_task.num_classes)
+    input_shape = (64,) if space_name == "recurrent" else small_task.input_shape
+    sizes = {"num_classes": small_task.num_classes, "num_outputs": small_task.num_classes}
+    space = config.space.build((), input_shape=input_shape, **sizes)
     assert isinstance(space, NetworkSpace)
     device = torch.device("cpu")
-    cost = CostModel(space, "macs", small_task.input_shape, device)
+    cost = CostModel(space, "macs", input_shape, device)
     given = {"task": small_task, "cost": cost, "seed": 0, "device": device, "num_steps": 1}
     assert config.evaluator.build((), space=space, **given).state_dict()
 
