@@ -183,7 +183,7 @@ class RecurrentNetwork(LanguageModel):
         names = ["input", "state", *(f"{source + 1}to{node + 1}" for source, node in pairs)]
         # Each holds the weights of the gate and of the value, side by side: one product gives both.
         self.weights = nn.ParameterDict({name: nn.Parameter(torch.empty(width, 2 * width)) for name in names})
-        for parameter in (self.embedding.weight, *self.weights.values()):
+        for parameter in self.weights.values():
             nn.init.uniform_(parameter, -(width**-0.5), width**-0.5)
 
     def forward(self, x: Tensor, genotype: Genotype | None = None) -> Tensor:
