@@ -162,11 +162,16 @@ def test_the_test_set_waits_for_every_choice(finished: Path, reads: list[tuple[s
     assert sorted(names[1:]) == sorted(f"networks/{stage}" for stage in STAGES)  # once for each network
 
 
+def example(run: Path) -> str:
+    folder = run / "networks" / "student"
+    return usage_example(folder.as_posix(), "digits", load(folder / "network.json"))
+
+
 def test_the_report_tells_the_result(finished: Path) -> None:
     page = (finished / "report.html").read_text()
     for row in load(finished / "results.json")["rows"]:
         assert row["title"] in page and f"{row['test'][0]:.2%}" in page
-    assert usage_example((finished / "networks" / "student").as_posix()).splitlines()[-1] in page.replace("&#34;", '"')
+    assert example(finished).splitlines()[-1] in page.replace("&#34;", '"')
 
 
 def test_tensorboard_shows_one_run(finished: Path) -> None:
@@ -193,7 +198,7 @@ def test_tensorboard_shows_one_run(finished: Path) -> None:
 
 
 def test_the_usage_example_runs(finished: Path, root: Path) -> None:
-    code = usage_example((finished / "networks" / "student").as_posix())
+    code = example(finished)
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     label, share = done.stdout.strip().split(": ")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from child.macro import MacroSpace
 from child.mlp import MLPSpace
 from child.mobile import MobileSpace
+from child.recurrent import RecurrentSpace
 from child.space import Decision, Mask, NetworkSpace, SearchSpace, Tokens
 from child.task import Classification, SealedSplit, Split, Task
 from child.transforms import Augmentation, Normalize
@@ -63,7 +64,10 @@ NETWORK_SPACES: dict[str, Callable[[], NetworkSpace]] = {
     "mlp": lambda: MLPSpace((7,), 3, num_layers=3, widths=(4, 6, 8)),
     "mlp of a fixed depth, one output": lambda: MLPSpace((3,), 1, num_layers=3, min_layers=3, widths=(3, 5, 16)),
     "macro of a sequence": lambda: MacroSpace((5, 23), 4, channels=8, num_layers=4, min_layers=3, num_reductions=3),
+    "recurrent": lambda: RecurrentSpace((9,), 7, num_nodes=7, width=8, context=3),
+    "recurrent without context or dropout": lambda: RecurrentSpace((6,), 5, 4, 6, 0, 0.0, 0.0, 0.0),
 }
+IMAGE_SPACES = {name: make for name, make in NETWORK_SPACES.items() if len(make().arguments["input_shape"]) == 3}
 SPACES: dict[str, Callable[[], SearchSpace]] = {"picky": PickySpace, **NETWORK_SPACES}
 
 
@@ -80,9 +84,29 @@ def network_space(request: pytest.FixtureRequest) -> NetworkSpace:
 
 
 @pytest.fixture(scope="session")
+def inputs_of() -> Callable[..., Tensor]:
+    """Draws inputs of a space: tokens for a language model, else images as a task preprocesses them."""
+
+    def draw(space: NetworkSpace, num: int = 6) -> Tensor:
+        generator = torch.Generator().manual_seed(3)
+        shape = (num, *space.arguments["input_shape"])
+        if isinstance(space, RecurrentSpace):
+            return torch.randint(space.num_outputs, shape, generator=generator)
+        return torch.rand(shape, generator=generator) * 2 - 0.5
+
+    return draw
+
+
+@pytest.fixture(scope="session")
 def picky() -> SearchSpace:
     """The space that is listed by hand."""
     return PickySpace()
+
+
+@pytest.fixture(scope="session", params=IMAGE_SPACES.values(), ids=list(IMAGE_SPACES))
+def image_space(request: pytest.FixtureRequest) -> NetworkSpace:
+    """Every one of them whose networks look at images."""
+    return request.param()
 
 
 @pytest.fixture(scope="session")

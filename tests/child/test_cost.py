@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from child import cost as module
 from child.cost import CostModel, Latency, count_macs, count_parameters, measure_latency, width_of_like_cost
 from child.macro import MacroSpace
+from child.recurrent import RecurrentSpace
 from child.resnet import ResNet
 from child.space import NetworkSpace
 
@@ -34,7 +35,7 @@ def test_costs_of_200_architectures_are_exact(network_space: NetworkSpace) -> No
             assert macs == count_macs(network, input_shape)
         assert parameters == sum(value.numel() for value in network.parameters()), network_space.text(genotype)
         seen.add((macs, parameters))
-    assert len(seen) > 20
+    assert len(seen) == 1 if isinstance(network_space, RecurrentSpace) else len(seen) > 20
 
 
 @pytest.mark.parametrize("size", [(4, 4), (5, 7), (15, 9), (31, 6)])
@@ -86,6 +87,13 @@ def test_latency_is_measured_with_pinned_threads_that_come_back(device: torch.de
     assert torch.get_num_threads() == 2
 
 
+@pytest.mark.parametrize("input_shape", [(5,), (3, 5), (3, 4, 5)])
+def test_latency_of_inputs_of_any_shape(device: torch.device, input_shape: tuple[int, ...]) -> None:
+    network = Watching()
+    measure_latency(network, input_shape, device, num_warmup=0, num_repeats=2)
+    assert [shape for shape, *_ in network.calls] == [(1, *input_shape)] * 2
+
+
 @pytest.mark.usefixtures("two_threads")
 def test_threads_come_back_after_a_failure(device: torch.device) -> None:
     class Broken(nn.Module):
@@ -103,13 +111,6 @@ def test_latency_is_the_median_in_milliseconds(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(readings))
     latency = measure_latency(nn.Identity(), (1, 2, 2), device, num_warmup=1, num_repeats=5)
     assert latency == Latency(3000.0, 3000.0)  # quartiles 1.5, 3 and 4.5 seconds
-
-
-@pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 4, 5)])
-def test_latency_of_inputs_of_any_shape(shape: tuple[int, ...], device: torch.device) -> None:
-    network = Watching()
-    measure_latency(network, shape, device, num_warmup=0, num_repeats=2)
-    assert [call[0] for call in network.calls] == [(1, *shape)] * 2
 
 
 def test_a_cost_model_gives_the_unit_asked_for(network_space: NetworkSpace, device: torch.device) -> None:

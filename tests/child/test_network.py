@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -84,17 +85,30 @@ def test_it_comes_back_the_same(trained: TrainedNetwork, folder: Path, images: n
     assert {path.name for path in folder.iterdir()} == {"network.json", "weights.safetensors", "SHA256SUMS"}
 
 
-def test_every_space_comes_back(
-    network_space: NetworkSpace, tmp_path: Path, unsettle: Callable[[nn.Module], None]
+def test_every_space_is_built_again_from_its_blueprint(
+    network_space: NetworkSpace, inputs_of: Callable[..., torch.Tensor], unsettle: Callable[[nn.Module], None]
 ) -> None:
-    shape = network_space.arguments["input_shape"]
+    inputs = inputs_of(network_space)
+    for genotype in network_space.sample(np.random.default_rng(0), 3):
+        module = network_space.network(genotype).eval()
+        unsettle(module)
+        described = json.loads(json.dumps(asdict(Blueprint.of(network_space, genotype))))
+        again = Blueprint(described["target"], described["arguments"], tuple(described["tokens"])).build().eval()
+        again.load_state_dict(module.state_dict())
+        assert again(inputs).equal(module(inputs))
+
+
+def test_every_space_of_images_comes_back(
+    image_space: NetworkSpace, tmp_path: Path, unsettle: Callable[[nn.Module], None]
+) -> None:
+    shape = image_space.arguments["input_shape"]
     images = np.random.default_rng(0).integers(0, 17, (4, *shape), np.uint8)
     preprocessing = Normalize(16.0, (0.5,) * shape[0], (0.5,) * shape[0])
-    for number, genotype in enumerate(network_space.sample(np.random.default_rng(0), 3)):
-        module = network_space.network(genotype)
+    for number, genotype in enumerate(image_space.sample(np.random.default_rng(0), 3)):
+        module = image_space.network(genotype)
         unsettle(module)
-        classes = Classification(tuple(str(place) for place in range(network_space.arguments["num_outputs"])))
-        network = TrainedNetwork(module, Blueprint.of(network_space, genotype), shape, classes, preprocessing)
+        classes = Classification(tuple(str(place) for place in range(image_space.arguments["num_outputs"])))
+        network = TrainedNetwork(module, Blueprint.of(image_space, genotype), shape, classes, preprocessing)
         save_network(network, tmp_path / str(number))
         loaded = load_network(tmp_path / str(number))
         assert loaded.predict(images).equal(network.predict(images))

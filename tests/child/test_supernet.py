@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from child.cost import CostModel
 from child.macro import MacroSpace
@@ -26,10 +27,6 @@ every_statistics = pytest.mark.parametrize("statistics", get_args(Statistics))
 # The network.
 
 
-def images_of(space: NetworkSpace, num: int = 6) -> Tensor:
-    return torch.rand(num, *space.arguments["input_shape"], generator=torch.Generator().manual_seed(3)) * 2 - 0.5
-
-
 def fixed_from(space: NetworkSpace, supernet: nn.Module, genotype: Genotype) -> nn.Module:
     fixed = space.network(genotype)
     fixed.load_state_dict(space.weights(genotype, supernet.state_dict()))
@@ -38,17 +35,20 @@ def fixed_from(space: NetworkSpace, supernet: nn.Module, genotype: Genotype) -> 
 
 @pytest.mark.parametrize("mode", ["train", "eval", "batch statistics"])
 def test_a_path_equals_the_fixed_network_with_copied_weights(
-    network_space: NetworkSpace, unsettle: Callable[[nn.Module], None], mode: str
+    network_space: NetworkSpace,
+    inputs_of: Callable[..., Tensor],
+    unsettle: Callable[[nn.Module], None],
+    mode: str,
 ) -> None:
     torch.manual_seed(0)
     supernet = network_space.network()
     unsettle(supernet)
-    images = images_of(network_space)
+    inputs = inputs_of(network_space)
     outputs = []
     for genotype in network_space.sample(np.random.default_rng(2), 8):
         fixed = fixed_from(network_space, supernet, genotype)
         found = []
-        for network, arguments in ((supernet, (images, genotype)), (fixed, (images,))):
+        for network, arguments in ((supernet, (inputs, genotype)), (fixed, (inputs,))):
             network.train(mode == "train")
             torch.manual_seed(4)  # the same dropout
             with batch_statistics(network) if mode == "batch statistics" else nullcontext():
@@ -77,27 +77,30 @@ def test_a_path_equals_the_fixed_network_with_copied_weights(
 
 @pytest.mark.parametrize("mode", ["eval", "batch statistics"])
 def test_many_together_equal_one_by_one(
-    network_space: NetworkSpace, unsettle: Callable[[nn.Module], None], mode: str
+    network_space: NetworkSpace,
+    inputs_of: Callable[..., Tensor],
+    unsettle: Callable[[nn.Module], None],
+    mode: str,
 ) -> None:
     supernet: Any = network_space.network().eval()
     unsettle(supernet)
-    images = images_of(network_space)
+    inputs = inputs_of(network_space)
     some = network_space.sample(np.random.default_rng(0), 6)
     genotypes = [*some, some[0], *network_space.neighbors(some[1]), some[2]]
     with torch.no_grad(), batch_statistics(supernet) if mode == "batch statistics" else nullcontext():
-        together = supernet.forward_many(images, genotypes)
+        together = supernet.forward_many(inputs, genotypes)
         assert len(together) == len(genotypes)
         for genotype, logits in zip(genotypes, together, strict=True):
-            torch.testing.assert_close(logits, supernet(images, genotype))
+            torch.testing.assert_close(logits, supernet(inputs, genotype))
 
 
 def count_calls(network: nn.Module, names: Sequence[str], run: Callable[[], object]) -> dict[str, int]:
-    """How often modules are called; by the names given, or all that multiply."""
+    """How often the modules of these names are called."""
     calls: Counter[str] = Counter()
     handles = [
         module.register_forward_hook(lambda _module, _inputs, _outputs, key=name: calls.update([key]))
         for name, module in network.named_modules()
-        if (name in names if names else isinstance(module, nn.Conv2d | nn.Linear))
+        if name in names
     ]
     run()
     for handle in handles:
@@ -105,15 +108,20 @@ def count_calls(network: nn.Module, names: Sequence[str], run: Callable[[], obje
     return dict(calls)
 
 
-def test_equal_architectures_are_run_once(network_space: NetworkSpace) -> None:
+def test_equal_architectures_are_run_once(network_space: NetworkSpace, inputs_of: Callable[..., Tensor]) -> None:
     supernet: Any = network_space.network().eval()
-    images = images_of(network_space)
+    inputs = inputs_of(network_space)
     genotype = network_space.sample(np.random.default_rng(0), 1)[0]
-    alone = count_calls(supernet, (), lambda: supernet(images, genotype))
-    assert count_calls(supernet, (), lambda: supernet.forward_many(images, [genotype] * 5)) == alone
+    with FlopCounterMode(display=False) as alone:
+        supernet(inputs, genotype)
+    with FlopCounterMode(display=False) as together:
+        supernet.forward_many(inputs, [genotype] * 5)
+    assert together.get_total_flops() == alone.get_total_flops() > 0
 
 
-def test_architectures_that_begin_alike_share_the_beginning(macro: MacroSpace) -> None:
+def test_architectures_that_begin_alike_share_the_beginning(
+    macro: MacroSpace, inputs_of: Callable[..., Tensor]
+) -> None:
     supernet: Any = macro.network().eval()
     genotypes = [
         macro.parse(text)
@@ -126,17 +134,17 @@ def test_architectures_that_begin_alike_share_the_beginning(macro: MacroSpace) -
     ]
     names = ("stem", "operations.0.conv3", "operations.0.conv5", "operations.1.conv5", "operations.1.maxpool3",
              "operations.2.conv3", "norms.1")  # fmt: skip
-    calls = count_calls(supernet, names, lambda: supernet.forward_many(images_of(macro), genotypes))
+    calls = count_calls(supernet, names, lambda: supernet.forward_many(inputs_of(macro), genotypes))
     # Layer 2 differs three times, counting what stands before it; layer 3 four times.
     assert list(map(calls.get, names)) == [1, 1, 1, 2, 1, 4, 3]
 
 
-def test_a_shallow_architecture_shares_with_a_deeper_one() -> None:
+def test_a_shallow_architecture_shares_with_a_deeper_one(inputs_of: Callable[..., Tensor]) -> None:
     space = MacroSpace((3, 8, 8), 3, channels=8, num_layers=3, min_layers=1, num_reductions=0)
     supernet: Any = space.network().eval()
     genotypes = [space.parse(text) for text in ("1:conv3", "1:conv3 2:conv3", "1:conv3 2:conv3 3:conv3")]
     names = ("operations.0.conv3", "operations.1.conv3", "operations.2.conv3", "classifier")
-    calls = count_calls(supernet, names, lambda: supernet.forward_many(images_of(space), genotypes))
+    calls = count_calls(supernet, names, lambda: supernet.forward_many(inputs_of(space), genotypes))
     assert list(map(calls.get, names)) == [1, 1, 1, 3]
 
 

@@ -76,11 +76,11 @@ def test_every_reward_builds(name: str, unit: str) -> None:
 @pytest.mark.parametrize("evaluator_name", [n for g, n in FILES if g == "evaluator" and n != "table"])
 def test_every_space_and_evaluator_build(space_name: str, evaluator_name: str, small_task: Task) -> None:
     config = compose(f"space={space_name}", f"evaluator={evaluator_name}")
-    shape = (7,) if space_name == "mlp" else small_task.input_shape
-    space = config.space.build((), input_shape=shape, num_outputs=3)
+    input_shape = {"mlp": (7,), "recurrent": (64,)}.get(space_name, small_task.input_shape)
+    space = config.space.build((), input_shape=input_shape, num_outputs=3)
     assert isinstance(space, NetworkSpace)
     device = torch.device("cpu")
-    cost = CostModel(space, "macs", shape, device)
+    cost = CostModel(space, "macs", input_shape, device)
     given = {"task": small_task, "cost": cost, "seed": 0, "device": device, "num_steps": 1}
     assert config.evaluator.build((), space=space, **given).state_dict()
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from child.mlp import MLPSpace
 from child.mobile import MobileSpace
+from child.recurrent import RecurrentSpace
 from child.space import Decision, SearchSpace
 from controller.policy import (
     Episodes,
@@ -336,3 +337,13 @@ def test_a_connection_to_what_comes_later_is_refused(known: Any) -> None:
 
     with pytest.raises(ValueError, match="decision 'b' connects to node 1, which has no operation before it"):
         check_connections(Backwards())
+
+
+def test_it_draws_recurrent_cells() -> None:
+    space = RecurrentSpace((4,), 3, num_nodes=5, width=2, context=0)
+    check_connections(space)
+    policy = LSTMPolicy(space, PolicySettings(hidden=8))
+    drawn = policy.draw(300, seed=0)
+    assert all(space.genotype(tokens).tokens == tuple(tokens) for tokens in drawn)
+    for step, decision in enumerate(space.decisions):
+        assert set(drawn[:, step]) == set(range(decision.num_choices))

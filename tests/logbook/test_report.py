@@ -101,7 +101,11 @@ def write_run(folder: Path, num_layers: int = 6, seed: int = 0, learned: float =
         "notes": ["The student keeps 27% of the teacher's MACs and is 0.2 points below it."],
     }
     write(folder / "results.json", results)
-    network = {"input_shape": [1, 8, 8], "objective": {"kind": "Classification"}, "preprocessing": {"kind": "Normalize"}}
+    network = {
+        "input_shape": [1, 8, 8],
+        "objective": {"kind": "Classification"},
+        "preprocessing": {"kind": "Normalize"},
+    }
     for each in rows:
         write(folder / each["folder"] / "network.json", network)
     return folder
