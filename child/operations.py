@@ -15,6 +15,12 @@ def conv_norm_relu(inputs: int, outputs: int, kernel: int, stride: int = 1, grou
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
+def relu_conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    """ReLU, convolution that keeps the size (at stride 1), batch normalization: the order inside cells."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2, bias=False)
+    return nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(outputs))
+
+
 def convolution(channels: int, kernel: int) -> nn.Module:
     """ENAS's convolution branch: 1x1, then kernel x kernel, each normalized and rectified."""
     return nn.Sequential(conv_norm_relu(channels, channels, 1), conv_norm_relu(channels, channels, kernel))
@@ -65,4 +71,12 @@ MACRO_OPERATIONS: dict[str, Operation] = {
     "sepconv5": Operation(lambda c: separable(c, 5), lambda c: c * c + 25 * c + c * c, 2),
     "avgpool3": Operation(average_pool, lambda c: c * c, 1),
     "maxpool3": Operation(max_pool, lambda c: c * c, 1),
+}
+
+# NAS-Bench-201 (Dong and Yang 2020, section 2.1), in the benchmark's order, after `none`.
+NASBENCH201_OPERATIONS: dict[str, Operation] = {
+    "skip_connect": Operation(lambda c: nn.Identity(), lambda c: 0, 0),
+    "nor_conv_1x1": Operation(lambda c: relu_conv_norm(c, c, 1), lambda c: c * c, 1),
+    "nor_conv_3x3": Operation(lambda c: relu_conv_norm(c, c, 3), lambda c: 9 * c * c, 1),
+    "avg_pool_3x3": Operation(lambda c: nn.AvgPool2d(3, 1, 1, count_include_pad=False), lambda c: 0, 0),
 }

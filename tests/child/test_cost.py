@@ -32,7 +32,7 @@ def test_costs_of_200_architectures_are_exact(network_space: NetworkSpace) -> No
             assert macs == count_macs(network, input_shape)
         assert parameters == sum(value.numel() for value in network.parameters()), network_space.text(genotype)
         seen.add((macs, parameters))
-    assert len(seen) > 20
+    assert len(seen) > 10
 
 
 @pytest.mark.parametrize("size", [(4, 4), (5, 7), (15, 9), (31, 6)])

@@ -89,7 +89,8 @@ def test_every_space_comes_back(
     for number, genotype in enumerate(network_space.sample(np.random.default_rng(0), 3)):
         module = network_space.network(genotype)
         unsettle(module)
-        classes = [str(place) for place in range(network_space.arguments["num_classes"])]
+        given = network_space.arguments
+        classes = [str(place) for place in range(given.get("num_outputs") or given["num_classes"])]
         network = TrainedNetwork(module, Blueprint.of(network_space, genotype), shape, classes, preprocessing)
         save_network(network, tmp_path / str(number))
         loaded = load_network(tmp_path / str(number))
