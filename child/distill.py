@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from child.task import Task
+from child.task import Task, WithAuxiliary
 from child.training import LossOf
 
 
@@ -39,9 +39,10 @@ class SoftTargets:
         def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
             with torch.no_grad():
                 wanted = functional.log_softmax(teacher(inputs).float() / self.temperature, dim=1)
-            logits = student(inputs).float()
-            given = functional.log_softmax(logits / self.temperature, dim=1)
+            outputs = student(inputs)
+            logits = outputs.outputs if isinstance(outputs, WithAuxiliary) else outputs
+            given = functional.log_softmax(logits.float() / self.temperature, dim=1)
             soft = functional.kl_div(given, wanted, reduction="batchmean", log_target=True) * self.temperature**2
-            return (1 - self.weight) * task.loss(logits, targets, label_smoothing) + self.weight * soft
+            return (1 - self.weight) * task.loss(outputs, targets, label_smoothing) + self.weight * soft
 
         return loss_of

@@ -6,7 +6,8 @@ Every operation maps (B, C, H, W) to the same shape. Convolutions carry no bias,
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def conv_norm_relu(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -44,6 +45,37 @@ def max_pool(channels: int) -> nn.Module:
     return nn.Sequential(conv_norm_relu(channels, channels, 1), nn.MaxPool2d(3, 1, 1))
 
 
+def separable_twice(channels: int, kernel: int) -> nn.Module:
+    """The separable convolution of cells: ReLU, depthwise, pointwise and normalization, all of it twice."""
+    layers: list[nn.Module] = []
+    for _ in range(2):
+        depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
+        pointwise = nn.Conv2d(channels, channels, 1, bias=False)
+        layers += [nn.ReLU(), depthwise, pointwise, nn.BatchNorm2d(channels)]
+    return nn.Sequential(*layers)
+
+
+class DropPath(nn.Module):
+    """Drops a branch from some samples of a batch in training, and scales it up in the others (Larsson et al. 2017).
+
+    The probability grows with `progress`, the share of the training that is done, as in DARTS; `Training` sets it.
+
+    Args:
+        probability: Of the last step.
+    """
+
+    def __init__(self, probability: float):
+        super().__init__()
+        self.probability = probability
+        self.progress = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        keep = 1 - self.probability * self.progress
+        if not self.training or keep == 1:
+            return x
+        return x * (torch.rand(len(x), 1, 1, 1, device=x.device) < keep).to(x.dtype).div_(keep)
+
+
 @dataclass(frozen=True)
 class Operation:
     """How to build an operation, and its weights.
@@ -71,6 +103,15 @@ MACRO_OPERATIONS: dict[str, Operation] = {
     "sepconv5": Operation(lambda c: separable(c, 5), lambda c: c * c + 25 * c + c * c, 2),
     "avgpool3": Operation(average_pool, lambda c: c * c, 1),
     "maxpool3": Operation(max_pool, lambda c: c * c, 1),
+}
+
+# ENAS micro space (Pham et al. 2018, section 2.4), in the order of the public code.
+MICRO_OPERATIONS: dict[str, Operation] = {
+    "sepconv3": Operation(lambda c: separable_twice(c, 3), lambda c: 2 * (9 * c + c * c), 2),
+    "sepconv5": Operation(lambda c: separable_twice(c, 5), lambda c: 2 * (25 * c + c * c), 2),
+    "avgpool3": Operation(lambda c: nn.AvgPool2d(3, 1, 1, count_include_pad=False), lambda c: 0, 0),
+    "maxpool3": Operation(lambda c: nn.MaxPool2d(3, 1, 1), lambda c: 0, 0),
+    "identity": Operation(lambda c: nn.Identity(), lambda c: 0, 0),
 }
 
 # NAS-Bench-201 (Dong and Yang 2020, section 2.1), in the benchmark's order, after `none`.

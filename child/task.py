@@ -6,10 +6,19 @@ Letters: N samples, B samples of a batch, C channels, H height, W width, K class
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+
+class WithAuxiliary(NamedTuple):
+    """What a network with an auxiliary head gives in training: its outputs, the head's, and its weight in the loss."""
+
+    outputs: Tensor
+    auxiliary: Tensor
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -206,8 +215,11 @@ class Task:
         cropped = self.augmentation.crop(_gather(self.train.inputs, where), generator)
         return self.augmentation.warp(self.preprocessing(cropped), generator), self.train.targets[where]
 
-    def loss(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Mean cross-entropy of logits (B, K)."""
+    def loss(self, outputs: Tensor | WithAuxiliary, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Mean cross-entropy of logits (B, K), and that of an auxiliary head by its weight."""
+        if isinstance(outputs, WithAuxiliary):
+            auxiliary = self.loss(outputs.auxiliary, targets, label_smoothing)
+            return self.loss(outputs.outputs, targets, label_smoothing) + outputs.weight * auxiliary
         return functional.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
 
     def metric(self, outputs: Tensor, targets: Tensor) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from child.macro import MacroSpace
+from child.micro import MicroSpace
 from child.nasbench201 import NASBench201Space
 from child.space import Decision, Mask, NetworkSpace, SearchSpace, Tokens
 from child.task import Augmentation, Preprocessing, SealedSplit, Split, Task
@@ -52,6 +53,8 @@ NETWORK_SPACES: dict[str, Callable[[], NetworkSpace]] = {
     "macro of any depth, no reduction": lambda: MacroSpace(
         (1, 7, 8), 3, channels=4, num_layers=3, min_layers=1, num_reductions=0
     ),
+    "micro": lambda: MicroSpace((3, 8, 8), 3, channels=4, num_nodes=2, num_cells=1),
+    "micro of more cells, odd size": lambda: MicroSpace((1, 15, 9), 4, channels=2, num_nodes=1, num_cells=2),
     "nasbench201": lambda: NASBench201Space((3, 8, 8), 3, channels=4, cells_per_stage=2),
     "nasbench201, pooling, odd size": lambda: NASBench201Space(
         (1, 15, 9), 4, channels=2, cells_per_stage=1, reduction="pooling"

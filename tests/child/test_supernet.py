@@ -66,8 +66,9 @@ def test_a_path_equals_the_fixed_network_with_copied_weights(
         for (name, _), gradient in zip(fixed.named_parameters(), gradients[1], strict=True):
             torch.testing.assert_close(by_name.pop(name), gradient, atol=1e-4, rtol=1e-4)
         assert all(gradient is None for gradient in by_name.values())
+        shared = supernet.state_dict()
         for name, value in fixed.state_dict().items():
-            torch.testing.assert_close(supernet.state_dict()[name], value)
+            torch.testing.assert_close(shared[name], value)
     assert all(not torch.allclose(outputs[0], other) for other in outputs[1:])
 
 
