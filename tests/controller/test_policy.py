@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from child.micro import MicroSpace
 from child.space import Decision, SearchSpace
 from controller.policy import (
     Episodes,
@@ -23,13 +24,14 @@ from controller.policy import (
 SPREAD = PolicySettings(hidden=12, temperature=1.0, tanh_constant=None, init=1.0)  # far from uniform
 
 
-@pytest.fixture(params=["flat", "cell", "macro", "two operations"])
+@pytest.fixture(params=["flat", "cell", "macro", "two operations", "micro"])
 def space(request: pytest.FixtureRequest, known: Any) -> SearchSpace:
     makers = {
         "flat": lambda: known.FlatSpace(3, 4),
         "cell": known.CellSpace,
         "macro": lambda: known.tiny_macro(3, 2),
         "two operations": lambda: known.two_operations(3),
+        "micro": lambda: MicroSpace((1, 8, 8), 3, channels=2, num_nodes=1, num_cells=1),
     }
     return makers[request.param]()
 
@@ -332,3 +334,13 @@ def test_a_connection_to_what_comes_later_is_refused(known: Any) -> None:
 
     with pytest.raises(ValueError, match="decision 'b' connects to node 1, which has no operation before it"):
         check_connections(Backwards())
+
+
+def test_what_no_decision_shapes_has_an_anchor_that_learns() -> None:
+    space = MicroSpace((1, 8, 8), 3, channels=2, num_nodes=2, num_cells=1)
+    check_connections(space)
+    policy = policy_of(space)
+    assert policy.given == [0, 1, 4, 5]  # the two inputs of both cells
+    policy.evaluate(*batch_of(space, space.sample(np.random.default_rng(0), 20)), 0.4).log_probability.sum().backward()
+    assert policy.given_anchors.grad is not None
+    assert (policy.given_anchors.grad.abs().sum(dim=1) > 0).all()
