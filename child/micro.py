@@ -14,6 +14,7 @@ Letters: B samples, C channels, H height, W width, K outputs.
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +59,8 @@ class MicroSpace(NetworkSpace):
         dropout: Share of features dropped before the classifier in training.
         drop_path: The probability, at the end of a fixed network's training, that a branch is dropped.
         auxiliary: Weight in the loss of a second classifier after the second reduction, 0.4 in the public code; 0 for
-            none. It is part of a fixed network in training and counts among its parameters; it never runs in
-            evaluation mode, and so is not part of the multiply-accumulates. The supernet has none.
+            none. A fixed network has it, and counts it among its parameters, until training is over (`finish`). It
+            never runs in evaluation mode, and so is not part of the multiply-accumulates. The supernet has none.
 
     Raises:
         ValueError: A size is out of range.
@@ -365,6 +366,11 @@ class MicroNetwork(nn.Module):
                 _, newer = self._walk(self.space.num_cells, len(self.cells), *begun, (normal, reduction))
                 results[normal, reduction] = self._classify(newer)
         return [results[plan] for plan in plans]
+
+    def finish(self) -> dict[str, Any]:
+        """Leave behind what only training needs; gives the arguments of the space whose network this now is."""
+        self.auxiliary = None
+        return {**self.space.arguments, "drop_path": 0.0, "auxiliary": 0.0}
 
     @property
     def _last_reduction(self) -> int:

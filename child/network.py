@@ -10,7 +10,7 @@ import importlib
 import inspect
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,10 @@ class Blueprint:
 
 
 class TrainedNetwork:
-    """A trained network with all it needs to classify images: `network.classify(image)`."""
+    """A trained network with all it needs to classify images: `network.classify(image)`.
+
+    A module that has parts for training alone takes them off in its `finish()`, which gives its arguments without them.
+    """
 
     def __init__(
         self,
@@ -80,6 +83,9 @@ class TrainedNetwork:
         classes: Sequence[str],
         preprocessing: Preprocessing,
     ):
+        finish = getattr(module, "finish", None)
+        if finish is not None:
+            blueprint = replace(blueprint, arguments=finish())
         self.module, self.blueprint, self.preprocessing = module.eval(), blueprint, preprocessing
         self.input_shape, self.classes = tuple(input_shape), tuple(classes)
 
