@@ -148,7 +148,11 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     task = config.env.task.build(config.plugins, seed=config.seed) if config.env.task else None
-    shapes = {"input_shape": task.input_shape, "num_classes": task.num_classes} if task else {}
+    shapes = (
+        {"input_shape": task.input_shape, "num_classes": task.num_classes, "num_outputs": task.num_classes}
+        if task
+        else {}
+    )
     space: SearchSpace = config.space.build(config.plugins, **shapes)
     if task is None:
         evaluator = config.evaluator.build(config.plugins, space=space)

@@ -76,7 +76,8 @@ def test_every_reward_builds(name: str, unit: str) -> None:
 @pytest.mark.parametrize("evaluator_name", [n for g, n in FILES if g == "evaluator" and n != "table"])
 def test_every_space_and_evaluator_build(space_name: str, evaluator_name: str, small_task: Task) -> None:
     config = compose(f"space={space_name}", f"evaluator={evaluator_name}")
-    space = config.space.build((), input_shape=small_task.input_shape, num_classes=small_task.num_classes)
+    shapes = {"num_classes": small_task.num_classes, "num_outputs": small_task.num_classes}
+    space = config.space.build((), input_shape=small_task.input_shape, **shapes)
     assert isinstance(space, NetworkSpace)
     device = torch.device("cpu")
     cost = CostModel(space, "macs", small_task.input_shape, device)
