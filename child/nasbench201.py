@@ -19,6 +19,7 @@ from child.space import Decision, Genotype, Graph, NetworkSpace, nearest
 
 OPERATIONS = ("none", *NASBENCH201_OPERATIONS)
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
+WORDS = [[f"{operation}~{source}" for operation in OPERATIONS] for source, _ in EDGES]
 
 Reduction = Literal["residual", "pooling"]
 Edges = tuple[tuple[int, int, str], ...]
@@ -82,10 +83,8 @@ class NASBench201Space(NetworkSpace):
 
     def text(self, genotype: Genotype) -> str:
         """The form that the benchmark's own tools use: `|nor_conv_3x3~0|+|none~0|skip_connect~1|+|...|`."""
-        nodes: dict[int, list[str]] = {}
-        for (source, node), token in zip(EDGES, genotype.tokens, strict=True):
-            nodes.setdefault(node, []).append(f"{OPERATIONS[token]}~{source}")
-        return "+".join(f"|{'|'.join(edges)}|" for edges in nodes.values())
+        e01, e02, e12, e03, e13, e23 = (words[token] for words, token in zip(WORDS, genotype.tokens, strict=True))
+        return f"|{e01}|+|{e02}|{e12}|+|{e03}|{e13}|{e23}|"
 
     def parse(self, text: str) -> Genotype:
         """Read what `text` wrote.
