@@ -1,0 +1,32 @@
+"""The tables inside scikit-learn's wheel: diabetes (Efron et al. 2004) and breast cancer (UCI, Wolberg et al. 1995)."""
+
+from functools import partial
+from typing import Any
+
+from numpy.typing import NDArray
+from sklearn.datasets import load_breast_cancer, load_diabetes
+
+from child.task import Task
+from child.transforms import Normalize
+from envs.arrays import make_task, store
+
+
+def diabetes(seed: int, test_share: float = 0.25, validation_share: float = 0.25) -> Task:
+    """How a disease goes on within a year, a number, from 10 measures of each of 442 patients."""
+    found: Any = load_diabetes(scaled=False)
+    return _task("diabetes", found.data, found.target, "progression", seed, test_share, validation_share)
+
+
+def breast_cancer(seed: int, test_share: float = 0.25, validation_share: float = 0.25) -> Task:
+    """Malignant or benign, from 30 measures of cell nuclei of each of 569 tumors."""
+    found: Any = load_breast_cancer()
+    names = found.target_names[found.target]
+    return _task("breast cancer", found.data, names, "diagnosis", seed, test_share, validation_share)
+
+
+def _task(
+    name: str, x: NDArray[Any], y: NDArray[Any], answer: str, seed: int, test_share: float, validation_share: float
+) -> Task:
+    return make_task(
+        name, store(name, x), y, seed, test_share, validation_share, partial(Normalize.fit, scale=1.0), answer=answer
+    )

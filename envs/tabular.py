@@ -1,0 +1,194 @@
+"""A task from a table in a CSV file: one column is to be predicted from the others.
+
+Letters: N rows, F features.
+"""
+
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from child.space import nearest
+from child.task import Task
+from child.transforms import Normalize
+from envs.arrays import make_task, store
+
+MISSING = ("", "?", "na", "n/a", "nan", "null")
+"""How spreadsheets, UCI's files, R and pandas write that there is no value, in small letters."""
+
+MAX_LEVELS = 50
+"""Different texts of a column that are still one-hot encoded; more are names or numbers of rows rather than kinds."""
+
+MAX_CLASSES = 20
+"""Different whole numbers that are still taken for classes."""
+
+BLANK = 1e30
+"""A deviation so large that a column divided by it is 0, whatever it holds."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The cells of a CSV file as text, and the line that each row ends at."""
+
+    path: str
+    names: tuple[str, ...]
+    rows: list[list[str]]
+    lines: list[int]
+
+    def column(self, name: str) -> list[str]:
+        """The cells of a column.
+
+        Raises:
+            ValueError: There is no such column, or a cell is empty.
+        """
+        if name not in self.names:
+            raise ValueError(f"{self.path} has no column {name!r}; {nearest(name, self.names)}")
+        place = self.names.index(name)
+        cells = [row[place].strip() for row in self.rows]
+        for cell, line in zip(cells, self.lines, strict=True):
+            if cell.lower() in MISSING:
+                raise ValueError(
+                    f"{self.path}, line {line}: column {name!r} has no value ({cell!r}); fill it in, remove the line, "
+                    f"or leave the column out with ignore=[{name}]"
+                )
+        return cells
+
+    def numbers(self, name: str) -> NDArray[np.float64]:
+        """The numbers of a column (else ValueError, naming the line)."""
+        cells = self.column(name)
+        for cell, line in zip(cells, self.lines, strict=True):
+            if _number(cell) is None:
+                raise ValueError(f"{self.path}, line {line}: column {name!r} holds numbers, got {cell!r}")
+        return np.array([float(cell) for cell in cells])
+
+
+def tabular(
+    path: str,
+    target: str,
+    seed: int,
+    kind: Literal["classification", "regression"] | None = None,
+    ignore: Sequence[str] = (),
+    test_path: str | None = None,
+    test_share: float = 0.25,
+    validation_share: float = 0.25,
+) -> Task:
+    """Read a CSV file (or `.csv.gz`) with a header, separated by commas, semicolons or tabs.
+
+    Columns of numbers are standardized by training data. Columns of text are one-hot encoded; a text that training
+    data lack is all zeros. Where `kind` is null, a target of numbers is a regression if one of them is not whole or
+    more than 20 are different, and all else is a classification; the task's name says which.
+
+    Args:
+        path: The file.
+        target: The column to be predicted.
+        seed: The run's seed; draws what is held out.
+        kind: What the target is.
+        ignore: Columns to leave out.
+        test_path: A test set in a file of its own, with the same columns in any order.
+        test_share: Share of the rows held out as the test set, where no file is given.
+        validation_share: Share of the rest held out for validation.
+
+    Raises:
+        ValueError: A file or cell cannot be used; the message names the line and the column.
+    """
+    table = read_table(path)
+    for name in ignore:
+        if name not in table.names:
+            raise ValueError(f"ignore: {path} has no column {name!r}; {nearest(name, table.names)}")
+    wanted = table.column(target)
+    features = [name for name in table.names if name != target and name not in ignore]
+    if target in ignore or not features:
+        raise ValueError(f"{path}: predicting {target!r} needs it and another column, and ignore={list(ignore)}")
+    values = [_number(cell) for cell in wanted]
+    whole = all(value is not None and value.is_integer() for value in values)
+    if kind is None:
+        kind = "classification" if None in values or (whole and len(set(values)) <= MAX_CLASSES) else "regression"
+    numeric = [name for name in features if all(_number(cell) is not None for cell in table.column(name))]
+    levels = {name: _levels(table, name) for name in features if name not in numeric}
+
+    def samples(table: Table) -> tuple[Tensor, NDArray[Any]]:
+        columns = [table.numbers(name)[:, None] for name in numeric]
+        columns += [np.array(table.column(name))[:, None] == np.array(known) for name, known in levels.items()]
+        stored = store(table.path, np.concatenate(columns, axis=1).astype(np.float32))
+        if kind == "regression":
+            return stored, table.numbers(target)
+        # As integers, 10 comes after 9.
+        return stored, table.numbers(target).astype(np.int64) if whole else np.array(table.column(target))
+
+    def fit(inputs: Tensor) -> Normalize:
+        """Numbers are standardized; the one-hot columns stay, but for those of texts that training data lack."""
+        standard = Normalize.fit(inputs, 1.0)
+        unknown = (inputs[:, len(numeric) :] == 0).all(dim=0).tolist()
+        mean = standard.mean[: len(numeric)] + (0.0,) * len(unknown)
+        return Normalize(1.0, mean, standard.std[: len(numeric)] + tuple(BLANK if each else 1.0 for each in unknown))
+
+    stem = Path(path).name.partition(".")[0]
+    return make_task(
+        f"{stem} ({kind} of {target})", *samples(table), seed, test_share, validation_share, fit,
+        test=None if test_path is None else samples(read_table(test_path)), answer=target,
+    )  # fmt: skip
+
+
+def read_table(path: str) -> Table:
+    """Read a CSV file with a header; empty lines are left out (else ValueError, naming the line)."""
+    try:
+        data = Path(path).read_bytes()
+        text = (gzip.decompress(data) if path.endswith(".gz") else data).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"cannot read {path}: expected a CSV file ({error})") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"cannot read {path}: expected text in UTF-8 ({error})") from None
+    # The one of these that the header has most of; Python's own guess goes by the cells, and is often wrong.
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows, lines = [], []
+    try:
+        for row in reader:
+            if row:
+                rows.append(row)
+                lines.append(reader.line_num)
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: this is not CSV ({error})") from None
+    if len(rows) < 2:
+        raise ValueError(f"{path} needs a header and rows below it, got {len(rows)} lines")
+    names = tuple(name.strip() for name in rows[0])
+    for place, name in enumerate(names):
+        if not name:
+            raise ValueError(f"{path}: column {place + 1} has no name; name it, or remove it (an index, say)")
+        if name in names[:place]:
+            raise ValueError(f"{path}: two columns are named {name!r}; rename one")
+    for row, line in zip(rows, lines, strict=True):
+        if len(row) != len(names):
+            raise ValueError(f"{path}, line {line}: expected {len(names)} cells as in the header, got {len(row)}")
+    return Table(path, names, rows[1:], lines[1:])
+
+
+def _number(cell: str) -> float | None:
+    """The finite number that a cell holds, or None."""
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if np.isfinite(value) and "_" not in cell else None
+
+
+def _levels(table: Table, name: str) -> list[str]:
+    """The different texts of a column."""
+    cells = table.column(name)
+    found = sorted(set(cells))
+    if len(found) > MAX_LEVELS:
+        place = next(place for place, cell in enumerate(cells) if _number(cell) is None)
+        raise ValueError(
+            f"{table.path}: column {name!r} is text (such as {cells[place]!r} in line {table.lines[place]}) of "
+            f"{len(found)} different kinds, and at most {MAX_LEVELS} are one-hot encoded; make them fewer, or numbers, "
+            f"or leave the column out with ignore=[{name}]"
+        )
+    return found
