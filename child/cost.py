@@ -33,7 +33,9 @@ def measure_latency(
     num_threads: int = 1,
 ) -> Latency:
     """Time forward passes of a network in evaluation mode, with the number of threads pinned meanwhile."""
-    inputs = torch.zeros(batch_size, *input_shape, device=device).contiguous(memory_format=torch.channels_last)
+    inputs = torch.zeros(batch_size, *input_shape, device=device)
+    if inputs.ndim == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
     network = network.to(device).eval()
     threads_before = torch.get_num_threads()
     torch.set_num_threads(num_threads)

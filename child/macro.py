@@ -1,11 +1,12 @@
-"""The ENAS macro space for images (Pham et al. 2018, section 2.3): a chain of layers with free skip connections.
+"""The ENAS macro space for images and sequences (Pham et al. 2018, section 2.3): a chain with free skip connections.
 
 Every layer applies one of six operations to the layer before it, adds the outputs of the earlier layers it is
 connected to, and normalizes the sum. Differences from the public code: a skip may come from the directly preceding
 layer too (a residual); sizes are halved by a dense 2x2 convolution of stride 2 instead of two sliced 1x1
-convolutions; an output is reduced only where something later uses it; the depth may be a decision.
+convolutions; an output is reduced only where something later uses it; the depth may be a decision; a sequence, such
+as the spectrum of a sound over time, runs as an image of height 1 with kernels, pools and reductions along it alone.
 
-Letters: B samples, C channels, H height, W width, L layers, K classes.
+Letters: B samples, C channels, H height, W width (or length of a sequence), L layers, K classes.
 """
 
 import re
@@ -15,7 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from child.operations import MACRO_OPERATIONS
+from child.operations import MACRO_OPERATIONS, conv, sides
 from child.space import Decision, Genotype, Graph, Mask, NetworkSpace, Tokens, nearest
 
 Layer = tuple[str, tuple[int, ...]]
@@ -26,12 +27,12 @@ class MacroSpace(NetworkSpace):
     """ENAS macro: per layer one of six operations and a binary skip token for every earlier layer.
 
     Args:
-        input_shape: (channels, height, width) of an image.
+        input_shape: (channels, height, width) of an image, or (channels, length) of a sequence.
         num_outputs: Outputs of the fully connected classifier.
         channels: Channels of every layer; multiples of 16 are fastest.
         num_layers: Layers, the most of them where `min_layers` is smaller.
         min_layers: The fewest layers; where smaller than `num_layers` the depth is the first decision.
-        num_reductions: How often height and width are halved, evenly spaced over the layers.
+        num_reductions: How often height and width (or the length) are halved, evenly spaced over the layers.
         dropout: Share of features dropped before the classifier in training.
 
     Raises:
@@ -58,8 +59,11 @@ class MacroSpace(NetworkSpace):
             raise ValueError(f"space macro needs 1 <= min_layers <= num_layers, got {fewest} and {num_layers}")
         if not 0 <= num_reductions < num_layers:
             raise ValueError(f"space macro needs 0 <= num_reductions < num_layers, got {num_reductions}")
+        if len(input_shape) not in (2, 3):
+            raise ValueError(f"space macro needs input_shape (C, H, W) or (C, L), got {tuple(input_shape)}")
         if min(input_shape[1:]) < 2**num_reductions:
-            raise ValueError(f"images of {input_shape[1]}x{input_shape[2]} cannot be halved {num_reductions} times")
+            size = "x".join(map(str, input_shape[1:]))
+            raise ValueError(f"inputs of {size} cannot be halved {num_reductions} times; lower num_reductions")
         if not 0 <= dropout < 1:
             raise ValueError(f"space macro needs 0 <= dropout < 1, got {dropout}")
         self.arguments = {
@@ -71,7 +75,8 @@ class MacroSpace(NetworkSpace):
             "num_reductions": num_reductions,
             "dropout": dropout,
         }
-        self.input_channels, self.height, self.width = input_shape
+        self.dims = len(input_shape) - 1
+        self.input_channels, (self.height, self.width) = input_shape[0], (1, *input_shape[1:])[-2:]
         self.num_outputs = num_outputs
         self.channels = channels
         self.num_layers = num_layers
@@ -160,25 +165,25 @@ class MacroSpace(NetworkSpace):
     def macs(self, genotype: Genotype) -> int:
         """Of the convolutions and the classifier, which is all that multiplies and accumulates."""
         layers = self.layers(genotype)
-        macs = 9 * self.input_channels * self.channels * self.height * self.width
+        macs = 3**self.dims * self.input_channels * self.channels * self.height * self.width
         for layer, (operation, _) in enumerate(layers):
-            macs += MACRO_OPERATIONS[operation].macs(self.channels, *self._size(self.levels[layer]))
+            macs += MACRO_OPERATIONS[operation].macs(self.channels, *self._size(self.levels[layer]), self.dims)
         for _, level in self._reductions(layers):
             height, width = self._size(level)
-            macs += 4 * self.channels**2 * height * width
+            macs += 2**self.dims * self.channels**2 * height * width
         return macs + self.channels * self.num_outputs
 
     def parameters(self, genotype: Genotype) -> int:
         """Of convolutions, normalizations and classifier."""
         layers = self.layers(genotype)
         norm = 2 * self.channels
-        count = 9 * self.input_channels * self.channels + norm
-        count += sum(MACRO_OPERATIONS[operation].parameters(self.channels) + norm for operation, _ in layers)
-        count += len(self._reductions(layers)) * (4 * self.channels**2 + norm)
+        count = 3**self.dims * self.input_channels * self.channels + norm
+        count += sum(MACRO_OPERATIONS[operation].parameters(self.channels, self.dims) + norm for operation, _ in layers)
+        count += len(self._reductions(layers)) * (2**self.dims * self.channels**2 + norm)
         return count + (self.channels + 1) * self.num_outputs
 
     def _size(self, level: int) -> tuple[int, int]:
-        return self.height >> level, self.width >> level
+        return self.height >> level if self.dims == 2 else 1, self.width >> level
 
     def _reductions(self, layers: Sequence[Layer]) -> set[tuple[int, int]]:
         """Which outputs are reduced to which level: (layer, level); -1 is the stem."""
@@ -217,14 +222,13 @@ class MacroNetwork(nn.Module):
         super().__init__()
         self.space = space
         self.fixed = None if genotype is None else space.layers(space.check(genotype))
-        channels = space.channels
+        channels, dims = space.channels, space.dims
         every = tuple((name, ()) for name in space.operations)
         chosen = [every] * space.num_layers if self.fixed is None else [(layer,) for layer in self.fixed]
-        self.stem = nn.Sequential(
-            nn.Conv2d(space.input_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
-        )
+        self.stem = nn.Sequential(conv(space.input_channels, channels, 3, dims=dims), nn.BatchNorm2d(channels))
         self.operations = nn.ModuleList(
-            nn.ModuleDict({name: MACRO_OPERATIONS[name].build(channels) for name, _ in options}) for options in chosen
+            nn.ModuleDict({name: MACRO_OPERATIONS[name].build(channels, dims) for name, _ in options})
+            for options in chosen
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in chosen)
         everything = tuple((space.operations[0], tuple(range(layer))) for layer in range(space.num_layers))
@@ -232,7 +236,7 @@ class MacroNetwork(nn.Module):
         self.reductions = nn.ModuleDict(
             {
                 f"{layer + 1}at{level}": nn.Sequential(
-                    nn.Conv2d(channels, channels, 2, 2, bias=False), nn.BatchNorm2d(channels)
+                    nn.Conv2d(channels, channels, sides(2, dims), sides(2, dims), bias=False), nn.BatchNorm2d(channels)
                 )
                 for layer, level in sorted(reductions)
             }
@@ -245,8 +249,8 @@ class MacroNetwork(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, genotype: Genotype | None = None) -> Tensor:
-        """Logits (B, K) of images (B, C, H, W)."""
-        outputs = _Outputs(self, {(-1, 0): self.stem(x)})
+        """Logits (B, K) of images (B, C, H, W) or sequences (B, C, L)."""
+        outputs = self._begin(x)
         layers = self._layers(genotype)
         for layer in range(len(layers)):
             self._run(layer, layers[layer], outputs)
@@ -272,8 +276,13 @@ class MacroNetwork(nn.Module):
                 self._run(layer, choice, grown)
                 visit(branch, layer + 1, grown)
 
-        visit(list(range(len(plans))), 0, _Outputs(self, {(-1, 0): self.stem(x)}))
+        visit(list(range(len(plans))), 0, self._begin(x))
         return [logits for logits in results if logits is not None]
+
+    def _begin(self, x: Tensor) -> _Outputs:
+        if self.space.dims == 1:
+            x = x.unsqueeze(2).contiguous(memory_format=torch.channels_last)  # (B, C, 1, L)
+        return _Outputs(self, {(-1, 0): self.stem(x)})
 
     def _layers(self, genotype: Genotype | None) -> tuple[Layer, ...]:
         if self.fixed is not None:

@@ -1,6 +1,8 @@
 """The operations that search nets and final nets share: one plain table from name to builder, with exact costs.
 
 Every operation maps (B, C, H, W) to the same shape. Convolutions carry no bias, because batch normalization follows.
+With `dims` 1 a sequence (B, C, L) runs as an image of height 1, (B, C, 1, L): so it stays as fast as images are with
+channels last, and a kernel of k covers 1 x k.
 """
 
 from collections.abc import Callable
@@ -9,60 +11,73 @@ from dataclasses import dataclass
 from torch import nn
 
 
-def conv_norm_relu(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+def sides(size: int, dims: int, height: int = 1) -> tuple[int, int]:
+    """A kernel or stride of this size: in both directions of an image, or along a sequence alone."""
+    return (size if dims == 2 else height, size)
+
+
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, dims: int = 2) -> nn.Conv2d:
+    """Convolution without bias that keeps the size (at stride 1)."""
+    padding = sides(kernel // 2, dims, 0)
+    return nn.Conv2d(inputs, outputs, sides(kernel, dims), sides(stride, dims), padding, groups=groups, bias=False)
+
+
+def conv_norm_relu(inputs: int, outputs: int, kernel: int, stride: int = 1, dims: int = 2) -> nn.Sequential:
     """Convolution that keeps the size (at stride 1), batch normalization, ReLU."""
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
+    return nn.Sequential(conv(inputs, outputs, kernel, stride, dims=dims), nn.BatchNorm2d(outputs), nn.ReLU())
 
 
-def convolution(channels: int, kernel: int) -> nn.Module:
+def convolution(channels: int, kernel: int, dims: int = 2) -> nn.Module:
     """ENAS's convolution branch: 1x1, then kernel x kernel, each normalized and rectified."""
-    return nn.Sequential(conv_norm_relu(channels, channels, 1), conv_norm_relu(channels, channels, kernel))
+    return nn.Sequential(conv_norm_relu(channels, channels, 1), conv_norm_relu(channels, channels, kernel, dims=dims))
 
 
-def separable(channels: int, kernel: int) -> nn.Module:
+def separable(channels: int, kernel: int, dims: int = 2) -> nn.Module:
     """ENAS's separable branch: 1x1, then depthwise kernel x kernel and pointwise."""
-    depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
+    depthwise = conv(channels, channels, kernel, groups=channels, dims=dims)
     return nn.Sequential(
         conv_norm_relu(channels, channels, 1), nn.Sequential(depthwise, *conv_norm_relu(channels, channels, 1))
     )
 
 
-def average_pool(channels: int) -> nn.Module:
+def average_pool(channels: int, dims: int = 2) -> nn.Module:
     """1x1 convolution, then the 3x3 mean without the padding's zeros."""
-    return nn.Sequential(conv_norm_relu(channels, channels, 1), nn.AvgPool2d(3, 1, 1, count_include_pad=False))
+    pool = nn.AvgPool2d(sides(3, dims), 1, sides(1, dims, 0), count_include_pad=False)
+    return nn.Sequential(conv_norm_relu(channels, channels, 1), pool)
 
 
-def max_pool(channels: int) -> nn.Module:
+def max_pool(channels: int, dims: int = 2) -> nn.Module:
     """1x1 convolution, then the 3x3 maximum."""
-    return nn.Sequential(conv_norm_relu(channels, channels, 1), nn.MaxPool2d(3, 1, 1))
+    pool = nn.MaxPool2d(sides(3, dims), 1, sides(1, dims, 0))
+    return nn.Sequential(conv_norm_relu(channels, channels, 1), pool)
 
 
 @dataclass(frozen=True)
 class Operation:
     """How to build an operation, and its weights.
 
-    `weights(channels)` counts the convolution weights, each used once per output pixel: multiply-accumulates are
-    `weights(channels) * height * width`. `num_norms` counts its batch normalizations (two parameters per channel).
+    `build(channels, dims)` builds it. `weights(channels, dims)` counts the convolution weights, each used once per
+    output pixel: multiply-accumulates are that times height times width. `num_norms` counts its batch normalizations
+    (two parameters per channel).
     """
 
-    build: Callable[[int], nn.Module]
-    weights: Callable[[int], int]
+    build: Callable[..., nn.Module]
+    weights: Callable[[int, int], int]
     num_norms: int
 
-    def macs(self, channels: int, height: int, width: int) -> int:
-        return self.weights(channels) * height * width
+    def macs(self, channels: int, height: int, width: int, dims: int = 2) -> int:
+        return self.weights(channels, dims) * height * width
 
-    def parameters(self, channels: int) -> int:
-        return self.weights(channels) + 2 * channels * self.num_norms
+    def parameters(self, channels: int, dims: int = 2) -> int:
+        return self.weights(channels, dims) + 2 * channels * self.num_norms
 
 
 # ENAS macro space (Pham et al. 2018, section 2.3), in the paper's order.
 MACRO_OPERATIONS: dict[str, Operation] = {
-    "conv3": Operation(lambda c: convolution(c, 3), lambda c: c * c + 9 * c * c, 2),
-    "sepconv3": Operation(lambda c: separable(c, 3), lambda c: c * c + 9 * c + c * c, 2),
-    "conv5": Operation(lambda c: convolution(c, 5), lambda c: c * c + 25 * c * c, 2),
-    "sepconv5": Operation(lambda c: separable(c, 5), lambda c: c * c + 25 * c + c * c, 2),
-    "avgpool3": Operation(average_pool, lambda c: c * c, 1),
-    "maxpool3": Operation(max_pool, lambda c: c * c, 1),
+    "conv3": Operation(lambda c, d=2: convolution(c, 3, d), lambda c, d: c * c + 3**d * c * c, 2),
+    "sepconv3": Operation(lambda c, d=2: separable(c, 3, d), lambda c, d: c * c + 3**d * c + c * c, 2),
+    "conv5": Operation(lambda c, d=2: convolution(c, 5, d), lambda c, d: c * c + 5**d * c * c, 2),
+    "sepconv5": Operation(lambda c, d=2: separable(c, 5, d), lambda c, d: c * c + 5**d * c + c * c, 2),
+    "avgpool3": Operation(average_pool, lambda c, d: c * c, 1),
+    "maxpool3": Operation(max_pool, lambda c, d: c * c, 1),
 }

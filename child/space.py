@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 Tokens = NDArray[np.int64]
 Mask = NDArray[np.int8]
@@ -293,6 +293,10 @@ class NetworkSpace(SearchSpace):
 
         Both name their parameters alike, so that a fixed network takes its weights out of the supernet's.
         """
+
+    def weights(self, genotype: Genotype, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state of the fixed network out of a supernet's, `load_state_dict` reads it; by default name by name."""
+        return {name: shared[name] for name in self.network(genotype).state_dict()}
 
     @abstractmethod
     def macs(self, genotype: Genotype) -> int:

@@ -52,6 +52,7 @@ NETWORK_SPACES: dict[str, Callable[[], NetworkSpace]] = {
     "macro of any depth, no reduction": lambda: MacroSpace(
         (1, 7, 8), 3, channels=4, num_layers=3, min_layers=1, num_reductions=0
     ),
+    "macro of a sequence": lambda: MacroSpace((5, 23), 4, channels=8, num_layers=4, min_layers=3, num_reductions=3),
 }
 SPACES: dict[str, Callable[[], SearchSpace]] = {"picky": PickySpace, **NETWORK_SPACES}
 

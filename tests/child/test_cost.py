@@ -105,6 +105,13 @@ def test_latency_is_the_median_in_milliseconds(monkeypatch: pytest.MonkeyPatch, 
     assert latency == Latency(3000.0, 3000.0)  # quartiles 1.5, 3 and 4.5 seconds
 
 
+@pytest.mark.parametrize("shape", [(3,), (3, 4), (3, 4, 5)])
+def test_latency_of_inputs_of_any_shape(shape: tuple[int, ...], device: torch.device) -> None:
+    network = Watching()
+    measure_latency(network, shape, device, num_warmup=0, num_repeats=2)
+    assert [call[0] for call in network.calls] == [(1, *shape)] * 2
+
+
 def test_a_cost_model_gives_the_unit_asked_for(network_space: NetworkSpace, device: torch.device) -> None:
     genotype = network_space.sample(np.random.default_rng(0), 1)[0]
     shape = network_space.arguments["input_shape"]

@@ -142,6 +142,39 @@ def test_layers_have_the_sizes_of_their_levels() -> None:
     assert sizes == [(8, 15, 9)] * 2 + [(8, 7, 4)] * 2 + [(8, 3, 2)] * 2
 
 
+def test_a_sequence_is_halved_in_length_alone() -> None:
+    space = deep(input_shape=(40, 101), num_layers=4, num_reductions=3)
+    network = space.network(space.parse("1:conv5 2:sepconv5 3:avgpool3 4:maxpool3"))
+    assert isinstance(network, MacroNetwork)
+    sizes = []
+    for norm in network.norms:
+        norm.register_forward_hook(lambda _module, _inputs, output: sizes.append(tuple(output.shape[1:])))
+    assert network(torch.zeros(2, 40, 101)).shape == (2, 3)
+    assert sizes == [(8, 1, 101), (8, 1, 50), (8, 1, 25), (8, 1, 12)]
+
+
+def test_a_sequence_is_the_middle_of_an_image() -> None:
+    # In an image whose other rows are empty and whose kernels have only their middle row, that row is the sequence.
+    genotype = deep().parse("1:conv5 2:sepconv3(1) 3:conv3(1,2) 4:sepconv5")
+    line = deep(input_shape=(3, 9), num_reductions=0).network(genotype).eval()
+    image = deep(input_shape=(3, 9, 9), num_reductions=0).network(genotype).eval()
+    thin = line.state_dict()
+    wide = image.state_dict()
+    for name, value in thin.items():
+        if wide[name].shape != value.shape:
+            middle = wide[name].shape[2] // 2
+            wide[name].zero_()[:, :, middle] = value[:, :, 0]
+        else:
+            wide[name].copy_(value)
+    inputs = torch.randn(2, 3, 9)
+    rows: list[torch.Tensor] = []
+    for network in (line, image):
+        network.norms[3].register_forward_hook(lambda _module, _inputs, output: rows.append(output))  # type: ignore[index]
+    line(inputs)
+    image(torch.zeros(2, 3, 9, 9).index_copy(2, torch.tensor([4]), inputs[:, :, None]))
+    torch.testing.assert_close(rows[0][:, :, 0], rows[1][:, :, 4])
+
+
 def test_a_layer_adds_what_it_says() -> None:
     # With operations that give nothing, a layer is its skips alone: layer 3 adds the outputs of 1 and 2.
     space = deep(num_layers=3, num_reductions=0)
@@ -204,7 +237,9 @@ def test_arguments_construct_an_equal_space() -> None:
         ({"min_layers": 0}, "1 <= min_layers <= num_layers, got 0 and 4"),
         ({"num_reductions": 4}, "num_reductions < num_layers, got 4"),
         ({"num_reductions": -1}, "num_reductions < num_layers, got -1"),
-        ({"input_shape": (3, 3, 8)}, "images of 3x8 cannot be halved 2 times"),
+        ({"input_shape": (3, 3, 8)}, "inputs of 3x8 cannot be halved 2 times; lower num_reductions"),
+        ({"input_shape": (3, 7), "num_reductions": 3}, "inputs of 7 cannot be halved 3 times"),
+        ({"input_shape": (3, 8, 8, 8)}, r"input_shape \(C, H, W\) or \(C, L\), got \(3, 8, 8, 8\)"),
         ({"dropout": 1.0}, "0 <= dropout < 1, got 1.0"),
     ],
 )

@@ -88,7 +88,7 @@ def test_every_space_comes_back(
     network_space: NetworkSpace, tmp_path: Path, unsettle: Callable[[nn.Module], None]
 ) -> None:
     shape = network_space.arguments["input_shape"]
-    images = np.random.default_rng(0).integers(0, 17, (4, *shape), np.uint8)
+    inputs = np.random.default_rng(0).integers(0, 17, (4, *shape), np.uint8)
     preprocessing = Normalize(16.0, (0.5,) * shape[0], (0.5,) * shape[0])
     for number, genotype in enumerate(network_space.sample(np.random.default_rng(0), 3)):
         module = network_space.network(genotype)
@@ -97,7 +97,7 @@ def test_every_space_comes_back(
         network = TrainedNetwork(module, Blueprint.of(network_space, genotype), shape, classes, preprocessing)
         save_network(network, tmp_path / str(number))
         loaded = load_network(tmp_path / str(number))
-        assert loaded.predict(images).equal(network.predict(images))
+        assert loaded.predict(inputs).equal(network.predict(inputs))
         assert loaded.blueprint.tokens == genotype.tokens
 
 

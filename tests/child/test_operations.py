@@ -5,23 +5,23 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from child.operations import MACRO_OPERATIONS, average_pool, conv_norm_relu, max_pool
+from child.operations import MACRO_OPERATIONS, average_pool, conv, max_pool
 
 every_operation = pytest.mark.parametrize("name", MACRO_OPERATIONS)
 
 
 @every_operation
-@pytest.mark.parametrize("size", [(1, 1), (2, 5), (8, 8)])
+@pytest.mark.parametrize(("size", "dims"), [((1, 1), 2), ((2, 5), 2), ((8, 8), 2), ((1, 1), 1), ((1, 7), 1)])
 @pytest.mark.parametrize("channels", [1, 6])
-def test_it_keeps_the_shape_and_its_costs_are_exact(name: str, size: tuple[int, int], channels: int) -> None:
+def test_it_keeps_the_shape_and_its_costs_are_exact(name: str, size: tuple[int, int], dims: int, channels: int) -> None:
     operation = MACRO_OPERATIONS[name]
-    module = operation.build(channels)
-    assert sum(parameter.numel() for parameter in module.parameters()) == operation.parameters(channels)
+    module = operation.build(channels, dims)
+    assert sum(parameter.numel() for parameter in module.parameters()) == operation.parameters(channels, dims)
     assert sum(isinstance(part, nn.BatchNorm2d) for part in module.modules()) == operation.num_norms
     with FlopCounterMode(display=False) as counter:
         outputs = module.eval()(torch.randn(2, channels, *size))
     assert outputs.shape == (2, channels, *size)
-    assert counter.get_total_flops() == 2 * 2 * operation.macs(channels, *size)  # 2 per MAC, 2 samples
+    assert counter.get_total_flops() == 2 * 2 * operation.macs(channels, *size, dims)  # 2 per MAC, 2 samples
 
 
 @every_operation
@@ -35,9 +35,10 @@ def test_every_weight_learns(name: str) -> None:
 
 
 @every_operation
-def test_it_sees_as_far_as_its_name_says(name: str) -> None:
+@pytest.mark.parametrize("dims", [1, 2])
+def test_it_sees_as_far_as_its_name_says(name: str, dims: int) -> None:
     torch.manual_seed(0)
-    module = MACRO_OPERATIONS[name].build(4).eval()
+    module = MACRO_OPERATIONS[name].build(4, dims).eval()
     image = torch.rand(1, 4, 9, 9, requires_grad=True)
     module(image)[0, :, 4, 4].sum().backward()
     assert image.grad is not None
@@ -46,9 +47,10 @@ def test_it_sees_as_far_as_its_name_says(name: str) -> None:
         assert ((reached - 4).abs() <= 1).all()
     else:
         reach = int(name[-1]) // 2
+        down = reach if dims == 2 else 0
         assert (reached.min(dim=0).values.tolist(), reached.max(dim=0).values.tolist()) == (
-            [4 - reach] * 2,
-            [4 + reach] * 2,
+            [4 - down, 4 - reach],
+            [4 + down, 4 + reach],
         )
 
 
@@ -69,4 +71,5 @@ def test_pools_have_known_answers() -> None:
 
 
 def test_a_stride_halves() -> None:
-    assert conv_norm_relu(3, 5, 3, stride=2)(torch.zeros(2, 3, 8, 6)).shape == (2, 5, 4, 3)
+    assert conv(3, 5, 3, stride=2)(torch.zeros(2, 3, 8, 6)).shape == (2, 5, 4, 3)
+    assert conv(3, 5, 3, stride=2, dims=1)(torch.zeros(2, 3, 1, 6)).shape == (2, 5, 1, 3)

@@ -32,8 +32,7 @@ def images_of(space: NetworkSpace, num: int = 6) -> Tensor:
 
 def fixed_from(space: NetworkSpace, supernet: nn.Module, genotype: Genotype) -> nn.Module:
     fixed = space.network(genotype)
-    shared = supernet.state_dict()
-    fixed.load_state_dict({name: shared[name] for name in fixed.state_dict()})
+    fixed.load_state_dict(space.weights(genotype, supernet.state_dict()))
     return fixed
 
 
@@ -58,17 +57,20 @@ def test_a_path_equals_the_fixed_network_with_copied_weights(
         outputs.append(found[0])
         if mode != "train":
             continue
-        # Both learn alike, and gather the same running statistics.
-        gradients = [
-            torch.autograd.grad(logits.square().sum(), list(network.parameters()), allow_unused=True)
+        # Both learn alike, what is not in the fixed network does not learn, and both gather the same statistics.
+        shared, alone = (
+            dict(zip(dict(network.named_parameters()), torch.autograd.grad(
+                logits.square().sum(), list(network.parameters()), allow_unused=True, materialize_grads=True
+            ), strict=True))
             for logits, network in zip(found, (supernet, fixed), strict=True)
-        ]
-        by_name = dict(zip((name for name, _ in supernet.named_parameters()), gradients[0], strict=True))
-        for (name, _), gradient in zip(fixed.named_parameters(), gradients[1], strict=True):
-            torch.testing.assert_close(by_name.pop(name), gradient, atol=1e-4, rtol=1e-4)
-        assert all(gradient is None for gradient in by_name.values())
+        )  # fmt: skip
+        taken = network_space.weights(genotype, supernet.state_dict() | shared)
+        for name, gradient in alone.items():
+            torch.testing.assert_close(taken[name], gradient, atol=1e-4, rtol=1e-4)
+            taken[name].zero_()  # of the supernet's own, of which it is a view
+        assert not any(gradient.any() for gradient in shared.values())
         for name, value in fixed.state_dict().items():
-            torch.testing.assert_close(supernet.state_dict()[name], value)
+            torch.testing.assert_close(network_space.weights(genotype, supernet.state_dict())[name], value)
     assert all(not torch.allclose(outputs[0], other) for other in outputs[1:])
 
 
