@@ -166,9 +166,9 @@ class WaveAugmentation:
 
     def __post_init__(self) -> None:
         if not 0 <= self.shift <= 1:
-            raise ValueError(f"augmentation.shift is a share of the length in [0, 1], got {self.shift}")
+            raise ValueError(f"shift is a share of the length in [0, 1], got {self.shift}")
         if min(self.gain, self.noise, self.time_mask, self.band_mask) < 0:
-            raise ValueError("augmentation: gain, noise, time_mask and band_mask must be at least 0")
+            raise ValueError("gain, noise, time_mask and band_mask must be at least 0")
 
     def crop(self, stored: Tensor, generator: torch.Generator) -> Tensor:
         """Shift, amplify and add noise to waves (B, L), as floats whose full scale is that of what is stored."""
