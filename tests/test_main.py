@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import lzma
+import re
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +16,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main as main_script
@@ -29,6 +33,7 @@ from logbook.run import Run
 from main import build_parts, main
 
 Compose = Callable[..., tuple[RunConfig, str]]
+ROOT = Path(__file__).resolve().parents[1]
 STAGES = ["teacher", "student", "student_alone", "random_best", "hand_designed"]
 
 
@@ -490,3 +495,51 @@ def test_a_run_on_cuda_stops_and_goes_on(
     for row in load(tmp_path / "run" / "results.json")["rows"]:
         assert 0 <= row["test"][0] <= 1
         load_network(tmp_path / "run" / row["folder"])  # and what was trained there is read here
+
+
+def write_small_data(folder: Path) -> dict[str, Path]:
+    """What the experiments read, in small: images in the form of each data set, and text."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        place = folder / "cifar10" / ("train" if number < 50 else "test") / f"class{number % 2}" / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place)
+    fashion = folder / "fashion"
+    fashion.mkdir()
+    for part, num in (("train", 60), ("t10k", 20)):
+        labels = np.arange(num, dtype=np.uint8) % 10
+        images = rng.integers(0, 256, (num, 28, 28), dtype=np.uint8)
+        (fashion / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, num, 28, 28) + images.tobytes())
+        (fashion / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, num) + labels.tobytes())
+    text = " ".join(rng.choice(["to", "be", "or", "not"], 500).tolist())
+    (folder / "shakespeare.txt").write_text(text)
+    (folder / "wikitext").mkdir()
+    for part in ("train", "valid", "test"):
+        with lzma.open(folder / "wikitext" / f"wiki.{part}.tokens.xz", "wt") as file:
+            file.write("".join(f" {line} \n" for line in text.split("not")))
+    return {
+        "cifar10": folder / "cifar10",
+        "fashion_mnist": fashion,
+        "tiny_shakespeare": folder / "shakespeare.txt",
+        "wikitext2": folder / "wikitext",
+    }
+
+
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")))
+def test_every_experiment_takes_its_first_steps(
+    experiment: str, tmp_path: Path, compose_text: Compose, no_report: None
+) -> None:
+    """At its own size, on a few samples: two rounds of the search, and an epoch of every final network."""
+    text = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text()
+    (env,) = re.findall(r"override /env: (\w+)", text)
+    few = ["search.rounds=2", "search.episodes=2", "search.warmup_batches=2", "search.batches_per_round=1"]
+    few += ["search.fidelity=1", "derive.candidates=2", "retrain.training.epochs=1", "distill.training.epochs=1"]
+    few += ["baseline.learning_rates=[0.05]", "threads=1", "device=cpu", f"output={tmp_path}", "name=run"]
+    few += ["env.task.num_train=60"] if env == "fashion_mnist" else []
+    main(*compose_text(f"experiment={experiment}", f"env.path={write_small_data(tmp_path)[env]}", *few))
+    rows = load(tmp_path / "run" / "results.json")["rows"]
+    assert {"teacher", "student", "hand_designed"} <= {row["name"] for row in rows}
+    assert all(np.isfinite(row["test"]).all() for row in rows)
+    losses = [line["supernet_loss"] for line in lines(tmp_path / "run" / "updates.jsonl")]
+    assert len(losses) == 2 and np.isfinite(losses).all()
