@@ -56,13 +56,15 @@ Environments = gymnasium.vector.VectorEnv[Any, Any, Any]
 class Parts:
     """What the config names, built: the task, what searches, and what is searched in.
 
-    `join` gives a strategy environments to search in; `environments(num, fidelity)` makes others. Where every
-    training is already known, the evaluator is a table and there is no task.
+    `join` gives a strategy environments to search in; `environments(num, fidelity)` makes others. Final networks are
+    of `final_space`, which has the decisions of `space`. Where every training is already known, the evaluator is a
+    table and there is no task.
     """
 
     device: torch.device
     task: Task | None
     space: SearchSpace
+    final_space: SearchSpace
     reward: Reward
     evaluator: Evaluator
     strategy: Strategy
@@ -72,7 +74,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Setting:
-    """What every stage needs: the config, where to compute, the task, the space, and the run's folder and console."""
+    """What every stage needs: the config, where to compute, the task, the final networks' space, folder and console."""
 
     config: RunConfig
     device: torch.device
@@ -123,8 +125,8 @@ def main(config: RunConfig, text: str) -> None:
             if isinstance(parts.evaluator, TableEvaluator):
                 results = search_table(config, parts, parts.evaluator, run, console)
             else:
-                assert parts.task is not None and isinstance(space, NetworkSpace)
-                at = Setting(config, parts.device, parts.task, space, run, console)
+                assert parts.task is not None and isinstance(parts.final_space, NetworkSpace)
+                at = Setting(config, parts.device, parts.task, parts.final_space, run, console)
                 found = run.once("search", lambda: search_and_derive(at, parts))
                 trained = train_finals(at, found)
                 results = run.once("test", lambda: test_finals(at, found, trained))
@@ -149,6 +151,7 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
     task = config.env.task.build(config.plugins, seed=config.seed) if config.env.task else None
     shapes = {"input_shape": task.input_shape, "num_outputs": task.num_outputs} if task else {}
     space: SearchSpace = config.space.build(config.plugins, **shapes)
+    final_space = build_final_space(config, space, shapes)
     if task is None:
         evaluator = config.evaluator.build(config.plugins, space=space)
         if not isinstance(evaluator, TableEvaluator):
@@ -179,7 +182,21 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
         )
 
     environments(1, config.search.fidelity).close()  # now, so that a mistake in env.id costs nothing
-    return Parts(device, task, space, reward, evaluator, strategy, environments, join)
+    return Parts(device, task, space, final_space, reward, evaluator, strategy, environments, join)
+
+
+def build_final_space(config: RunConfig, space: SearchSpace, shapes: dict[str, Any]) -> SearchSpace:
+    """The space of the final networks: that of the search, but for the arguments in `retrain.space`."""
+    if not config.retrain.space:
+        return space
+    part = Part("retrain.space", config.space.target, {**config.space.arguments, **config.retrain.space})
+    final_space = part.build(config.plugins, **shapes)
+    if final_space.decisions != space.decisions:
+        raise ConfigError(
+            f"retrain.space: {dict(config.retrain.space)} changes which decisions there are, so that what the search "
+            "finds could not be built; set it for the search too, under space"
+        )
+    return final_space
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -1,25 +1,90 @@
-"""The search space of NAS-Bench-201 (Dong and Yang 2020): a cell of four nodes, one of five operations on each edge."""
+"""The search space of NAS-Bench-201 (Dong and Yang 2020): a cell of four nodes, one of five operations on each edge.
 
-from collections.abc import Hashable
+Every node is the sum of what its edges bring. The network is a stem, stages of equal cells with channels doubling as
+height and width are halved between them, and a classifier. Differences from the public code: an edge that carries
+nothing but zeros, or whose result never reaches the cell's output, is neither built nor run nor counted. (There a
+convolution of zeros still gives the bias of its normalization, and dead edges are among the published costs.)
 
-from child.space import Decision, Genotype, Graph, SearchSpace, nearest
+Letters: B samples, C channels, H height, W width, K outputs.
+"""
 
-OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+from collections.abc import Hashable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from child.operations import NASBENCH201_OPERATIONS, relu_conv_norm
+from child.space import Decision, Genotype, Graph, NetworkSpace, nearest
+
+OPERATIONS = ("none", *NASBENCH201_OPERATIONS)
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
+WORDS = [[f"{operation}~{source}" for operation in OPERATIONS] for source, _ in EDGES]
+
+Reduction = Literal["residual", "pooling"]
+Edges = tuple[tuple[int, int, str], ...]
+"""The edges of a cell that matter: from which node, to which, and the operation."""
 
 
-class NASBench201Space(SearchSpace):
-    """Six decisions, one for each edge from an earlier node to a later one; every node is the sum of what comes in."""
+class NASBench201Space(NetworkSpace):
+    """Six decisions, one for each edge from an earlier node to a later one.
+
+    Without `input_shape` it is the space of the benchmark's table, and builds no networks.
+
+    Args:
+        input_shape: (channels, height, width) of an image.
+        num_outputs: Outputs of the fully connected classifier.
+        channels: Channels of the first stage; every further stage doubles them.
+        cells_per_stage: Cells of a stage, 5 in the benchmark.
+        num_stages: Stages, 3 in the benchmark.
+        reduction: What halves the size between stages: `residual`, the benchmark's block of two 3x3 convolutions and
+            a shortcut; or `pooling`, a 2x2 mean and a 1x1 convolution, which leave the work to the cells.
+
+    Raises:
+        ValueError: A size is out of range, or only one of `input_shape` and `num_outputs` is given.
+    """
 
     name = "nasbench201"
     decisions = tuple(Decision(f"edge{i}{j}", "operation", OPERATIONS, j, (i,)) for i, j in EDGES)
 
+    def __init__(
+        self,
+        input_shape: Sequence[int] | None = None,
+        num_outputs: int | None = None,
+        channels: int = 16,
+        cells_per_stage: int = 5,
+        num_stages: int = 3,
+        reduction: Reduction = "residual",
+    ):
+        if (input_shape is None) != (num_outputs is None):
+            raise ValueError(
+                f"space nasbench201 needs input_shape and num_outputs, or neither, got {input_shape} and {num_outputs}"
+            )
+        if min(channels, cells_per_stage, num_stages, 1 if num_outputs is None else num_outputs) < 1:
+            raise ValueError(
+                "space nasbench201 needs channels, cells_per_stage, num_stages and num_outputs >= 1, "
+                f"got {channels}, {cells_per_stage}, {num_stages} and {num_outputs}"
+            )
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"unknown reduction {reduction!r}; {nearest(reduction, REDUCTIONS)}")
+        self.arguments = {
+            "input_shape": None if input_shape is None else list(input_shape),
+            "num_outputs": num_outputs,
+            "channels": channels,
+            "cells_per_stage": cells_per_stage,
+            "num_stages": num_stages,
+            "reduction": reduction,
+        }
+        self.shape = None if input_shape is None or num_outputs is None else (*input_shape, num_outputs)
+        self.channels = channels
+        self.cells_per_stage = cells_per_stage
+        self.num_stages = num_stages
+        self.reduction: Reduction = reduction
+
     def text(self, genotype: Genotype) -> str:
         """The form that the benchmark's own tools use: `|nor_conv_3x3~0|+|none~0|skip_connect~1|+|...|`."""
-        nodes: dict[int, list[str]] = {}
-        for (source, node), token in zip(EDGES, genotype.tokens, strict=True):
-            nodes.setdefault(node, []).append(f"{OPERATIONS[token]}~{source}")
-        return "+".join(f"|{'|'.join(edges)}|" for edges in nodes.values())
+        e01, e02, e12, e03, e13, e23 = (words[token] for words, token in zip(WORDS, genotype.tokens, strict=True))
+        return f"|{e01}|+|{e02}|{e12}|+|{e03}|{e13}|{e23}|"
 
     def parse(self, text: str) -> Genotype:
         """Read what `text` wrote.
@@ -61,17 +126,177 @@ class NASBench201Space(SearchSpace):
 
     def graph(self, genotype: Genotype) -> Graph:
         """The cell: its nodes, and an operation on every edge that is there."""
-        nodes = [
-            ("node0", "input", "input"),
-            ("node1", "1", "sum"),
-            ("node2", "2", "sum"),
-            ("node3", "output", "output"),
-        ]
-        edges = []
-        for (source, target), token in zip(EDGES, genotype.tokens, strict=True):
-            name = f"edge{source}{target}"
-            if OPERATIONS[token] == "none":
-                continue
-            nodes.append((name, OPERATIONS[token], "operation"))
-            edges += [(f"node{source}", name), (name, f"node{target}")]
+        nodes, edges = [("node0", "input", "input")], []
+        for node, label, kind in ((1, "1", "sum"), (2, "2", "sum"), (3, "output", "output")):
+            for (source, target), token in zip(EDGES, genotype.tokens, strict=True):
+                if target == node and OPERATIONS[token] != "none":
+                    name = f"edge{source}{node}"
+                    nodes.append((name, OPERATIONS[token], "operation"))
+                    edges += [(f"node{source}", name), (name, f"node{node}")]
+            nodes.append((f"node{node}", label, kind))
         return Graph(tuple(nodes), tuple(edges))
+
+    def edges(self, genotype: Genotype) -> Edges:
+        """The edges that bring something from the cell's input to its output, in the order of the decisions."""
+        present = [
+            (source, node, OPERATIONS[token])
+            for (source, node), token in zip(EDGES, genotype.tokens, strict=True)
+            if OPERATIONS[token] != "none"
+        ]
+        filled, needed = {0}, {3}
+        for source, node, _ in sorted(present):
+            filled |= {node} if source in filled else set()
+        for source, node, _ in sorted(present, reverse=True):
+            needed |= {source} if node in needed else set()
+        return tuple(edge for edge in present if edge[0] in filled and edge[1] in needed)
+
+    def network(self, genotype: Genotype | None = None) -> "NASBench201Network":
+        """The fixed network of a genotype, or the supernet of all."""
+        return NASBench201Network(self, genotype)
+
+    def macs(self, genotype: Genotype) -> int:
+        """Of the convolutions and the classifier, which is all that multiplies and accumulates.
+
+        For the benchmark's own network and a cell without dead edges its published count less 10, since that counts
+        the biases of the classifier as well.
+        """
+        inputs, _, _, outputs = self.sizes()
+        operations = [NASBENCH201_OPERATIONS[operation] for _, _, operation in self.edges(genotype)]
+        total = outputs * self.channels * 2 ** (self.num_stages - 1)
+        for stage in range(self.num_stages):
+            channels, height, width = self.stage_size(stage)
+            if stage == 0:
+                total += 9 * inputs * channels * height * width
+            else:
+                total += self._reduction_weights(channels) * height * width
+            total += self.cells_per_stage * sum(each.macs(channels, height, width) for each in operations)
+        return total
+
+    def parameters(self, genotype: Genotype) -> int:
+        """Of convolutions, normalizations and classifier."""
+        inputs, _, _, outputs = self.sizes()
+        operations = [NASBENCH201_OPERATIONS[operation] for _, _, operation in self.edges(genotype)]
+        last = self.channels * 2 ** (self.num_stages - 1)
+        total = 9 * inputs * self.channels + 2 * self.channels + 2 * last + (last + 1) * outputs
+        for stage in range(self.num_stages):
+            channels, _, _ = self.stage_size(stage)
+            if stage > 0:
+                total += self._reduction_weights(channels)
+                total += 2 * channels * (2 if self.reduction == "residual" else 1)  # of its normalizations
+            total += self.cells_per_stage * sum(each.parameters(channels) for each in operations)
+        return total
+
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Channels, height and width of the images, and the number of outputs.
+
+        Raises:
+            ValueError: They were not given.
+        """
+        if self.shape is None:
+            raise ValueError(
+                "this space nasbench201 is that of the table and has no networks; give input_shape and num_outputs"
+            )
+        channels, height, width, outputs = self.shape
+        return channels, height, width, outputs
+
+    def stage_size(self, stage: int) -> tuple[int, int, int]:
+        """Channels, height and width within a stage; odd sizes are rounded up when halved."""
+        _, height, width, _ = self.sizes()
+        return self.channels << stage, -(-height >> stage), -(-width >> stage)
+
+    def _reduction_weights(self, channels: int) -> int:
+        """Convolution weights of a reduction to so many channels, each used once per pixel of its output."""
+        shortcut = channels // 2 * channels
+        return shortcut if self.reduction == "pooling" else 9 * shortcut + 9 * channels**2 + shortcut
+
+
+class ResidualReduction(nn.Module):
+    """Half the size and twice the channels: two 3x3 convolutions, and a shortcut by the 2x2 mean and a convolution."""
+
+    def __init__(self, inputs: int):
+        super().__init__()
+        self.body = nn.Sequential(relu_conv_norm(inputs, 2 * inputs, 3, 2), relu_conv_norm(2 * inputs, 2 * inputs, 3))
+        self.shortcut = nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), nn.Conv2d(inputs, 2 * inputs, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.body(x)
+
+
+def pooling_reduction(inputs: int) -> nn.Module:
+    """Half the size and twice the channels: the 2x2 mean, a 1x1 convolution and its normalization."""
+    return nn.Sequential(
+        nn.AvgPool2d(2, ceil_mode=True), nn.Conv2d(inputs, 2 * inputs, 1, bias=False), nn.BatchNorm2d(2 * inputs)
+    )
+
+
+REDUCTIONS = {"residual": ResidualReduction, "pooling": pooling_reduction}
+
+
+class Cell(nn.Module):
+    """The operations of given edges, or of all; `forward` runs those of an architecture."""
+
+    def __init__(self, channels: int, edges: Edges | None):
+        super().__init__()
+        every = tuple((source, node, name) for source, node in EDGES for name in NASBENCH201_OPERATIONS)
+        self.operations = nn.ModuleDict(
+            {
+                f"edge{source}{node}_{name}": NASBENCH201_OPERATIONS[name].build(channels)
+                for source, node, name in (every if edges is None else edges)
+            }
+        )
+
+    def forward(self, x: Tensor, edges: Edges) -> Tensor:
+        """The last node (B, C, H, W), which is zero where nothing reaches it."""
+        nodes = {0: x}
+        for source, node, name in edges:
+            brought = self.operations[f"edge{source}{node}_{name}"](nodes[source])
+            nodes[node] = nodes[node] + brought if node in nodes else brought
+        return nodes[3] if edges else torch.zeros_like(x)
+
+
+class NASBench201Network(nn.Module):
+    """Both the supernet (no genotype: every operation of every edge) and the fixed network (only what it uses)."""
+
+    def __init__(self, space: NASBench201Space, genotype: Genotype | None = None):
+        super().__init__()
+        inputs, _, _, outputs = space.sizes()
+        self.space = space
+        self.fixed = None if genotype is None else space.edges(space.check(genotype))
+        widths = [space.stage_size(stage)[0] for stage in range(space.num_stages)]
+        self.stem = nn.Sequential(nn.Conv2d(inputs, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]))
+        self.reductions = nn.ModuleList(REDUCTIONS[space.reduction](width) for width in widths[:-1])
+        self.stages = nn.ModuleList(
+            nn.ModuleList(Cell(width, self.fixed) for _ in range(space.cells_per_stage)) for width in widths
+        )
+        self.norm = nn.BatchNorm2d(widths[-1])
+        self.classifier = nn.Linear(widths[-1], outputs)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor, genotype: Genotype | None = None) -> Tensor:
+        """Outputs (B, K) of images (B, C, H, W)."""
+        return self._run(self.stem(x), self._edges(genotype))
+
+    def forward_many(self, x: Tensor, genotypes: Sequence[Genotype]) -> list[Tensor]:
+        """Outputs of each architecture on the same images; they share the stem, and equal cells all of it."""
+        plans = [self._edges(genotype) for genotype in genotypes]
+        x = self.stem(x)
+        results = {edges: self._run(x, edges) for edges in dict.fromkeys(plans)}
+        return [results[edges] for edges in plans]
+
+    def _edges(self, genotype: Genotype | None) -> Edges:
+        if self.fixed is not None:
+            return self.fixed
+        if genotype is None:
+            raise ValueError("a supernet needs a genotype to run: forward(x, genotype)")
+        return self.space.edges(genotype)
+
+    def _run(self, x: Tensor, edges: Edges) -> Tensor:
+        for stage, cells in enumerate(self.stages):
+            if stage > 0:
+                x = self.reductions[stage - 1](x)
+            for cell in cells:  # type: ignore[attr-defined]
+                x = cell(x, edges)
+        return self.classifier(torch.relu(self.norm(x)).mean(dim=(2, 3)))

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,10 @@ class Blueprint:
 
 
 class TrainedNetwork:
-    """A trained network with all it needs to answer: `network.classify(image)`, `network.predict(samples)`."""
+    """A trained network with all it needs to answer: `network.classify(image)`, `network.predict(samples)`.
+
+    A module that has parts for training alone takes them off in its `finish()`, which gives its arguments without them.
+    """
 
     def __init__(
         self,
@@ -81,6 +84,9 @@ class TrainedNetwork:
         objective: Objective,
         preprocessing: Preprocessing,
     ):
+        finish = getattr(module, "finish", None)
+        if finish is not None:
+            blueprint = replace(blueprint, arguments=finish())
         self.module, self.blueprint, self.preprocessing = module.eval(), blueprint, preprocessing
         self.input_shape, self.objective = tuple(input_shape), objective
 

@@ -8,7 +8,8 @@ channels last, and a kernel of k covers 1 x k.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def sides(size: int, dims: int, height: int = 1) -> tuple[int, int]:
@@ -25,6 +26,12 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 
 def conv_norm_relu(inputs: int, outputs: int, kernel: int, stride: int = 1, dims: int = 2) -> nn.Sequential:
     """Convolution that keeps the size (at stride 1), batch normalization, ReLU."""
     return nn.Sequential(conv(inputs, outputs, kernel, stride, dims=dims), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def relu_conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    """ReLU, convolution that keeps the size (at stride 1), batch normalization: the order inside cells."""
+    convolve = nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2, bias=False)
+    return nn.Sequential(nn.ReLU(), convolve, nn.BatchNorm2d(outputs))
 
 
 def convolution(channels: int, kernel: int, dims: int = 2) -> nn.Module:
@@ -50,6 +57,36 @@ def max_pool(channels: int, dims: int = 2) -> nn.Module:
     """1x1 convolution, then the 3x3 maximum."""
     pool = nn.MaxPool2d(sides(3, dims), 1, sides(1, dims, 0))
     return nn.Sequential(conv_norm_relu(channels, channels, 1), pool)
+
+
+def separable_twice(channels: int, kernel: int) -> nn.Module:
+    """The separable convolution of cells: ReLU, depthwise, pointwise and normalization, all of it twice."""
+    layers: list[nn.Module] = []
+    for _ in range(2):
+        depthwise = conv(channels, channels, kernel, groups=channels)
+        layers += [nn.ReLU(), depthwise, conv(channels, channels, 1), nn.BatchNorm2d(channels)]
+    return nn.Sequential(*layers)
+
+
+class DropPath(nn.Module):
+    """Drops a branch from some samples of a batch in training, and scales it up in the others (Larsson et al. 2017).
+
+    The probability grows with `progress`, the share of the training that is done, as in DARTS; `Training` sets it.
+
+    Args:
+        probability: Of the last step.
+    """
+
+    def __init__(self, probability: float):
+        super().__init__()
+        self.probability = probability
+        self.progress = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        keep = 1 - self.probability * self.progress
+        if not self.training or keep == 1:
+            return x
+        return x * (torch.rand(len(x), 1, 1, 1, device=x.device) < keep).to(x.dtype).div_(keep)
 
 
 @dataclass(frozen=True)
@@ -80,4 +117,21 @@ MACRO_OPERATIONS: dict[str, Operation] = {
     "sepconv5": Operation(lambda c, d=2: separable(c, 5, d), lambda c, d: c * c + 5**d * c + c * c, 2),
     "avgpool3": Operation(average_pool, lambda c, d: c * c, 1),
     "maxpool3": Operation(max_pool, lambda c, d: c * c, 1),
+}
+
+# ENAS micro space (Pham et al. 2018, section 2.4), in the order of the public code.
+MICRO_OPERATIONS: dict[str, Operation] = {
+    "sepconv3": Operation(lambda c, d=2: separable_twice(c, 3), lambda c, d: 2 * (9 * c + c * c), 2),
+    "sepconv5": Operation(lambda c, d=2: separable_twice(c, 5), lambda c, d: 2 * (25 * c + c * c), 2),
+    "avgpool3": Operation(lambda c, d=2: nn.AvgPool2d(3, 1, 1, count_include_pad=False), lambda c, d: 0, 0),
+    "maxpool3": Operation(lambda c, d=2: nn.MaxPool2d(3, 1, 1), lambda c, d: 0, 0),
+    "identity": Operation(lambda c, d=2: nn.Identity(), lambda c, d: 0, 0),
+}
+
+# NAS-Bench-201 (Dong and Yang 2020, section 2.1), in the benchmark's order, after `none`.
+NASBENCH201_OPERATIONS: dict[str, Operation] = {
+    "skip_connect": Operation(lambda c, d=2: nn.Identity(), lambda c, d: 0, 0),
+    "nor_conv_1x1": Operation(lambda c, d=2: relu_conv_norm(c, c, 1), lambda c, d: c * c, 1),
+    "nor_conv_3x3": Operation(lambda c, d=2: relu_conv_norm(c, c, 3), lambda c, d: 9 * c * c, 1),
+    "avg_pool_3x3": Operation(lambda c, d=2: nn.AvgPool2d(3, 1, 1, count_include_pad=False), lambda c, d: 0, 0),
 }

@@ -13,6 +13,14 @@ from torch import Tensor
 from torch.nn import functional
 
 
+class WithAuxiliary(NamedTuple):
+    """What a network with an auxiliary head gives in training: its outputs, the head's, and its weight in the loss."""
+
+    outputs: Tensor
+    auxiliary: Tensor
+    weight: float
+
+
 @dataclass(frozen=True)
 class Split:
     """Samples held in memory.
@@ -78,14 +86,6 @@ class SealedSplit:
             raise PermissionError(f"{network!r} has already been measured on the test set; once is all it gets")
         self._readers.add(network)
         return self._split
-
-
-class WithAuxiliary(NamedTuple):
-    """What a network with an auxiliary head gives in training: its outputs, the head's, and its weight in the loss."""
-
-    outputs: Tensor
-    auxiliary: Tensor
-    weight: float
 
 
 class Objective(Protocol):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from child.operations import DropPath
 from child.space import derive_seed
 from child.task import Split, Task
 
@@ -131,6 +132,7 @@ class Training:
         # torch.manual_seed would walk through every kind of device, at 0.4 ms a step.
         self._seed_dropout = torch.cuda.manual_seed if device.type == "cuda" else torch.default_generator.manual_seed
         self._order: tuple[int, Tensor] | None = None
+        self._drop_paths = [module for module in network.modules() if isinstance(module, DropPath)]
 
     @property
     def finished(self) -> bool:
@@ -160,6 +162,8 @@ class Training:
         self._seed_dropout(derive_seed(self.seed, self.stage, "dropout", self.step_number))
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
+        for drop_path in self._drop_paths:
+            drop_path.progress = self.step_number / self.num_steps
         self.optimizer.zero_grad()
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda", dtype=torch.bfloat16):
             if loss_of is None:

@@ -3,10 +3,12 @@
 All are tensor operations on whole batches. What prepares a sample for a network (`Normalize`, `LogMel`, `Tokens`) is
 plain data and goes into `network.json`; what augments it is needed in training alone.
 
-Letters: B samples of a batch, C channels, H height, W width, L samples of a wave, M bands, T frames.
+Letters: B samples of a batch, C channels, H height, W width, L samples of a wave, F frequencies, M bands, T frames.
 """
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -50,6 +52,151 @@ class Tokens:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """The same (B, L)."""
+        return inputs
+
+
+@dataclass(frozen=True)
+class LogMel:
+    """The logarithm of a wave's power in bands of the mel scale, over time: (B, L) of 16-bit values to (B, M, T).
+
+    Frames are `hop` samples apart, T = 1 + length // hop, the first around the wave's first sample; each is weighted
+    with a Hann window. A wave of another length is cut, or filled with silence, evenly on both sides.
+
+    Args:
+        rate: Samples per second.
+        length: Samples that are looked at.
+        window: Samples of one frame.
+        hop: Samples from frame to frame.
+        bands: Bands M from 0 to half the rate.
+        mean: What is subtracted from each band.
+        std: And what the difference is divided by.
+    """
+
+    rate: int
+    length: int
+    window: int
+    hop: int
+    bands: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Bands over time (B, M, T) of waves (B, any L) whose full scale is 32768."""
+        device = inputs.device
+        waves = centered(inputs, self.length).float() / 32768
+        hann = torch.hann_window(self.window, device=device)
+        # In mixed precision the sum over frequencies would keep three digits alone.
+        with torch.autocast(device.type, enabled=False):
+            spectrum = torch.stft(
+                waves, self.window, self.hop, window=hann, center=True, pad_mode="constant", return_complex=True
+            )  # (B, F, T)
+            power = spectrum.real.square() + spectrum.imag.square()
+            mel = mel_filters(self.rate, self.window, self.bands).to(device) @ power  # (B, M, T)
+            # 1e-6 is below the noise of a recording; without it, silence would be minus infinity.
+            return ((1e-6 + mel).log() - self._column(self.mean, device)) / self._column(self.std, device)
+
+    @classmethod
+    def fit(cls, inputs: Tensor, rate: int, window: int, hop: int, bands: int) -> "LogMel":
+        """Mean and deviation per band of training waves (N, L); a band that never changes is only centered.
+
+        Raises:
+            ValueError: The window is longer than the waves, or too short to tell so many bands apart.
+        """
+        if not 1 <= hop <= window <= inputs.shape[1]:
+            raise ValueError(f"expected hop <= window <= {inputs.shape[1]} samples of a wave, got {hop} and {window}")
+        if bands < 1 or bool((mel_filters(rate, window, bands).sum(dim=1) == 0).any()):
+            raise ValueError(
+                f"a window of {window} samples has too few frequencies for bands={bands}; take fewer bands or a longer "
+                f"window"
+            )
+        plain = cls(rate, inputs.shape[1], window, hop, bands, (0.0,) * bands, (1.0,) * bands)
+        count, total, squares = 0, torch.zeros(bands, dtype=torch.float64), torch.zeros(bands, dtype=torch.float64)
+        for waves in inputs.split(256):  # the spectra of all would not fit into memory
+            values = plain(waves).double()
+            count += values.shape[0] * values.shape[2]
+            total += values.sum(dim=(0, 2))
+            squares += values.square().sum(dim=(0, 2))
+        mean = total / count
+        std = (squares / count - mean.square()).clamp(min=0).sqrt()
+        std = torch.where(std < 1e-3, 1.0, std)
+        return replace(plain, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+
+    @staticmethod
+    def _column(values: tuple[float, ...], device: torch.device) -> Tensor:
+        return torch.tensor(values, device=device)[:, None]
+
+
+@lru_cache(maxsize=8)
+def mel_filters(rate: int, window: int, bands: int) -> Tensor:
+    """Triangles (M, F) over frequencies, each from the middle of the band below to that of the band above.
+
+    Middles lie evenly on the mel scale of HTK, 2595 log10(1 + f / 700) (Young et al., The HTK Book, section 5.4).
+    """
+    frequencies = torch.arange(window // 2 + 1, dtype=torch.float64) * rate / window
+    highest = 2595 * math.log10(1 + rate / 2 / 700)
+    corners = 700 * (10 ** (torch.linspace(0, highest, bands + 2, dtype=torch.float64) / 2595) - 1)
+    low, middle, high = (corners[start : start + bands, None] for start in range(3))
+    rising, falling = (frequencies - low) / (middle - low), (high - frequencies) / (high - middle)
+    return torch.minimum(rising, falling).clamp(min=0).float()
+
+
+def centered(waves: Tensor, length: int) -> Tensor:
+    """Waves (..., L) brought to a length, cut or filled with zeros evenly on both sides."""
+    missing = length - waves.shape[-1]
+    return functional.pad(waves, [missing // 2, missing - missing // 2])
+
+
+@dataclass(frozen=True)
+class WaveAugmentation:
+    """Changes of a whole batch of waves and of their bands over time, drawn anew for every wave.
+
+    Args:
+        shift: Move in time by up to this share of the length each way, filled with silence.
+        gain: Make louder or softer by up to so many decibels.
+        noise: Add white noise of up to this deviation, as a share of full scale.
+        time_mask: Blank up to so many frames in a row with the mean (SpecAugment, Park et al. 2019); 0 for none.
+        band_mask: Blank up to so many bands in a row likewise.
+    """
+
+    shift: float = 0.0
+    gain: float = 0.0
+    noise: float = 0.0
+    time_mask: int = 0
+    band_mask: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.shift <= 1:
+            raise ValueError(f"augmentation.shift is a share of the length in [0, 1], got {self.shift}")
+        if min(self.gain, self.noise, self.time_mask, self.band_mask) < 0:
+            raise ValueError("augmentation: gain, noise, time_mask and band_mask must be at least 0")
+
+    def crop(self, stored: Tensor, generator: torch.Generator) -> Tensor:
+        """Shift, amplify and add noise to waves (B, L), as floats whose full scale is that of what is stored."""
+        size, length = stored.shape
+        waves, reach = stored.float(), int(self.shift * length)
+        if reach:
+            moves = torch.randint(2 * reach + 1, (size, 1), generator=generator)
+            places = (torch.arange(length) + moves).to(stored.device)  # into the padded wave
+            waves = functional.pad(waves, [reach, reach]).gather(1, places)
+        if self.gain:
+            decibels = (torch.rand(size, 1, generator=generator) * 2 - 1) * self.gain
+            waves = waves * (10 ** (decibels / 20)).to(stored.device)
+        if self.noise:
+            deviation = torch.rand(size, 1, generator=generator) * self.noise * 32768
+            waves = waves + (deviation * torch.randn(size, length, generator=generator)).to(stored.device)
+        return waves
+
+    def warp(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Blank a stretch of time and a group of bands of (B, M, T)."""
+        for dim, widest in ((1, self.band_mask), (2, self.time_mask)):
+            if not widest:
+                continue
+            size = inputs.shape[dim]
+            width = torch.randint(min(widest, size) + 1, (len(inputs), 1), generator=generator)
+            first = (torch.rand(len(inputs), 1, generator=generator) * (size - width + 1)).long()
+            places = torch.arange(size)
+            blank = ((places >= first) & (places < first + width)).to(inputs.device)  # (B, M) or (B, T)
+            inputs = inputs.masked_fill(blank.unsqueeze(3 - dim), 0.0)
         return inputs
 
 
@@ -120,7 +267,7 @@ def _images(rows: Tensor, channels: int) -> Tensor:
     return rows.unflatten(2, (-1, channels)).permute(0, 3, 1, 2)
 
 
-PREPROCESSINGS = {kind.__name__: kind for kind in (Normalize, Tokens)}
+PREPROCESSINGS = {kind.__name__: kind for kind in (Normalize, LogMel, Tokens)}
 
 
 def preprocessing_to_json(preprocessing: Any) -> dict[str, Any]:

@@ -125,10 +125,12 @@ class RetrainSettings:
         top: How many of the best candidates are trained; the best of them on validation data is the teacher.
         seeds: How often every final network is trained, with different seeds.
         join_validation: Train on validation data too; then only the test column says how good a network is.
+        space: Arguments of the space in which final networks differ from those of the search, such as more channels.
         training: How.
     """
 
     training: TrainingSettings
+    space: Mapping[str, Any] | None = None
     top: int = 1
     seeds: int = 1
     join_validation: bool = False
@@ -230,6 +232,10 @@ def read(kind: Any, value: Any, key: str) -> Any:
             raise ConfigError(f"{key}: expected a list such as [1,2], got {value!r}")
         item = parameters[0] if parameters else Any
         return (list if origin is list else tuple)(read(item, each, f"{key}[{i}]") for i, each in enumerate(value))
+    if origin is typing.get_origin(Mapping[str, Any]):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key}: expected a group of keys such as {{channels: 64}}, got {value!r:.200}")
+        return dict(value)
     if kind is float:
         if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
             raise ConfigError(f"{key}: expected a number, got {value!r}")

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from child.space import Genotype, SearchSpace, derive_seed
+from controller.cost_model import Demand
 from controller.policy import LSTMPolicy, PolicySettings, check_connections
 from controller.ranks import normal_scores
 from controller.reward_model import RewardModel, expected_improvement
@@ -23,6 +24,11 @@ class ModelBased(WholeStrategy):
     a penalty where the truth is known already (without it the policy collapses on the best it knows). Of a number of
     fresh samples from the policy the ones of largest expected improvement are evaluated. Learning in a model is Dyna's
     idea (Sutton 1991), the acquisition Bayesian optimization's; the space is never enumerated.
+
+    Where the cost counts, quality and cost are modeled apart: a reward bends at its target, which no smooth model sees
+    in a hundred evaluations, while neither of the two does. The reward model then learns the quality from every
+    evaluation, also of what is too costly, and what an architecture is worth is how far it lies above the quality that
+    its cost demands.
 
     Args:
         space: What is searched.
@@ -75,7 +81,8 @@ class ModelBased(WholeStrategy):
         self.policy = LSTMPolicy(space, policy)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=learning_rate, fused=True)
         self.model = RewardModel(space)
-        self.seen: dict[Genotype, float] = {}
+        self.demand = Demand(space)
+        self.seen: dict[Genotype, tuple[float, float, float]] = {}  # reward, quality, cost
         self.num_learned = 0
 
     def propose(self, num: int, round_number: int) -> list[Genotype]:
@@ -87,8 +94,8 @@ class ModelBased(WholeStrategy):
         new = np.array([Genotype(self.space.name, tuple(row)) not in self.seen for row in tokens.tolist()])
         tokens = tokens[new]
         if self.chooser == "model" and len(tokens):
-            best = self.model.predict(np.array([g.tokens for g in self.seen]))[0].max()
-            tokens = tokens[np.argsort(-expected_improvement(*self.model.predict(tokens), best), kind="stable")]
+            best = self._worth(self._tokens_seen())[0].max()
+            tokens = tokens[np.argsort(-expected_improvement(*self._worth(tokens), best), kind="stable")]
         found = [Genotype(self.space.name, tuple(row)) for row in tokens[:num].tolist()]
         return found + self.space.sample(rng, num - len(found))
 
@@ -96,7 +103,7 @@ class ModelBased(WholeStrategy):
         if self.proposer == "uniform":
             return np.array([genotype.tokens for genotype in self.space.sample(rng, num)])
         if self.proposer == "mutants":
-            parents = sorted(self.seen, key=lambda genotype: -self.seen[genotype])[:10]
+            parents = sorted(self.seen, key=lambda genotype: -self.seen[genotype][0])[:10]
             return np.array([self.space.mutate(parents[i], rng).tokens for i in rng.integers(len(parents), size=num)])
         return self.policy.draw(num, derive_seed(self.seed, self.name, "candidates", int(rng.integers(2**62))))
 
@@ -105,21 +112,35 @@ class ModelBased(WholeStrategy):
         finite = np.isfinite(rollout.rewards)
         for evaluation, reward in zip(rollout.evaluations, rollout.rewards.tolist(), strict=True):
             if np.isfinite(reward):
-                self.seen.setdefault(evaluation.genotype, reward)
+                self.seen.setdefault(evaluation.genotype, (reward, evaluation.quality, evaluation.cost))
         update = Update(num_skipped=int((~finite).sum()))
         if len(self.seen) < self.num_random:
             return update
-        self.model.fit(list(self.seen), np.array(list(self.seen.values())))
+        self.model.fit(list(self.seen), self._learned_from())
         if self.proposer == "policy":
             for _ in range(self.updates):
                 update = self._imagine()
                 self.num_learned += 1
         return update
 
+    def _tokens_seen(self) -> NDArray[np.int64]:
+        return np.array([genotype.tokens for genotype in self.seen])
+
+    def _learned_from(self) -> NDArray[np.float64]:
+        """What the reward model learns, with the demand brought up to date: rewards, or where cost counts qualities."""
+        rewards, qualities, costs = np.array(list(self.seen.values())).T
+        self.demand.fit(self._tokens_seen(), qualities, costs, rewards, normal_scores(qualities))
+        return qualities if self.demand.matters else rewards
+
+    def _worth(self, tokens: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and deviation of how far architectures (M, T) lie above what is demanded of them, in normal scores."""
+        mean, deviation = self.model.predict(tokens)
+        return mean - self.demand(tokens), deviation
+
     def _imagine(self) -> Update:
         """One REINFORCE step on imagined rewards, their normal scores taken as advantages."""
         tokens = self.policy.draw(self.imagined, derive_seed(self.seed, self.name, "imagine", self.num_learned))
-        mean, deviation = self.model.predict(tokens)
+        mean, deviation = self._worth(tokens)
         known = np.array([Genotype(self.space.name, tuple(row)) in self.seen for row in tokens.tolist()])
         rewards = mean + self.optimism * deviation - self.known_penalty * known
         advantage = torch.from_numpy(normal_scores(rewards)).float()
@@ -136,20 +157,20 @@ class ModelBased(WholeStrategy):
         """What the model thinks of architectures that were evaluated, noise taken off."""
         if len(self.seen) < self.num_random:
             return None
-        return self.model.predict(np.array([genotype.tokens for genotype in genotypes]))[0]
+        return self._worth(np.array([genotype.tokens for genotype in genotypes]))[0]
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "policy": self.policy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "model": self.model.save(),
-            "seen": [(genotype.tokens, reward) for genotype, reward in self.seen.items()],
+            "seen": [(genotype.tokens, *outcome) for genotype, outcome in self.seen.items()],
             "num_learned": self.num_learned,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.seen = {Genotype(self.space.name, tuple(tokens)): reward for tokens, reward in state["seen"]}
-        self.model.restore(state["model"], list(self.seen), np.array(list(self.seen.values())))
+        self.seen = {Genotype(self.space.name, tuple(tokens)): tuple(outcome) for tokens, *outcome in state["seen"]}
+        self.model.restore(state["model"], list(self.seen), self._learned_from() if self.seen else np.zeros(0))
         self.num_learned = state["num_learned"]

@@ -2,8 +2,9 @@
 
 One LSTM call per block of decisions: a single decision, or all skip decisions of one layer, which are independent of
 each other given the state. Its input is what the previous block chose: the embedding of a token, or the mean of the
-anchors that were connected. The anchor of a node is the state after its operation token was read; connections attend
-to anchors by v . tanh(W1 anchor + W2 h). Logits are divided by a temperature and squashed by a tanh.
+anchors that were connected. The anchor of a node is the state after its last operation token was read, or learned
+where no decision shapes it (an input of a cell); connections attend to anchors by v . tanh(W1 anchor + W2 h). Logits
+are divided by a temperature and squashed by a tanh.
 Differences from the public code: the layer without skip tokens needs no LSTM call of its own.
 
 Letters: B episodes, T decisions, C the largest number of choices, D decisions of one block, H hidden size.
@@ -154,6 +155,13 @@ def blocks_of(decisions: Sequence[Decision]) -> list[Block]:
     return blocks
 
 
+def given_nodes(decisions: Sequence[Decision]) -> list[int]:
+    """The nodes that may be connected to and that no decision shapes, such as the inputs of a cell."""
+    shaped = {decision.node for decision in decisions if decision.kind not in CONNECTIONS}
+    read = {source for decision in decisions if decision.kind in CONNECTIONS for source in decision.sources}
+    return sorted(read - shaped)
+
+
 class LSTMPolicy(nn.Module):
     """Embeddings, and unless told otherwise heads, are shared by the decisions of one kind and number of choices."""
 
@@ -191,6 +199,9 @@ class LSTMPolicy(nn.Module):
             self.key = nn.Linear(hidden, hidden, bias=False)
             self.query = nn.Linear(hidden, hidden, bias=False)
             self.score = nn.Linear(hidden, 1, bias=False)
+        self.given = given_nodes(space.decisions)
+        if self.given:
+            self.given_anchors = nn.Parameter(torch.empty(len(self.given), hidden))
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -settings.init, settings.init)
         if settings.own_heads:
@@ -242,7 +253,8 @@ class LSTMPolicy(nn.Module):
     def begin(self, num: int) -> Memory:
         """The state before the first decision of `num` episodes."""
         zeros = self.start.new_zeros(num, self.settings.hidden)
-        return Memory(self._weights(), zeros, zeros)
+        anchors = {node: self.given_anchors[place].expand(num, -1) for place, node in enumerate(self.given)}
+        return Memory(self._weights(), zeros, zeros, anchors)
 
     def advance(self, memory: Memory, number: int, previous: Tensor | None) -> Tensor:
         """Read what the block before `number` chose, (B, D'), and give the state that decides this one, (B, H)."""
@@ -462,9 +474,9 @@ def check_connections(space: SearchSpace) -> None:
     """Prove that the policy can read a space: every connection comes after the operations of the nodes it names.
 
     Raises:
-        ValueError: A skip or input decision names a node that has no decision of another kind before it.
+        ValueError: A skip or input decision names a node whose decisions of another kind all come later.
     """
-    seen: set[int] = set()
+    seen = set(given_nodes(space.decisions))
     blocks = blocks_of(space.decisions)
     for before, block in pairwise([None, *blocks]):
         if before is not None and before.kind not in CONNECTIONS:

@@ -238,26 +238,27 @@ def search(
 
 
 def _remember(run: Run, player: Strategy, rollout: Rollout, round_number: int) -> None:
-    num = len(rollout.rewards)
-    for number, (evaluation, reward) in enumerate(zip(rollout.evaluations, rollout.rewards.tolist(), strict=True)):
-        failure = evaluation.failure or (None if math.isfinite(reward) else f"reward {reward} is not finite")
-        run.append(
-            "history",
-            {
-                "strategy": player.name,
-                "round": round_number,
-                "step": round_number * num + number + 1,
-                "genotype": evaluation.genotype.to_json(),
-                "text": player.space.text(evaluation.genotype),
-                "quality": _finite(evaluation.quality),
-                "cost": _finite(evaluation.cost),
-                "reward": _finite(reward),
-                "fidelity": evaluation.fidelity,
-                "seed": evaluation.seed,
-                "failure": failure,
-                "charge": evaluation.charge,
-            },
+    first = round_number * len(rollout.rewards) + 1
+    lines = [
+        {
+            "strategy": player.name,
+            "round": round_number,
+            "step": step,
+            "genotype": evaluation.genotype.to_json(),
+            "text": player.space.text(evaluation.genotype),
+            "quality": _finite(evaluation.quality),
+            "cost": _finite(evaluation.cost),
+            "reward": _finite(reward),
+            "fidelity": evaluation.fidelity,
+            "seed": evaluation.seed,
+            "failure": evaluation.failure or (None if math.isfinite(reward) else f"reward {reward} is not finite"),
+            "charge": evaluation.charge,
+        }
+        for step, (evaluation, reward) in enumerate(
+            zip(rollout.evaluations, rollout.rewards.tolist(), strict=True), first
         )
+    ]
+    run.append("history", *lines)
 
 
 def _log(
@@ -273,7 +274,7 @@ def _log(
     line |= {f"reward_{name}": value for name, value in _spread(own.rewards).items()}
     if len(played) > 1:
         line["random_reward_mean"] = _spread(played[1][1].rewards)["mean"]
-    line |= asdict(update)
+    line |= vars(update)
     line["supernet_loss"] = supernet_loss
     run.append("updates", line)
 
@@ -299,12 +300,14 @@ def operation_shares(space: SearchSpace, rollout: Rollout) -> Mapping[str, float
     """How often each operation was chosen among the open operation decisions of a rollout."""
     counts: dict[str, int] = {}
     total = 0
+    is_open = rollout.masks.sum(axis=2) > 1
     for step, decision in enumerate(space.decisions):
         if decision.kind == "operation":
-            chosen = rollout.tokens[rollout.masks[:, step].sum(axis=1) > 1, step]
+            chosen = rollout.tokens[is_open[:, step], step]
             total += len(chosen)
-            for token, label in enumerate(decision.labels):
-                counts[label] = counts.get(label, 0) + int((chosen == token).sum())
+            found = np.bincount(chosen, minlength=decision.num_choices).tolist()
+            for label, count in zip(decision.labels, found, strict=True):
+                counts[label] = counts.get(label, 0) + count
     return {label: count / max(1, total) for label, count in counts.items()}
 
 

@@ -154,6 +154,23 @@ def make_task(
     return Task(name, objective, train, chosen, SealedSplit(held_out), fit(train.inputs), augmentation)
 
 
+def stratified(name: str, y: Answers, num: int | None, seed: int) -> NDArray[np.int64]:
+    """The places, in order, of so many samples, spread evenly over the classes and drawn by the seed; None for all.
+
+    Raises:
+        ValueError: There are not as many samples, or not one for each class.
+    """
+    everything = np.arange(len(y))
+    if num is None or num == len(y):
+        return everything
+    draw = derive_seed(seed, "subset") % 2**32
+    try:
+        chosen, _ = train_test_split(everything, train_size=num, stratify=y, random_state=draw)
+    except ValueError as error:
+        raise ValueError(f"{name}: cannot draw num_train={num} of {len(y)} samples: {error}") from None
+    return np.sort(chosen)
+
+
 def arrays(
     path: str,
     seed: int,
@@ -168,15 +185,7 @@ def arrays(
     Raises:
         ValueError: The file cannot be read or lacks an array.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            found = {key: archive[key] for key in archive.files}
-    # A bare .npy is an array without `with`; a file that was cut short is a bad archive or a bad stream in one.
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"cannot read {path}: expected an .npz file with arrays x and y ({error})") from None
-    for key in ("x", "y"):
-        if key not in found:
-            raise ValueError(f"{path} has no array {key!r}; it holds {', '.join(sorted(found)) or 'nothing'}")
+    found = read_archive(path, ("x", "y"))
     given: dict[str, Any] = {}
     for part in ("validation", "test"):
         if f"x_{part}" in found:
@@ -186,6 +195,25 @@ def arrays(
     return array_task(
         Path(path).stem, found["x"], found["y"], seed, test_share, validation_share, augmentation, **given
     )
+
+
+def read_archive(path: str, needed: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """All arrays of an `.npz` file.
+
+    Raises:
+        ValueError: The file cannot be read or lacks an array that is needed.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            found = {key: archive[key] for key in archive.files}
+    # A bare .npy is an array without `with`; a file that was cut short is a bad archive or a bad stream in one.
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        names = f"{', '.join(needed[:-1])} and {needed[-1]}"
+        raise ValueError(f"cannot read {path}: expected an .npz file with arrays {names} ({error})") from None
+    for key in needed:
+        if key not in found:
+            raise ValueError(f"{path} has no array {key!r}; it holds {', '.join(sorted(found)) or 'nothing'}")
+    return found
 
 
 def _split(name: str, stored: Tensor, y: Answers, classes: NDArray[Any] | None) -> Split:

@@ -1,9 +1,11 @@
 """A task from a folder of images: one subfolder per class, any format that Pillow reads, any sizes, gray or color."""
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -11,8 +13,10 @@ from child.space import nearest
 from child.task import Task
 from child.transforms import Augmentation
 from envs.arrays import array_task
+from envs.cache import cached, content_key
 
 PARTS = ("train", "validation", "test")
+VERSION = 1  # of how images are decoded; another number leaves what is cached behind
 
 
 def images(
@@ -39,6 +43,22 @@ def images(
     Raises:
         ValueError: The folder is missing or empty, or an image cannot be read; the message names it.
     """
+    found = read_parts(path, size)
+    pixels, labels = found.pop("train")
+    return array_task(
+        Path(path).resolve().name, pixels, labels, seed, test_share, validation_share, augmentation, 255.0,
+        validation=found.get("validation"), test=found.get("test"),
+    )  # fmt: skip
+
+
+def read_parts(path: str, size: int) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.str_]]]:
+    """Images (N, size, size) or (N, size, size, 3) and their classes, for `train` and each other part there is.
+
+    They are decoded once and then kept in the cache.
+
+    Raises:
+        ValueError: As for `images`.
+    """
     root = Path(path)
     if not root.is_dir():
         raise ValueError(f"{path} is not a folder; expected one with a subfolder of images per class")
@@ -48,36 +68,46 @@ def images(
     names = {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
     split = "train" in names and names <= set(PARTS)
     folders = {part: root / part for part in PARTS if part in names} if split else {"train": root}
-    read = {part: _read_folder(folder, size) for part, folder in folders.items()}
-    color = any(image.ndim == 3 for found, _ in read.values() for image in found)
-    parts = {part: (np.stack([_in_color(i) if color else i for i in x]), y) for part, (x, y) in read.items()}
-    classes = sorted(set(parts["train"][1]))
-    for part, (_, labels) in parts.items():
-        for unknown in sorted(set(labels) - set(classes)):
-            raise ValueError(f"{folders[part] / unknown} is a class that training lacks; {nearest(unknown, classes)}")
-    pixels, labels = parts.pop("train")
-    return array_task(
-        root.resolve().name, pixels, labels, seed, test_share, validation_share, augmentation, 255.0,
-        validation=parts.get("validation"), test=parts.get("test"),
-    )  # fmt: skip
+    listed = {part: class_files(folder, Image.registered_extensions(), "image") for part, folder in folders.items()}
+    for part, folder in folders.items():
+        for unknown in sorted(set(listed[part]) - set(listed["train"])):
+            known = nearest(unknown, sorted(listed["train"]))
+            raise ValueError(f"{folder / unknown} is a class that training lacks; {known}")
+    files = {part: [file for group in classes.values() for file in group] for part, classes in listed.items()}
+
+    def decode() -> dict[str, NDArray[Any]]:
+        read = {part: [_read_image(file, size) for file in group] for part, group in files.items()}
+        color = any(image.ndim == 3 for group in read.values() for image in group)
+        return {part: np.stack([_in_color(i) if color else i for i in group]) for part, group in read.items()}
+
+    named = {str(file.relative_to(root)): file for group in files.values() for file in group}
+    pixels = cached("images", content_key(named, size, PIL.__version__, VERSION), decode)
+    labels = {
+        part: np.repeat(list(classes), [len(group) for group in classes.values()]) for part, classes in listed.items()
+    }
+    return {part: (pixels[part], labels[part]) for part in folders}
 
 
-def _read_folder(folder: Path, size: int) -> tuple[list[NDArray[Any]], list[str]]:
-    """All images of the class folders in here, in the order of their names, and their classes."""
-    readable = Image.registered_extensions()
-    pixels, labels = [], []
-    for class_folder in sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."):
-        files = sorted(
-            file for file in class_folder.rglob("*") if file.suffix.lower() in readable and file.name[0] != "."
-        )
+def class_files(folder: Path, endings: Container[str], kind: str) -> dict[str, list[Path]]:
+    """The files of each subfolder, which is a class; classes and files in the order of their names.
+
+    Args:
+        folder: Holds the subfolders.
+        endings: Of files that count, such as `.png`, in lower case.
+        kind: Of the files, for messages.
+
+    Raises:
+        ValueError: There is no subfolder, or one without such a file.
+    """
+    found = {}
+    for subfolder in sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."):
+        files = sorted(f for f in subfolder.rglob("*") if f.suffix.lower() in endings and f.name[0] != ".")
         if not files:
-            raise ValueError(f"{class_folder} holds no image; every subfolder is a class and needs some")
-        for file in files:
-            pixels.append(_read_image(file, size))
-            labels.append(class_folder.name)
-    if not labels:
-        raise ValueError(f"{folder} has no subfolders; expected one per class, each with its images")
-    return pixels, labels
+            raise ValueError(f"{subfolder} holds no {kind}; every subfolder is a class and needs some")
+        found[subfolder.name] = files
+    if not found:
+        raise ValueError(f"{folder} has no subfolders; expected one per class, each with its {kind}s")
+    return found
 
 
 def _read_image(file: Path, size: int) -> NDArray[Any]:

@@ -67,16 +67,17 @@ class TableEvaluator:
 
     def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
         """Look each up; a noisy signal is drawn from the seed and the architecture."""
-        return [self._look_up(genotype, fidelity, seed) for genotype in genotypes]
-
-    def _look_up(self, genotype: Genotype, fidelity: float, seed: int) -> Evaluation:
-        row = self.rows[genotype.tokens]
-        quality = self.signals[row, 0]
+        rows = [self.rows[genotype.tokens] for genotype in genotypes]
         if self.is_noisy:
-            rng = np.random.default_rng(derive_seed(seed, "table", *genotype.tokens))
-            quality = rng.choice(self.signals[row]) + rng.normal(0, self.noise) / self.scale
-            quality = min(1.0, max(0.0, quality))
-        return Evaluation(genotype, float(quality), float(self.costs[row]), fidelity, seed)
+            qualities = [self._draw(genotype, row, seed) for genotype, row in zip(genotypes, rows, strict=True)]
+        else:
+            qualities = self.signals[rows, 0].tolist()
+        found = zip(genotypes, qualities, self.costs[rows].tolist(), strict=True)
+        return [Evaluation(genotype, quality, cost, fidelity, seed) for genotype, quality, cost in found]
+
+    def _draw(self, genotype: Genotype, row: int, seed: int) -> float:
+        rng = np.random.default_rng(derive_seed(seed, "table", *genotype.tokens))
+        return float(min(1.0, max(0.0, rng.choice(self.signals[row]) + rng.normal(0, self.noise) / self.scale)))
 
     def cost(self, genotype: Genotype) -> float:
         """The cost of an architecture."""

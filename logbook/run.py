@@ -14,12 +14,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue] (generated)
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from logbook.checkpoint import read_checkpoint, write_atomically, write_checkpoint
 from logbook.interrupt import Interruption
 
 KEPT = 3
+
+_to_json = json.JSONEncoder(allow_nan=False).encode
 
 
 class Run:
@@ -106,11 +109,11 @@ class Run:
             self.interruption.check()
         return self.finished[stage]
 
-    def append(self, journal: str, record: Mapping[str, Any]) -> None:
-        """One line of JSON at the end of `<journal>.jsonl`."""
+    def append(self, journal: str, *records: Mapping[str, Any]) -> None:
+        """A line of JSON for each record at the end of `<journal>.jsonl`."""
         if journal not in self._journals:
             self._journals[journal] = (self.folder / f"{journal}.jsonl").open("ab")
-        self._journals[journal].write(json.dumps(record, allow_nan=False).encode() + b"\n")
+        self._journals[journal].write("".join(f"{_to_json(record)}\n" for record in records).encode())
 
     def read(self, journal: str) -> list[dict[str, Any]]:
         """All lines of a journal."""
@@ -132,9 +135,8 @@ class Run:
 
     def log(self, scalars: Mapping[str, float]) -> None:
         """Scalars for TensorBoard, at the next step; one counter serves all tags, so that a resume can purge."""
-        step = self.next_step()
-        for tag, value in scalars.items():
-            self.board.add_scalar(tag, value, step)
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self.board._get_file_writer().add_summary(Summary(value=values), self.next_step())  # one event for all
 
     def next_step(self) -> int:
         """The next step of TensorBoard, for what is not a scalar."""

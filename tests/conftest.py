@@ -1,5 +1,6 @@
 """What many tests share: small spaces, an evaluator that knows the best architecture, and a small task."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ TINY = (
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Decoded data of tests are kept apart from the user's; commands that tests run inherit this."""
+    os.environ["LUBAN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 class FlatSpace(SearchSpace):

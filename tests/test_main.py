@@ -21,12 +21,12 @@ from child.network import load_network
 from child.retrain import retrain
 from child.supernet import SupernetEvaluator
 from child.task import SealedSplit
-from conf.schema import RunConfig
+from conf.schema import ConfigError, RunConfig
 from controller.derive import front_of, hypervolume
 from envs.digits import digits
 from logbook.report import usage_example
 from logbook.run import Run
-from main import main
+from main import build_parts, main
 
 Compose = Callable[..., tuple[RunConfig, str]]
 STAGES = ["teacher", "student", "student_alone", "random_best", "hand_designed"]
@@ -160,6 +160,20 @@ def test_the_test_set_waits_for_every_choice(finished: Path, reads: list[tuple[s
     names = [name for name, _ in reads]
     assert names[0] == "unseal" and names.count("unseal") == 1
     assert sorted(names[1:]) == sorted(f"networks/{stage}" for stage in STAGES)  # once for each network
+
+
+def test_final_networks_may_be_larger_than_those_of_the_search(
+    tmp_path: Path, run_main: Any, compose_text: Compose, no_report: None
+) -> None:
+    run = run_main(tmp_path, "retrain.space={channels: 12}", "search.compare_random=false")
+    rows = {row["name"]: row for row in load(run / "results.json")["rows"]}
+    network = load(run / rows["teacher"]["folder"] / "network.json")
+    assert network["build"]["arguments"]["channels"] == 12
+    found = {line["text"]: line["cost"] for line in lines(run / "history.jsonl")}
+    assert rows["teacher"]["macs"] > 1.4 * found[rows["teacher"]["text"]]  # nearly (12 / 8)^2
+    config, _ = compose_text("retrain.space={num_layers: 9}")
+    with pytest.raises(ConfigError, match=r"retrain.space: .* changes which decisions there are"):
+        build_parts(config)
 
 
 def example(run: Path) -> str:

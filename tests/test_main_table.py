@@ -131,7 +131,10 @@ def test_a_constraint_is_honored(overrides: list[str], compose_text: Compose, tm
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["env=digits", "space=nasbench201"], "has no networks that could be trained on digits"),
+        (
+            ["env=digits", "space=flat", "space.names=[a,b]", "space.labels=[x,y]"],
+            "has no networks that could be trained on digits",
+        ),
         (["env=nasbench201", "env.path=nowhere.csv"], "there is no table nowhere.csv; set env.path, or LUBAN_DATA"),
         (["evaluator.signal=vald"], "did you mean 'valid'"),
         (["search.budget=5"], "could evaluate no architecture"),

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from child.network import load_network
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -31,13 +33,17 @@ def files(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def type_in(known: Any, tmp_path: Path) -> Callable[..., Path]:
-    """Run a command line of the README in the test's folder, in small, and give the run's folder."""
+    """Run a command line of the README in the test's folder, in small, and give the run's folder.
 
-    def run(line: str, *more: str) -> Path:
+    Overrides of the small settings that do not concern the command's own space are left out by their start.
+    """
+
+    def run(line: str, *more: str, without: str = " ") -> Path:
         words = shlex.split(line)
         variables = dict(word.split("=", 1) for word in words[: words.index("python")])
         arguments = [str(ROOT / word) if word == "main.py" else word for word in words[words.index("python") + 1 :]]
-        command = [sys.executable, *arguments, *known.TINY, f"output={tmp_path / 'outputs'}", "name=run", *more]
+        small = [override for override in known.TINY if not override.startswith(without)]
+        command = [sys.executable, *arguments, *small, f"output={tmp_path / 'outputs'}", "name=run", *more]
         done = subprocess.run(command, cwd=tmp_path, env={"PATH": "", **variables}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stderr == ""
@@ -66,7 +72,8 @@ def test_a_task_of_the_users(type_in: Any, files: dict[str, str]) -> None:
 
 def test_an_environment_of_the_users(type_in: Any, files: dict[str, str]) -> None:
     (command,) = [line for line in commands("PYTHONPATH=mine python main.py") if "env=thrifty" in line]
-    assert sum(text.count("\n") for path, text in files.items() if "stripes" not in path) < 60
+    own = ("thrifty", "untrained")
+    assert sum(text.count("\n") for path, text in files.items() if any(name in path for name in own)) < 60
     run = type_in(command)
     for line in history(run):  # its own reward of its own evaluator's quality
         assert line["reward"] == pytest.approx(line["quality"] - 0.1 * np.log10(line["cost"]))
@@ -75,6 +82,18 @@ def test_an_environment_of_the_users(type_in: Any, files: dict[str, str]) -> Non
     assert candidates["reward_formula"] == "that of mine/Thrifty-v0"
     for candidate in candidates["candidates"]:
         assert candidate["reward"] == pytest.approx(candidate["quality"] - 0.1 * np.log10(candidate["cost"]))
+
+
+def test_a_space_of_the_users(type_in: Any, files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (command,) = [line for line in commands("PYTHONPATH=mine python main.py") if "space=stack" in line]
+    assert sum(files[path].count("\n") for path in files if "stack" in path) < 80
+    run = type_in(command, "space.channels=4", "space.num_blocks=2", without="space.")
+    rows = {row["name"]: row for row in json.loads((run / "results.json").read_text())["rows"]}
+    assert "block1.kernel=" in rows["teacher"]["text"] and rows["teacher"]["macs"] > 0
+    with pytest.raises(ValueError, match=r"refused to build 'stack\.StackSpace'"):
+        load_network(run / "networks" / "student")
+    monkeypatch.syspath_prepend(str(run.parents[1] / "mine"))
+    assert load_network(run / "networks" / "student", ["stack"]).input_shape == (1, 8, 8)
 
 
 def test_a_folder_of_photos(type_in: Any, tmp_path: Path) -> None:

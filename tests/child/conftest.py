@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from child.macro import MacroSpace
+from child.micro import MicroSpace
 from child.mlp import MLPSpace
 from child.mobile import MobileSpace
+from child.nasbench201 import NASBench201Space
 from child.recurrent import RecurrentSpace
 from child.space import Decision, Mask, NetworkSpace, SearchSpace, Tokens
 from child.task import Classification, SealedSplit, Split, Task
@@ -66,6 +68,12 @@ NETWORK_SPACES: dict[str, Callable[[], NetworkSpace]] = {
     "macro of a sequence": lambda: MacroSpace((5, 23), 4, channels=8, num_layers=4, min_layers=3, num_reductions=3),
     "recurrent": lambda: RecurrentSpace((9,), 7, num_nodes=7, width=8, context=3),
     "recurrent without context or dropout": lambda: RecurrentSpace((6,), 5, 4, 6, 0, 0.0, 0.0, 0.0),
+    "micro": lambda: MicroSpace((3, 8, 8), 3, channels=4, num_nodes=2, num_cells=1),
+    "micro of more cells, odd size": lambda: MicroSpace((1, 15, 9), 4, channels=2, num_nodes=1, num_cells=2),
+    "nasbench201": lambda: NASBench201Space((3, 8, 8), 3, channels=4, cells_per_stage=2),
+    "nasbench201, pooling, odd size": lambda: NASBench201Space(
+        (1, 15, 9), 4, channels=2, cells_per_stage=1, reduction="pooling"
+    ),
 }
 IMAGE_SPACES = {name: make for name, make in NETWORK_SPACES.items() if len(make().arguments["input_shape"]) == 3}
 SPACES: dict[str, Callable[[], SearchSpace]] = {"picky": PickySpace, **NETWORK_SPACES}

@@ -1,15 +1,26 @@
-"""The cells of NAS-Bench-201: their text, and which of them compute the same function."""
+"""The cells of NAS-Bench-201: their text, which of them compute the same function, their networks and costs."""
 
+import csv
+import gzip
 import itertools
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from child.nasbench201 import EDGES, OPERATIONS, NASBench201Space
+from child.nasbench201 import EDGES, OPERATIONS, Cell, NASBench201Space
+from child.operations import NASBENCH201_OPERATIONS
 from child.space import Genotype, read_genotype
 
+DATA = Path(os.environ.get("LUBAN_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 SPACE = NASBench201Space()
 NONE, SKIP, CONV1, CONV3, POOL = range(5)
 
@@ -87,3 +98,123 @@ def test_the_drawing_leaves_out_what_is_not_there() -> None:
         OPERATIONS[CONV3], OPERATIONS[SKIP], OPERATIONS[POOL]
     ]  # fmt: skip
     assert ("edge01", "node1") in graph.edges and len(graph.edges) == 6
+
+
+# The networks.
+
+
+def small(**changes: Any) -> NASBench201Space:
+    return NASBench201Space(
+        **{"input_shape": (3, 8, 8), "num_outputs": 3, "channels": 4, "cells_per_stage": 1, **changes}
+    )
+
+
+@pytest.mark.data
+def test_costs_are_the_published_ones() -> None:
+    """Of all cells: the published counts hold dead edges too, and of MACs the 10 biases of the classifier."""
+    if not (DATA / "nasbench201_cifar10.csv.gz").is_file():
+        pytest.skip(f"there is no nasbench201_cifar10.csv.gz in {DATA}; LUBAN_DATA may name another folder")
+    space = NASBench201Space((3, 32, 32), 10)
+    sizes = [space.stage_size(stage) for stage in range(3)]
+    num_alive = 0
+    with gzip.open(DATA / "nasbench201_cifar10.csv.gz", "rt") as file:
+        for row in csv.DictReader(file):
+            genotype = space.genotype(int(row[f"e{i}{j}"]) for i, j in EDGES)
+            present = Counter(OPERATIONS[token] for token in genotype.tokens if token != NONE)
+            dead = present - Counter(name for *_, name in space.edges(genotype))
+            operations = [NASBENCH201_OPERATIONS[name] for name in dead.elements()]
+            macs = sum(5 * operation.macs(*size) for operation in operations for size in sizes)
+            parameters = sum(5 * operation.parameters(size[0]) for operation in operations for size in sizes)
+            assert round(1e6 * float(row["macs_m"])) == space.macs(genotype) + macs + 10
+            assert round(1e6 * float(row["params_m"])) == space.parameters(genotype) + parameters
+            num_alive += not dead
+    assert num_alive > 5000
+
+
+def test_the_size_of_the_published_network() -> None:
+    """The best cell on CIFAR-10: 4 of 3x3 and 1 of 1x1 on 15 places, and the skeleton that all cells share."""
+    space = NASBench201Space((3, 32, 32), 10)
+    genotype = space.genotype((CONV3, CONV3, CONV3, SKIP, CONV3, CONV1))
+    assert (space.macs(genotype), space.parameters(genotype)) == (153_272_970 - 10, 1_073_466)
+
+
+def every_cell() -> list[Genotype]:
+    return [Genotype("nasbench201", tokens) for tokens in itertools.product(range(5), repeat=6)]
+
+
+def test_an_edge_matters_if_a_path_from_input_to_output_leads_over_it() -> None:
+    paths = [((0, 3),), ((0, 1), (1, 3)), ((0, 2), (2, 3)), ((0, 1), (1, 2), (2, 3))]
+    for genotype in every_cell():
+        present = {edge for edge, token in zip(EDGES, genotype.tokens, strict=True) if token != NONE}
+        expected = {edge for path in paths if set(path) <= present for edge in path}
+        edges = SPACE.edges(genotype)
+        assert {(source, node) for source, node, _ in edges} == expected
+        assert all(OPERATIONS.index(name) == genotype.tokens[EDGES.index((i, j))] for i, j, name in edges)
+
+
+@torch.no_grad()
+def test_a_cell_sums_over_its_paths(unsettle: Callable[[nn.Module], None]) -> None:
+    """Against the published rule, node by node over all six edges, where zero stays zero."""
+    torch.manual_seed(0)
+    cell = Cell(4, None).eval()
+    unsettle(cell)
+    x = torch.randn(2, 4, 5, 5)
+    for genotype in SPACE.sample(np.random.default_rng(0), 60):
+        nodes = [x] + [torch.zeros_like(x)] * 3
+        for (source, node), token in zip(EDGES, genotype.tokens, strict=True):
+            if token != NONE and nodes[source].any():
+                nodes[node] = nodes[node] + cell.operations[f"edge{source}{node}_{OPERATIONS[token]}"](nodes[source])
+        torch.testing.assert_close(cell(x, SPACE.edges(genotype)), nodes[3])
+
+
+def test_a_fixed_network_holds_only_what_it_uses() -> None:
+    network = small().network(Genotype("nasbench201", (CONV3, NONE, CONV1, SKIP, NONE, NONE)))
+    cells = [part for part in network.modules() if isinstance(part, Cell)]
+    assert [list(cell.operations) for cell in cells] == [["edge03_skip_connect"]] * 3
+
+
+@pytest.mark.parametrize("reduction", ["residual", "pooling"])
+def test_stages_have_their_sizes(reduction: Any) -> None:
+    space = small(input_shape=(1, 15, 9), reduction=reduction, cells_per_stage=2)
+    network = space.network()
+    sizes = []
+    for cell in (part for part in network.modules() if isinstance(part, Cell)):
+        cell.register_forward_hook(lambda _cell, _inputs, output: sizes.append(tuple(output.shape[1:])))
+    assert network(torch.zeros(2, 1, 15, 9), space.sample(np.random.default_rng(0), 1)[0]).shape == (2, 3)
+    assert sizes == [(4, 15, 9)] * 2 + [(8, 8, 5)] * 2 + [(16, 4, 3)] * 2
+    assert [space.stage_size(stage) for stage in range(3)] == sizes[::2]
+
+
+def test_all_architectures_share_the_stem() -> None:
+    space = small()
+    network, calls = space.network().eval(), []
+    network.stem.register_forward_hook(lambda *_: calls.append(1))
+    network.forward_many(torch.zeros(2, 3, 8, 8), space.sample(np.random.default_rng(0), 5))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("ask", ["network", "macs", "parameters"])
+def test_the_space_of_the_table_has_no_networks(ask: str) -> None:
+    with pytest.raises(ValueError, match="has no networks; give input_shape and num_outputs"):
+        getattr(SPACE, ask)(Genotype("nasbench201", (0,) * 6))
+
+
+def test_a_supernet_does_not_run_without_a_genotype() -> None:
+    with pytest.raises(ValueError, match="a supernet needs a genotype"):
+        small().network()(torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_outputs": None}, r"input_shape and num_outputs, or neither, got \(3, 8, 8\) and None"),
+        ({"channels": 0}, "num_outputs >= 1, got 0, 1, 3 and 3"),
+        ({"num_outputs": 0}, "num_outputs >= 1, got 4, 1, 3 and 0"),
+        ({"cells_per_stage": 0}, "num_outputs >= 1, got 4, 0, 3 and 3"),
+        ({"num_stages": 0}, "num_outputs >= 1, got 4, 1, 0 and 3"),
+        ({"reduction": "residal"}, "unknown reduction 'residal'; allowed: residual, pooling; did you mean 'residual'"),
+    ],
+)
+def test_sizes_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(**changes)

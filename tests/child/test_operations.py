@@ -5,16 +5,35 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from child.operations import MACRO_OPERATIONS, average_pool, conv, max_pool
+from child.operations import (
+    MACRO_OPERATIONS,
+    MICRO_OPERATIONS,
+    NASBENCH201_OPERATIONS,
+    DropPath,
+    Operation,
+    average_pool,
+    conv,
+    max_pool,
+    relu_conv_norm,
+)
 
-every_operation = pytest.mark.parametrize("name", MACRO_OPERATIONS)
+TABLES = {"macro": MACRO_OPERATIONS, "micro": MICRO_OPERATIONS, "nasbench201": NASBENCH201_OPERATIONS}
+NAMED = {f"{table} {name}": operation for table, rows in TABLES.items() for name, operation in rows.items()}
+
+DIRECTED = [(name, row, dims) for name, row in NAMED.items() for dims in ((1, 2) if "macro" in name else (2,))]
+
+every_operation = pytest.mark.parametrize(("name", "operation"), NAMED.items(), ids=list(NAMED))
 
 
-@every_operation
-@pytest.mark.parametrize(("size", "dims"), [((1, 1), 2), ((2, 5), 2), ((8, 8), 2), ((1, 1), 1), ((1, 7), 1)])
+in_every_direction = pytest.mark.parametrize(("name", "operation", "dims"), DIRECTED)
+
+
+@in_every_direction
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (8, 8)])
 @pytest.mark.parametrize("channels", [1, 6])
-def test_it_keeps_the_shape_and_its_costs_are_exact(name: str, size: tuple[int, int], dims: int, channels: int) -> None:
-    operation = MACRO_OPERATIONS[name]
+def test_it_keeps_the_shape_and_its_costs_are_exact(
+    name: str, operation: Operation, size: tuple[int, int], dims: int, channels: int
+) -> None:
     module = operation.build(channels, dims)
     assert sum(parameter.numel() for parameter in module.parameters()) == operation.parameters(channels, dims)
     assert sum(isinstance(part, nn.BatchNorm2d) for part in module.modules()) == operation.num_norms
@@ -25,32 +44,34 @@ def test_it_keeps_the_shape_and_its_costs_are_exact(name: str, size: tuple[int, 
 
 
 @every_operation
-def test_every_weight_learns(name: str) -> None:
+def test_every_weight_learns(name: str, operation: Operation) -> None:
     torch.manual_seed(0)
-    module = MACRO_OPERATIONS[name].build(4)
-    (module(torch.randn(8, 4, 6, 6)) ** 2).sum().backward()
+    module = operation.build(4)
+    images = torch.randn(8, 4, 6, 6, requires_grad=True)
+    (module(images) ** 2).sum().backward()
+    assert images.grad is not None and images.grad.abs().sum() > 0
     for parameter in module.parameters():
         assert parameter.grad is not None
         assert parameter.grad.abs().sum() > 0
 
 
-@every_operation
-@pytest.mark.parametrize("dims", [1, 2])
-def test_it_sees_as_far_as_its_name_says(name: str, dims: int) -> None:
+@in_every_direction
+def test_it_sees_as_far_as_its_name_says(name: str, operation: Operation, dims: int) -> None:
     torch.manual_seed(0)
-    module = MACRO_OPERATIONS[name].build(4, dims).eval()
-    image = torch.rand(1, 4, 9, 9, requires_grad=True)
-    module(image)[0, :, 4, 4].sum().backward()
+    module = operation.build(4, dims).eval()
+    image = torch.rand(1, 4, 11, 11, requires_grad=True)
+    module(image)[0, :, 5, 5].sum().backward()
     assert image.grad is not None
     reached = image.grad.abs().sum(dim=(0, 1)).nonzero()
-    if name == "maxpool3":  # the gradient goes to the largest alone
-        assert ((reached - 4).abs() <= 1).all()
+    kernel = int(name[-1]) if name[-1].isdigit() else 1
+    reach = (kernel // 2) * (2 if name.startswith("micro sepconv") else 1)  # which are applied twice
+    if "maxpool" in name:  # the gradient goes to the largest alone
+        assert ((reached - 5).abs() <= reach).all()
     else:
-        reach = int(name[-1]) // 2
         down = reach if dims == 2 else 0
         assert (reached.min(dim=0).values.tolist(), reached.max(dim=0).values.tolist()) == (
-            [4 - down, 4 - reach],
-            [4 + down, 4 + reach],
+            [5 - down, 5 - reach],
+            [5 + down, 5 + reach],
         )
 
 
@@ -73,3 +94,21 @@ def test_pools_have_known_answers() -> None:
 def test_a_stride_halves() -> None:
     assert conv(3, 5, 3, stride=2)(torch.zeros(2, 3, 8, 6)).shape == (2, 5, 4, 3)
     assert conv(3, 5, 3, stride=2, dims=1)(torch.zeros(2, 3, 1, 6)).shape == (2, 5, 1, 3)
+
+
+def test_a_stride_halves_inside_cells_too() -> None:
+    assert relu_conv_norm(3, 5, 2, 2)(torch.zeros(2, 3, 8, 7)).shape == (2, 5, 4, 3)
+    assert relu_conv_norm(3, 5, 3, 2)(torch.zeros(2, 3, 8, 7)).shape == (2, 5, 4, 4)
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    drop_path, ones = DropPath(0.4), torch.ones(4000, 2, 3, 3)
+    assert drop_path(ones) is ones  # nothing at the start of a training
+    drop_path.progress = 0.5
+    found = drop_path(ones)
+    assert (found == found[:, :1, :1, :1]).all()
+    values, counts = found[:, 0, 0, 0].unique(return_counts=True)
+    assert values.tolist() == pytest.approx([0.0, 1 / 0.8])
+    assert abs(int(counts[0]) - 800) < 4 * (4000 * 0.2 * 0.8) ** 0.5
+    assert drop_path.eval()(ones) is ones

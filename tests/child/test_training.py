@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from child.macro import MacroNetwork, MacroSpace
+from child.operations import DropPath
 from child.task import Split, Task
 from child.training import Training, TrainingError, TrainingSettings, measure, predict
 from child.transforms import Augmentation, Normalize
@@ -78,6 +79,16 @@ def test_the_cosine_starts_again(linear: nn.Module, task: Task) -> None:
     found = rates(train(linear, task, num_steps=7, learning_rate=0.1, final_learning_rate=0.0, restart_every=3))
     cycle = [0.1, 0.075, 0.025]  # cos of 0, 60 and 120 degrees
     assert found == pytest.approx([*cycle, *cycle, 0.1])
+
+
+def test_drop_path_learns_how_far_the_training_is(task: Task) -> None:
+    drop_path, seen = DropPath(0.5), []
+    drop_path.register_forward_pre_hook(lambda module, _inputs: seen.append(module.progress))
+    network = nn.Sequential(nn.Sequential(drop_path, nn.Flatten()), nn.Linear(192, 3))
+    training = train(network, task, num_steps=4)
+    while not training.finished:
+        training.step()
+    assert seen == [0.0, 0.25, 0.5, 0.75]
 
 
 # One step.

@@ -73,7 +73,7 @@ def test_every_reward_builds(name: str, unit: str) -> None:
     assert unit in reward.formula() or name == "quality"  # which no cost enters
 
 
-@pytest.mark.parametrize("space_name", [n for g, n in FILES if g == "space" and n not in ("flat", "nasbench201")])
+@pytest.mark.parametrize("space_name", [n for g, n in FILES if g == "space" and n != "flat"])
 @pytest.mark.parametrize("evaluator_name", [n for g, n in FILES if g == "evaluator" and n != "table"])
 def test_every_space_and_evaluator_build(space_name: str, evaluator_name: str, small_task: Task) -> None:
     config = compose(f"space={space_name}", f"evaluator={evaluator_name}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from child.micro import MicroSpace
 from child.mlp import MLPSpace
 from child.mobile import MobileSpace
 from child.recurrent import RecurrentSpace
@@ -26,7 +27,7 @@ from controller.policy import (
 SPREAD = PolicySettings(hidden=12, temperature=1.0, tanh_constant=None, init=1.0)  # far from uniform
 
 
-@pytest.fixture(params=["flat", "cell", "macro", "two operations", "mobile", "mlp"])
+@pytest.fixture(params=["flat", "cell", "macro", "two operations", "mobile", "mlp", "micro"])
 def space(request: pytest.FixtureRequest, known: Any) -> SearchSpace:
     makers = {
         "flat": lambda: known.FlatSpace(3, 4),
@@ -35,6 +36,7 @@ def space(request: pytest.FixtureRequest, known: Any) -> SearchSpace:
         "two operations": lambda: known.two_operations(3),
         "mobile": lambda: MobileSpace((1, 8, 8), 3, 4, 1, 2, 1, widths=(1, 2), kernels=(3, 5), expansions=(1, 2)),
         "mlp": lambda: MLPSpace((5,), 1, num_layers=2, widths=(4, 8)),
+        "micro": lambda: MicroSpace((1, 8, 8), 3, channels=2, num_nodes=1, num_cells=1),
     }
     return makers[request.param]()
 
@@ -347,3 +349,13 @@ def test_it_draws_recurrent_cells() -> None:
     assert all(space.genotype(tokens).tokens == tuple(tokens) for tokens in drawn)
     for step, decision in enumerate(space.decisions):
         assert set(drawn[:, step]) == set(range(decision.num_choices))
+
+
+def test_what_no_decision_shapes_has_an_anchor_that_learns() -> None:
+    space = MicroSpace((1, 8, 8), 3, channels=2, num_nodes=2, num_cells=1)
+    check_connections(space)
+    policy = policy_of(space)
+    assert policy.given == [0, 1, 4, 5]  # the two inputs of both cells
+    policy.evaluate(*batch_of(space, space.sample(np.random.default_rng(0), 20)), 0.4).log_probability.sum().backward()
+    assert policy.given_anchors.grad is not None
+    assert (policy.given_anchors.grad.abs().sum(dim=1) > 0).all()

@@ -1,0 +1,106 @@
+"""Folders of images: the classes are their subfolders, and every image is decoded once."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from child.task import Classification
+from envs import images as module
+from envs.images import images
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Eight images of each of two classes; the gray level tells class and number."""
+    monkeypatch.setenv("LUBAN_CACHE", str(tmp_path / "cache"))
+    for place, name in enumerate(("cat", "dog")):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(8):
+            pixels = np.full((10, 12), 100 * place + number, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{number}.png")
+    return tmp_path / "pets"
+
+
+def test_the_second_time_nothing_is_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    read = module._read_image
+    monkeypatch.setattr(module, "_read_image", lambda file, size: decoded.append(file) or read(file, size))
+    first = images(str(folder), seed=1, size=8)
+    assert len(decoded) == 16
+    again = images(str(folder), seed=1, size=8)
+    assert len(decoded) == 16
+    assert again.train.inputs.equal(first.train.inputs) and again.train.targets.equal(first.train.targets)
+    images(str(folder), seed=1, size=4)
+    assert len(decoded) == 32
+    Image.fromarray(np.full((10, 12), 9, np.uint8)).save(folder / "cat" / "8.png")
+    images(str(folder), seed=1, size=8)
+    assert len(decoded) == 32 + 17
+
+
+def test_pictures_keep_their_classes(folder: Path) -> None:
+    task = images(str(folder), seed=0, size=8)
+    assert task.name == "pets" and task.objective == Classification(("cat", "dog")) and task.input_shape == (1, 8, 8)
+    task.test.unseal()
+    levels = []
+    for part in (task.train, task.validation, task.test.read("all")):
+        assert (part.inputs[:, 0, 0, 0] >= 100).long().equal(part.targets)
+        levels += part.inputs[:, 0, 0, 0].tolist()
+    assert sorted(levels) == [*range(8), *range(100, 108)]
+
+
+def test_parts_that_are_given(folder: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    folder.rename(whole / "train")
+    (whole / "test" / "dog").mkdir(parents=True)
+    Image.fromarray(np.full((8, 8, 3), 77, np.uint8)).save(whole / "test" / "dog" / "1.png")
+    task = images(str(whole), seed=0, size=8)
+    assert task.input_shape == (3, 8, 8)  # one in color makes all so
+    task.test.unseal()
+    part = task.test.read("all")
+    assert part.targets.tolist() == [1] and part.inputs.unique().tolist() == [77]
+
+
+def broken(folder: Path) -> None:
+    (folder / "dog" / "3.png").write_bytes((folder / "dog" / "3.png").read_bytes()[:50])
+
+
+def empty_class(folder: Path) -> None:
+    (folder / "emu").mkdir()
+
+
+def one_class(folder: Path) -> None:
+    (folder / "dog").rename(folder.parent / "dog")
+
+
+def unknown_class(folder: Path) -> None:
+    for part in ("train", "test"):
+        (folder / part).mkdir()
+    (folder / "cat").rename(folder / "train" / "cat")
+    (folder / "dog").rename(folder / "test" / "dogs")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (broken, r"cannot read the image .*dog.3\.png"),
+        (empty_class, r"emu holds no image; every subfolder is a class"),
+        (one_class, "pets: classification needs at least 2 classes, got 1"),
+        (unknown_class, "dogs is a class that training lacks"),
+    ],
+)
+def test_mistakes_are_named(folder: Path, spoil: Any, expected: str) -> None:
+    spoil(folder)
+    with pytest.raises(ValueError, match=expected) as caught:
+        images(str(folder), seed=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="none is not a folder"):
+        images(str(tmp_path / "none"), seed=0)
+    with pytest.raises(ValueError, match="has no subfolders; expected one per class, each with its images"):
+        images(str(tmp_path), seed=0)
