@@ -160,6 +160,7 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
     else:
         if not isinstance(space, NetworkSpace):
             raise ConfigError(f"space: {config.space.target} has no networks that could be trained on {task.name}")
+        check_fit(space, task)
         cost = CostModel(space, cost_unit(config), task.input_shape, device)
         reward = build_reward(config, space, cost, known_target)
         evaluator = config.evaluator.build(
@@ -183,6 +184,21 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
 
     environments(1, config.search.fidelity).close()  # now, so that a mistake in env.id costs nothing
     return Parts(device, task, space, final_space, reward, evaluator, strategy, environments, join)
+
+
+def check_fit(space: NetworkSpace, task: Task) -> None:
+    """Prove on two samples that the space's networks read what the task gives, and give what it compares."""
+    two = task.train.take([0, 1])
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        network = space.network(space.sample(np.random.default_rng(0), 1)[0]).eval()
+        try:
+            outputs = network(task.preprocessing(two.inputs))
+            task.objective.scores(outputs, two.targets)
+        except (RuntimeError, ValueError, IndexError) as error:
+            given = f"inputs {task.input_shape}, targets {tuple(two.targets.shape[1:]) or 'of one value'}"
+            raise ConfigError(
+                f"space: networks of space {space.name} do not fit the task {task.name} ({given}): {error}"
+            ) from None
 
 
 def build_final_space(config: RunConfig, space: SearchSpace, shapes: dict[str, Any]) -> SearchSpace:

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main as main_script
-from child.cost import count_macs
+from child.cost import count_macs, measure_latency
 from child.network import load_network
 from child.retrain import retrain
 from child.supernet import SupernetEvaluator
 from child.task import SealedSplit
 from conf.schema import ConfigError, RunConfig
 from controller.derive import front_of, hypervolume
+from envs.cifar10 import CLASSES as CIFAR10_CLASSES
 from envs.digits import digits
 from logbook.report import usage_example
 from logbook.run import Run
@@ -178,6 +180,13 @@ def test_final_networks_may_be_larger_than_those_of_the_search(
     assert rows["teacher"]["macs"] > 1.4 * found[rows["teacher"]["text"]]  # nearly (12 / 8)^2
     config, _ = compose_text("retrain.space={num_layers: 9}")
     with pytest.raises(ConfigError, match=r"retrain.space: .* changes which decisions there are"):
+        build_parts(config)
+
+
+def test_a_space_that_does_not_fit_the_task_is_named(tmp_path: Path, compose_text: Compose) -> None:
+    (tmp_path / "novel.txt").write_text("to be or not to be " * 200)
+    config, _ = compose_text("env=text", f"env.path={tmp_path / 'novel.txt'}", "space.context=5", "space.width=8")
+    with pytest.raises(ConfigError, match=r"do not fit the task .* \(inputs \(96,\), targets \(64,\)\)"):
         build_parts(config)
 
 
@@ -500,11 +509,12 @@ def test_a_run_on_cuda_stops_and_goes_on(
 def write_small_data(folder: Path) -> dict[str, Path]:
     """What the experiments read, in small: images in the form of each data set, and text."""
     rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
-    for number, image in enumerate(pixels):
-        place = folder / "cifar10" / ("train" if number < 50 else "test") / f"class{number % 2}" / f"{number}.png"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(place)
+    for part, num in (("train", 12), ("test", 2)):
+        for name in CIFAR10_CLASSES:
+            place = folder / "cifar10" / part / name
+            place.mkdir(parents=True)
+            for number, image in enumerate(rng.integers(0, 256, (num, 32, 32, 3), dtype=np.uint8)):
+                Image.fromarray(image).save(place / f"{number}.png")
     fashion = folder / "fashion"
     fashion.mkdir()
     for part, num in (("train", 60), ("t10k", 20)):
@@ -512,7 +522,7 @@ def write_small_data(folder: Path) -> dict[str, Path]:
         images = rng.integers(0, 256, (num, 28, 28), dtype=np.uint8)
         (fashion / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, num, 28, 28) + images.tobytes())
         (fashion / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, num) + labels.tobytes())
-    text = " ".join(rng.choice(["to", "be", "or", "not"], 500).tolist())
+    text = " ".join(rng.choice(["to", "be", "or", "not"], 700).tolist())
     (folder / "shakespeare.txt").write_text(text)
     (folder / "wikitext").mkdir()
     for part in ("train", "valid", "test"):
@@ -526,9 +536,15 @@ def write_small_data(folder: Path) -> dict[str, Path]:
     }
 
 
-@pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")))
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [pytest.param(name, marks=[] if name.endswith("_small") else pytest.mark.slow) for name in EXPERIMENTS],
+)
 def test_every_experiment_takes_its_first_steps(
-    experiment: str, tmp_path: Path, compose_text: Compose, no_report: None
+    experiment: str, tmp_path: Path, compose_text: Compose, no_report: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At its own size, on a few samples: two rounds of the search, and an epoch of every final network."""
     text = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text()
@@ -537,6 +553,7 @@ def test_every_experiment_takes_its_first_steps(
     few += ["search.fidelity=1", "derive.candidates=2", "retrain.training.epochs=1", "distill.training.epochs=1"]
     few += ["baseline.learning_rates=[0.05]", "threads=1", "device=cpu", f"output={tmp_path}", "name=run"]
     few += ["env.task.num_train=60"] if env == "fashion_mnist" else []
+    monkeypatch.setattr(main_script, "measure_latency", partial(measure_latency, num_warmup=0, num_repeats=2))
     main(*compose_text(f"experiment={experiment}", f"env.path={write_small_data(tmp_path)[env]}", *few))
     rows = load(tmp_path / "run" / "results.json")["rows"]
     assert {"teacher", "student", "hand_designed"} <= {row["name"] for row in rows}
