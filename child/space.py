@@ -224,7 +224,8 @@ class SearchSpace(ABC):
             for choice in np.flatnonzero(mask).tolist():
                 tokens = list(genotype.tokens)
                 tokens[step] = choice
-                found[self.canonical(tokens)] = None
+                repaired = self.canonical(tokens) if self.masks_depend_on_prefix else Genotype(self.name, tuple(tokens))
+                found[repaired] = None
         found.pop(genotype, None)
         return list(found)
 
