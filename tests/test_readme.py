@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import wavfile
 
 from child.network import load_network
 
@@ -53,7 +54,9 @@ def type_in(known: Any, tmp_path: Path) -> Callable[..., Path]:
 
 
 def commands(start: str) -> list[str]:
-    return [line.strip() for line in README.splitlines() if line.startswith(f"    {start}")]
+    """Lines of their own, and cells of tables."""
+    alone = [line.strip() for line in README.splitlines() if line.startswith(f"    {start}")]
+    return alone + re.findall(rf"\| `({re.escape(start)}[^`]*)` \|", README)
 
 
 def history(run: Path) -> list[dict]:
@@ -117,6 +120,45 @@ def test_arrays_in_a_file(type_in: Any, tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", x=rng.integers(0, 256, (40, 9, 9, 3), dtype=np.uint8), y=np.arange(40) % 2)
     (command,) = [line for line in commands("python main.py") if "env=arrays" in line]
     assert type_in(command).is_dir()
+
+
+def test_a_folder_of_sounds(type_in: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        pitch = (200, 900)[number % 2] * rng.uniform(0.9, 1.1)
+        wave = 8000 * np.sin(2 * np.pi * pitch * np.arange(4000) / 8000) + rng.normal(0, 500, 4000)
+        place = tmp_path / "sounds" / ("low", "high")[number % 2] / f"{number}.wav"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        wavfile.write(place, 8000, wave.astype(np.int16))
+    (command,) = [line for line in commands("python main.py") if "env=speech" in line]
+    run = type_in(command)
+    network = load_network(run / "networks" / "student")
+    assert network.classify(np.zeros(8000, np.int16))[0] in ("low", "high")
+
+
+def test_a_table(type_in: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [(rng.uniform(30, 200), rng.choice(["city", "village"]), int(rng.integers(1, 6))) for _ in range(80)]
+    lines = [f"{a:.1f},{b},{c},{3000 * a * (2 if b == 'city' else 1) + 0.5:.2f}" for a, b, c in rows]
+    (tmp_path / "homes.csv").write_text("\n".join(["area,place,rooms,price", *lines]) + "\n")
+    (command,) = [line for line in commands("python main.py") if "env=table" in line]
+    run = type_in(command, without="space.")
+    results = json.loads((run / "results.json").read_text())
+    assert results["metric"] == "R squared" and "regression of price" in results["task"]
+    answers = load_network(run / "networks" / "student").predict(np.zeros((2, 4), np.float32))
+    assert answers.shape == (2,) and bool(answers.isfinite().all())
+
+
+def test_a_text(type_in: Any, tmp_path: Path) -> None:
+    (tmp_path / "novel.txt").write_text("It was the best of times , it was the worst of times .\n" * 300)
+    (command,) = [line for line in commands("python main.py") if "env=text" in line]
+    run = type_in(command, "space.width=8", "space.num_nodes=3", without="space.")
+    results = json.loads((run / "results.json").read_text())
+    assert results["metric"] == "perplexity" and not results["higher_is_better"]
+    rows = {row["name"]: row for row in results["rows"]}
+    assert rows["hand_designed"]["title"] == "Hand-designed (LSTMLanguageModel)"
+    assert all(0.3 < quality < 1 for row in rows.values() for quality in row["quality"])
+    assert "(lower is better)" in (run / "report.html").read_text()
 
 
 def test_several_runs_at_once(known: Any, tmp_path: Path) -> None:
