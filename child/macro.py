@@ -6,7 +6,7 @@ layer too (a residual); sizes are halved by a dense 2x2 convolution of stride 2 
 convolutions; an output is reduced only where something later uses it; the depth may be a decision; a sequence, such
 as the spectrum of a sound over time, runs as an image of height 1 with kernels, pools and reductions along it alone.
 
-Letters: B samples, C channels, H height, W width (or length of a sequence), L layers, K classes.
+Letters: B samples, C channels, H height, W width (or length of a sequence), L layers, K outputs.
 """
 
 import re

@@ -85,6 +85,8 @@ class MicroSpace(NetworkSpace):
                 "space micro needs channels, num_outputs, num_nodes and num_cells >= 1, "
                 f"got {channels}, {num_outputs}, {num_nodes} and {num_cells}"
             )
+        if len(input_shape) != 3:
+            raise ValueError(f"space micro needs input_shape (C, H, W), got {tuple(input_shape)}")
         if min(input_shape[1:]) < 2 ** (NUM_STAGES - 1):
             raise ValueError(f"images of {input_shape[1]}x{input_shape[2]} cannot be halved {NUM_STAGES - 1} times")
         if not (0 <= dropout < 1 and 0 <= drop_path < 1):

@@ -60,6 +60,8 @@ class NASBench201Space(NetworkSpace):
             raise ValueError(
                 f"space nasbench201 needs input_shape and num_outputs, or neither, got {input_shape} and {num_outputs}"
             )
+        if input_shape is not None and len(input_shape) != 3:
+            raise ValueError(f"space nasbench201 needs input_shape (C, H, W), got {tuple(input_shape)}")
         if min(channels, cells_per_stage, num_stages, 1 if num_outputs is None else num_outputs) < 1:
             raise ValueError(
                 "space nasbench201 needs channels, cells_per_stage, num_stages and num_outputs >= 1, "

@@ -37,10 +37,15 @@ class ResNet(nn.Module):
         num_outputs: Outputs.
         width: Channels of the first stage.
         blocks: Blocks per stage: 1 gives ResNet-8, 3 ResNet-20.
+
+    Raises:
+        ValueError: The inputs are not images.
     """
 
     def __init__(self, input_shape: Sequence[int], num_outputs: int, width: int, blocks: int = 1):
         super().__init__()
+        if len(input_shape) != 3:
+            raise ValueError(f"ResNet takes images, input_shape (C, H, W), got {tuple(input_shape)}")
         self.stem = nn.Sequential(
             nn.Conv2d(input_shape[0], width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
         )

@@ -86,7 +86,7 @@ class SupernetEvaluator:
         if fidelity < 1:
             draw = torch.Generator().manual_seed(derive_seed(seed, "validation"))
             count = max(1, round(fidelity * len(split)))
-            split = split.take(torch.randperm(len(split), generator=draw)[:count].to(split.targets.device))
+            split = split.take(torch.randperm(len(split), generator=draw)[:count])
         unique = list(dict.fromkeys(genotypes))
         targets = split.targets.cpu()
         found = {}

@@ -40,9 +40,10 @@ class Split:
 
     def take(self, indices: Tensor | Sequence[int]) -> "Split":
         """The samples at these places."""
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        chosen = torch.as_tensor(indices, dtype=torch.int64)  # on the processor, where groups stay
         groups = None if self.groups is None else self.groups[chosen]
-        return Split(_gather(self.inputs, chosen), self.targets[chosen], groups)
+        where = chosen.to(self.inputs.device)
+        return Split(_gather(self.inputs, where), self.targets[where], groups)
 
     def join(self, other: "Split") -> "Split":
         """Both, end to end."""

@@ -301,3 +301,9 @@ def test_a_supernet_does_not_run_without_a_genotype() -> None:
 def test_sizes_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(**changes)
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 20)])
+def test_inputs_that_are_no_images_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="space micro needs input_shape"):
+        MicroSpace(shape, num_outputs=2)

@@ -38,3 +38,9 @@ def test_the_shortcut_is_a_strided_convolution(inputs: int, outputs: int, stride
     assert isinstance(convolution, torch.nn.Conv2d)
     expected = norm(functional.conv2d(images, convolution.weight, stride=stride)).clamp(min=0)
     torch.testing.assert_close(block(images), expected)
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 20)])
+def test_inputs_that_are_no_images_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="ResNet takes images"):
+        ResNet(shape, num_outputs=2, width=4)

@@ -275,3 +275,18 @@ def test_loss_and_metric_have_known_answers(task: Task) -> None:
     assert task.loss(logits, targets).item() == pytest.approx(by_hand / 4)
     uniform = sum(math.log(sum(math.exp(v) for v in row)) - sum(row) / 3 for row in logits.tolist())
     assert task.loss(logits, targets, 0.3).item() == pytest.approx((0.7 * by_hand + 0.3 * uniform) / 4, rel=1e-5)
+
+
+def test_samples_are_taken_by_indices_on_their_own_device_and_groups_on_the_processor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = []
+
+    def gather(stored: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        found.append(indices.device)
+        return stored[indices]
+
+    monkeypatch.setattr("child.task._gather", gather)
+    split = Split(torch.zeros(3, 2), torch.zeros(3), torch.tensor([4, 5, 6])).to(torch.device("meta"))
+    groups = split.take([0, 2]).groups
+    assert found == [torch.device("meta")] and groups is not None and groups.tolist() == [4, 6]
