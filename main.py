@@ -160,7 +160,12 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
     else:
         if not isinstance(space, NetworkSpace):
             raise ConfigError(f"space: {config.space.target} has no networks that could be trained on {task.name}")
-        check_fit(space, task)
+        shape = {"input_shape": list(task.input_shape), "num_outputs": task.num_outputs, "width": 8}
+        drawn = space.sample(np.random.default_rng(0), 1)[0]
+        for key, searched in (("space", space), ("retrain.space", final_space)):
+            assert isinstance(searched, NetworkSpace)
+            check_fit(key, partial(searched.network, drawn), task)
+        check_fit("baseline.network", partial(config.baseline.network.build, config.plugins, **shape), task)
         cost = CostModel(space, cost_unit(config), task.input_shape, device)
         reward = build_reward(config, space, cost, known_target)
         evaluator = config.evaluator.build(
@@ -186,19 +191,15 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
     return Parts(device, task, space, final_space, reward, evaluator, strategy, environments, join)
 
 
-def check_fit(space: NetworkSpace, task: Task) -> None:
-    """Prove on two samples that the space's networks read what the task gives, and give what it compares."""
-    two = task.train.take([0, 1])
+def check_fit(key: str, build: Callable[[], nn.Module], task: Task) -> None:
+    """Prove on two samples that a network reads what the task gives, and gives what is compared with the answers."""
+    two = task.train.take(range(min(2, len(task.train))))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        network = space.network(space.sample(np.random.default_rng(0), 1)[0]).eval()
         try:
-            outputs = network(task.preprocessing(two.inputs))
-            task.objective.scores(outputs, two.targets)
+            task.objective.scores(build().eval()(task.preprocessing(two.inputs)), two.targets)
         except (RuntimeError, ValueError, IndexError) as error:
             given = f"inputs {task.input_shape}, targets {tuple(two.targets.shape[1:]) or 'of one value'}"
-            raise ConfigError(
-                f"space: networks of space {space.name} do not fit the task {task.name} ({given}): {error}"
-            ) from None
+            raise ConfigError(f"{key}: does not fit the task {task.name} ({given}): {error}") from None
 
 
 def build_final_space(config: RunConfig, space: SearchSpace, shapes: dict[str, Any]) -> SearchSpace:
@@ -438,7 +439,8 @@ def train_finals(at: Setting, found: dict[str, Any]) -> dict[str, Any]:
     if found["random_best"] is not None:
         finals.append(train_final(at, architecture("random_best", "Best of random search",
                                                    space.genotype(found["random_best"]))))  # fmt: skip
-    finals.append(train_hand_designed(at, space, teacher))
+    wanted = space.macs(teacher) if config.baseline.match == "macs" else count_parameters(teacher_network)
+    finals.append(train_hand_designed(at, wanted))
     share = space.macs(student) / space.macs(teacher)
     note = f"The student has {share:.1%} of the teacher's MACs (budget {config.distill.budget:.0%})."
     if not within:
@@ -494,8 +496,8 @@ def best_of(task: Task, metrics: Sequence[Sequence[float]]) -> int:
     return int(np.argmax(np.nan_to_num(qualities, nan=-1.0)))
 
 
-def train_hand_designed(at: Setting, space: NetworkSpace, teacher: Genotype) -> dict[str, Any]:
-    """A usual network of like cost; its learning rate is the best of a few after a third of the epochs."""
+def train_hand_designed(at: Setting, wanted: int) -> dict[str, Any]:
+    """A usual network of that cost; its learning rate is the best of a few after a third of the epochs."""
     baseline, full = at.config.baseline, at.config.retrain.training
     rates = baseline.learning_rates
     shapes = {"input_shape": list(at.task.input_shape), "num_outputs": at.task.num_outputs}
@@ -503,10 +505,7 @@ def train_hand_designed(at: Setting, space: NetworkSpace, teacher: Genotype) -> 
     def build(width: int) -> nn.Module:
         return baseline.network.build(at.config.plugins, **shapes, width=width)
 
-    if baseline.match == "macs":
-        wanted, cost = space.macs(teacher), partial(count_macs, input_shape=at.task.input_shape)
-    else:
-        wanted, cost = space.parameters(teacher), count_parameters
+    cost = partial(count_macs, input_shape=at.task.input_shape) if baseline.match == "macs" else count_parameters
     width = width_of_like_cost(build, cost, wanted)
     name = baseline.network.target.rpartition(".")[2]
     arguments = {**shapes, "width": width, **baseline.network.arguments}

@@ -120,8 +120,14 @@ def tabular(
         stored = store(table.path, np.concatenate(columns, axis=1).astype(np.float32))
         if kind == "regression":
             return stored, table.numbers(target)
-        # As integers, 10 comes after 9.
-        return stored, table.numbers(target).astype(np.int64) if whole else np.array(table.column(target))
+        if not whole:
+            return stored, np.array(table.column(target))
+        classes = table.numbers(target)
+        broken = np.flatnonzero(classes % 1)
+        if len(broken):
+            line, given = table.lines[broken[0]], classes[broken[0]]
+            raise ValueError(f"{table.path}, line {line}: classes are whole numbers in {path}, got {given:g}")
+        return stored, classes.astype(np.int64)  # as integers, 10 comes after 9
 
     def fit(inputs: Tensor) -> Normalize:
         """Numbers are standardized; the one-hot columns stay, but for those of texts that training data lack."""

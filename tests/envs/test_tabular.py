@@ -174,6 +174,13 @@ def test_mistakes_in_the_test_set_are_named(tmp_path: Path, text: str, expected:
         tabular(write(tmp_path, HOMES), "price", 0, test_path=write(tmp_path, text, "test.csv"))
 
 
+def test_a_class_that_is_no_whole_number_is_refused(tmp_path: Path) -> None:
+    train = write(tmp_path, table("size,kind", [(number, number % 3) for number in range(30)]))
+    test = write(tmp_path, table("size,kind", [(1, 0), (2, 1.5)]), "test.csv")
+    with pytest.raises(ValueError, match=r"test.csv, line 3: classes are whole numbers in .*homes.csv, got 1.5"):
+        tabular(train, "kind", 0, test_path=test)
+
+
 def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "latin.csv").write_bytes("größe,price\n1,2\n".encode("latin-1"))
     (tmp_path / "plain.csv.gz").write_bytes(b"rooms,price\n")
