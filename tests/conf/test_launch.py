@@ -50,7 +50,7 @@ def test_there_are_configs() -> None:
 
 @pytest.mark.parametrize(("group", "name"), FILES, ids=["/".join(file) for file in FILES])
 def test_every_config_composes(group: str, name: str, data: str) -> None:
-    override = f"+{group}={name}" if group == "experiment" else f"{group}={name}"
+    override = f"{group}={name}"
     target = ["env.task.target=y"] if name == "table" and group == "env" else []
     config = compose(override, f"++env.path={data}", *target)
     assert isinstance(config, RunConfig)
