@@ -6,42 +6,20 @@ Two runs at a time, each with one thread, in outputs/benchmark-digits/seed<k>. F
 every run. Writes benchmarks/results/digits.md and digits.json.
 """
 
+from whole_runs import ROOT, finish, write  # isort: skip
+
 import json
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "outputs" / "benchmark-digits"
-RESULTS = ROOT / "benchmarks" / "results"
 SEEDS = range(10)
 
 
 def main() -> None:
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(run, SEEDS))
+    finish((f"seed {seed}", FOLDER / f"seed{seed}", [f"seed={seed}"]) for seed in SEEDS)
     rows = [summary(seed) for seed in SEEDS]
-    text = table(rows)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "digits.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (RESULTS / "digits.md").write_text(text)
-    print(text)
-
-
-def run(seed: int) -> None:
-    folder = FOLDER / f"seed{seed}"
-    if (folder / "results.json").exists():
-        return
-    begun = any(folder.glob("checkpoints/*.ckpt"))
-    new = [f"seed={seed}", f"name=seed{seed}", f"output={FOLDER}", "threads=1", *sys.argv[1:]]
-    arguments = [f"resume={folder}"] if begun else new
-    done = subprocess.run([sys.executable, "main.py", *arguments], cwd=ROOT, capture_output=True, text=True)
-    print(
-        f"seed {seed}: " + (done.stdout.strip().splitlines()[-1] if done.returncode == 0 else done.stderr), flush=True
-    )
+    write("digits", rows, table(rows))
 
 
 def summary(seed: int) -> dict:

@@ -6,43 +6,25 @@ Two runs at a time, each with one thread, in outputs/benchmark-spoken-digits/<sp
 for every run. Writes benchmarks/results/spoken_digits.md and spoken_digits.json.
 """
 
+from whole_runs import ROOT, finish, write  # isort: skip
+
 import json
 import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("LUBAN_DATA", str(ROOT.parent / "shared" / "data"))
 FOLDER = ROOT / "outputs" / "benchmark-spoken-digits"
-RESULTS = ROOT / "benchmarks" / "results"
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 
 
 def main() -> None:
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(run, SPEAKERS))
+    finish(
+        (speaker, FOLDER / speaker, ["env=spoken_digits", f"env.task.test_speaker={speaker}", f"seed={seed}"])
+        for seed, speaker in enumerate(SPEAKERS)
+    )
     rows = [summary(speaker) for speaker in SPEAKERS]
-    text = table(rows)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "spoken_digits.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (RESULTS / "spoken_digits.md").write_text(text)
-    print(text)
-
-
-def run(speaker: str) -> None:
-    folder = FOLDER / speaker
-    if (folder / "results.json").exists():
-        return
-    begun = any(folder.glob("checkpoints/*.ckpt"))
-    new = ["env=spoken_digits", f"env.task.test_speaker={speaker}", f"seed={SPEAKERS.index(speaker)}"]
-    new += [f"name={speaker}", f"output={FOLDER}", "threads=1", *sys.argv[1:]]
-    arguments = [f"resume={folder}"] if begun else new
-    done = subprocess.run([sys.executable, "main.py", *arguments], cwd=ROOT, capture_output=True, text=True)
-    print(f"{speaker}: " + (done.stdout.strip().splitlines()[-1] if done.returncode == 0 else done.stderr), flush=True)
+    write("spoken_digits", rows, table(rows))
 
 
 def summary(speaker: str) -> dict:

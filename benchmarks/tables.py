@@ -8,40 +8,29 @@ fold's test rows are read once. Two folds at a time, each with one thread, in ou
 arguments are overrides for every run. Writes benchmarks/results/tables.md and tables.json.
 """
 
+from whole_runs import ROOT, finish, write  # isort: skip
+
 import json
-import subprocess
-import sys
 import warnings
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.compose import TransformedTargetRegressor
-from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
+from sklearn.model_selection import GridSearchCV
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from child.task import Task
-from child.transforms import Normalize
-from envs.arrays import make_task, store
+from benchmarks.outer_folds import NUM_FOLDS, Name, divide, load
 
-ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "outputs" / "benchmark-tables"
-RESULTS = ROOT / "benchmarks" / "results"
-TABLES = ("diabetes", "breast_cancer")
-FOLDS = range(5)
+TABLES: tuple[Name, ...] = ("diabetes", "breast_cancer")
 INNER_FOLDS = 4  # of both sides
 SETTINGS = (
-    "plugins=[benchmarks.tables]",
-    "env.task._target_=benchmarks.tables.outer_fold",
+    "plugins=[benchmarks.outer_folds]",
+    "env.task._target_=benchmarks.outer_folds.outer_fold",
     "~env.task.test_share",
-    "threads=1",
     "evaluator=standalone",
     f"evaluator.folds={INNER_FOLDS}",
     # As in the final training, for what is good after 10 epochs need not be so after 30.
@@ -55,53 +44,17 @@ SETTINGS = (
 GRID = {"learning_rate_init": [0.001, 0.003, 0.01], "hidden_layer_sizes": [(32,), (128,), (64, 64)],
         "alpha": [0.0001, 0.1, 10.0]}  # fmt: skip
 
-Name = Literal["diabetes", "breast_cancer"]
-
 
 def main() -> None:
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(run, [(name, fold) for name in TABLES for fold in FOLDS]))
+    folds: list[tuple[Name, int]] = [(name, fold) for name in TABLES for fold in range(NUM_FOLDS)]
+    finish((f"{name}, fold {fold}", FOLDER / f"{name}{fold}", overrides(name, fold)) for name, fold in folds)
     rows = [{"table": name, "fold": fold, "scikit_learn": tuned(name, fold), **searched(name, fold)}
-            for name in TABLES for fold in FOLDS]  # fmt: skip
-    text = table(rows)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "tables.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (RESULTS / "tables.md").write_text(text)
-    print(text)
+            for name, fold in folds]  # fmt: skip
+    write("tables", rows, table(rows))
 
 
-def load(name: Name) -> tuple[NDArray[Any], NDArray[Any]]:
-    found: Any = load_diabetes(scaled=False) if name == "diabetes" else load_breast_cancer()
-    return found.data, found.target
-
-
-def divide(name: Name, fold: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The rows of the training part and of the test part of an outer fold, the same for both sides."""
-    dealer = KFold if name == "diabetes" else StratifiedKFold
-    return list(dealer(len(FOLDS), shuffle=True, random_state=0).split(*load(name)))[fold]
-
-
-def outer_fold(name: Name, fold: int, seed: int, validation_share: float = 0.25) -> Task:
-    """The task of an outer fold: its test part is the test set."""
-    x, y = load(name)
-    train, test = divide(name, fold)
-    return make_task(
-        name, store(name, x[train]), y[train], seed, 0.25, validation_share, partial(Normalize.fit, scale=1.0),
-        test=(store(name, x[test]), y[test]),
-    )  # fmt: skip
-
-
-def run(which: tuple[Name, int]) -> None:
-    name, fold = which
-    folder = FOLDER / f"{name}{fold}"
-    if not (folder / "results.json").exists():
-        begun = any(folder.glob("checkpoints/*.ckpt"))
-        new = [f"env={name}", *SETTINGS, f"+env.task.name={name}", f"+env.task.fold={fold}", f"seed={fold}",
-               f"name={folder.name}", f"output={FOLDER}", *sys.argv[1:]]  # fmt: skip
-        arguments = [f"resume={folder}"] if begun else new
-        done = subprocess.run([sys.executable, "main.py", *arguments], cwd=ROOT, capture_output=True, text=True)
-        last = done.stdout.strip().splitlines()[-1] if done.returncode == 0 else done.stderr
-        print(f"{name}, fold {fold}: {last}", flush=True)
+def overrides(name: Name, fold: int) -> list[str]:
+    return [f"env={name}", *SETTINGS, f"+env.task.name={name}", f"+env.task.fold={fold}", f"seed={fold}"]
 
 
 def tuned(name: Name, fold: int) -> float:

@@ -7,21 +7,16 @@ for the same steps in the same way; the LSTM's learning rate is the best of thre
 are overrides for every run. Writes benchmarks/results/tiny_shakespeare.md and tiny_shakespeare.json.
 """
 
+from whole_runs import ROOT, finish, write  # isort: skip
+
 import json
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "outputs" / "benchmark-tiny-shakespeare"
-RESULTS = ROOT / "benchmarks" / "results"
 SEEDS = range(3)
 SETTINGS = (
     "env=tiny_shakespeare",
-    "threads=1",
     "search.fidelity=0.1",  # a validation of 5,600 characters each; candidates are scored again on all of it
     "retrain.training.epochs=5",
     "distill.training.epochs=1",  # all cells cost the same, so that a student is of no interest here
@@ -29,26 +24,9 @@ SETTINGS = (
 
 
 def main() -> None:
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(run, SEEDS))
+    finish((f"seed {seed}", FOLDER / f"seed{seed}", [*SETTINGS, f"seed={seed}"]) for seed in SEEDS)
     rows = [summary(seed) for seed in SEEDS]
-    text = table(rows)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "tiny_shakespeare.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (RESULTS / "tiny_shakespeare.md").write_text(text)
-    print(text)
-
-
-def run(seed: int) -> None:
-    folder = FOLDER / f"seed{seed}"
-    if (folder / "results.json").exists():
-        return
-    begun = any(folder.glob("checkpoints/*.ckpt"))
-    new = [*SETTINGS, f"seed={seed}", f"name=seed{seed}", f"output={FOLDER}", *sys.argv[1:]]
-    arguments = [f"resume={folder}"] if begun else new
-    done = subprocess.run([sys.executable, "main.py", *arguments], cwd=ROOT, capture_output=True, text=True)
-    last = done.stdout.strip().splitlines()[-1] if done.returncode == 0 else done.stderr
-    print(f"seed {seed}: {last}", flush=True)
+    write("tiny_shakespeare", rows, table(rows))
 
 
 def summary(seed: int) -> dict:
