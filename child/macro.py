@@ -16,7 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from child.operations import MACRO_OPERATIONS, conv, sides
+from child.operations import MACRO_OPERATIONS, conv, prepare, sides
 from child.space import Decision, Genotype, Graph, Mask, NetworkSpace, Tokens, nearest
 
 Layer = tuple[str, tuple[int, ...]]
@@ -243,10 +243,7 @@ class MacroNetwork(nn.Module):
         )
         self.dropout = nn.Dropout(space.dropout)
         self.classifier = nn.Linear(channels, space.num_outputs)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        prepare(self)
 
     def forward(self, x: Tensor, genotype: Genotype | None = None) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) or sequences (B, C, L)."""

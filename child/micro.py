@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from child.operations import MICRO_OPERATIONS, DropPath, relu_conv_norm
+from child.operations import MICRO_OPERATIONS, DropPath, prepare, relu_conv_norm
 from child.space import Decision, Genotype, Graph, NetworkSpace, nearest
 from child.task import WithAuxiliary
 
@@ -338,10 +338,7 @@ class MicroNetwork(nn.Module):
             self.auxiliary = AuxiliaryHead(last, space.num_outputs)
         self.dropout = nn.Dropout(space.dropout)
         self.classifier = nn.Linear(last, space.num_outputs)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        prepare(self)
 
     def forward(self, x: Tensor, genotype: Genotype | None = None) -> Tensor | WithAuxiliary:
         """Outputs (B, K) of images (B, C, H, W); in training with those of the auxiliary head, where there is one."""

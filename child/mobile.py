@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from child.elastic import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear, ElasticSpace, run_together
+from child.operations import prepare
 from child.space import Decision, Genotype, Graph, Mask, Tokens
 
 REDUCTION = 4  # of the channels in squeeze-and-excitation (Howard et al. 2019, section 5.3)
@@ -298,10 +298,7 @@ class MobileNetwork(nn.Module):
         self.blocks = nn.ModuleDict({block.name: InvertedResidual(block, space.stride(block)) for block in blocks})
         self.dropout = nn.Dropout(space.dropout)
         self.classifier = ElasticLinear(blocks[-1].outputs, space.num_outputs)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        prepare(self)
 
     def forward(self, x: Tensor, genotype: Genotype | None = None) -> Tensor:
         """Outputs (B, K) of images (B, C, H, W)."""

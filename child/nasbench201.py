@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from child.operations import NASBENCH201_OPERATIONS, relu_conv_norm
+from child.operations import NASBENCH201_OPERATIONS, prepare, relu_conv_norm
 from child.space import Decision, Genotype, Graph, NetworkSpace, nearest
 
 OPERATIONS = ("none", *NASBENCH201_OPERATIONS)
@@ -272,10 +272,7 @@ class NASBench201Network(nn.Module):
         )
         self.norm = nn.BatchNorm2d(widths[-1])
         self.classifier = nn.Linear(widths[-1], outputs)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        prepare(self)
 
     def forward(self, x: Tensor, genotype: Genotype | None = None) -> Tensor:
         """Outputs (B, K) of images (B, C, H, W)."""

@@ -23,6 +23,14 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 
     return nn.Conv2d(inputs, outputs, sides(kernel, dims), sides(stride, dims), padding, groups=groups, bias=False)
 
 
+def prepare(network: nn.Module) -> None:
+    """Draw the weights of all convolutions (He et al. 2015, for ReLU), and lay the network out channels last."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def conv_norm_relu(inputs: int, outputs: int, kernel: int, stride: int = 1, dims: int = 2) -> nn.Sequential:
     """Convolution that keeps the size (at stride 1), batch normalization, ReLU."""
     return nn.Sequential(conv(inputs, outputs, kernel, stride, dims=dims), nn.BatchNorm2d(outputs), nn.ReLU())

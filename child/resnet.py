@@ -1,27 +1,30 @@
-"""The hand-designed opponent: a small residual network (He et al. 2016, CIFAR design) of any width."""
+"""The hand-designed opponent for images: a small residual network (He et al. 2016, CIFAR design) of any width."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from child.operations import conv, conv_norm_relu, prepare
+
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
+    """Two convolutions of 3 and a shortcut, which is a 1x1 convolution where the shape changes.
 
-    def __init__(self, inputs: int, outputs: int, stride: int):
+    Of one dimension it takes images of height 1.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, dims: int = 2):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+            *conv_norm_relu(inputs, outputs, 3, stride, dims=dims),
+            conv(outputs, outputs, 3, dims=dims),
             nn.BatchNorm2d(outputs),
         )
         self.stride = stride
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(conv(inputs, outputs, 1), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         # Sliced, not strided: the backward pass of a strided 1x1 convolution over 2 to 6 channels in channels-last
@@ -39,28 +42,26 @@ class ResNet(nn.Module):
         blocks: Blocks per stage: 1 gives ResNet-8, 3 ResNet-20.
 
     Raises:
-        ValueError: The inputs are not images.
+        ValueError: The inputs have another number of dimensions.
     """
+
+    dims = 2
+    takes = "images, input_shape (C, H, W)"
 
     def __init__(self, input_shape: Sequence[int], num_outputs: int, width: int, blocks: int = 1):
         super().__init__()
-        if len(input_shape) != 3:
-            raise ValueError(f"ResNet takes images, input_shape (C, H, W), got {tuple(input_shape)}")
-        self.stem = nn.Sequential(
-            nn.Conv2d(input_shape[0], width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-        )
+        if len(input_shape) != 1 + self.dims:
+            raise ValueError(f"{type(self).__name__} takes {self.takes}, got {tuple(input_shape)}")
+        self.stem = conv_norm_relu(input_shape[0], width, 3, dims=self.dims)
         stages, channels = [], width
         for stage in range(3):
             for block in range(blocks):
                 outputs = width * 2**stage
-                stages.append(ResidualBlock(channels, outputs, 2 if stage > 0 and block == 0 else 1))
+                stages.append(ResidualBlock(channels, outputs, 2 if stage > 0 and block == 0 else 1, self.dims))
                 channels = outputs
         self.stages = nn.Sequential(*stages)
         self.classifier = nn.Linear(channels, num_outputs)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        prepare(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W)."""

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from child.convnet import ConvNet1d, ResidualBlock1d
+from child.convnet import ConvNet1d
 from child.cost import count_macs, count_parameters, width_of_like_cost
+from child.resnet import ResidualBlock
 
 
 @pytest.mark.parametrize("input_shape", [(1, 8), (40, 63), (2, 4)])
@@ -38,7 +39,7 @@ def test_it_is_a_network_of_one_dimensional_convolutions(unsettle: object) -> No
     inputs = torch.randn(4, 5, 21)
     x = convolve(inputs, network.stem[0], network.stem[1]).relu()
     for block in network.stages:
-        assert isinstance(block, ResidualBlock1d)
+        assert isinstance(block, ResidualBlock)
         body = convolve(x, block.body[0], block.body[1], block.stride).relu()
         body = convolve(body, block.body[3], block.body[4])
         layers = list(block.shortcut.children())
