@@ -8,17 +8,13 @@ sliced in it. Weights outside a slice have a gradient of zero, not None: momentu
 Letters: B samples, C channels, H height, W width, I inputs, O outputs, k kernel.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from child.space import Genotype, NetworkSpace
-
-State = TypeVar("State")
-Step = TypeVar("Step", bound=Hashable)
 
 
 def crop(weight: Tensor, shape: Sequence[int]) -> Tensor:
@@ -97,31 +93,3 @@ class ElasticBatchNorm2d(nn.BatchNorm2d):
             0.0 if momentum is None else momentum,
             self.eps,
         )
-
-
-def run_together(
-    state: State, plans: Sequence[Sequence[Step]], run: Callable[[State, Step], State], end: Callable[[State], Tensor]
-) -> list[Tensor]:
-    """What each plan of steps gives; plans that begin alike share that work.
-
-    Args:
-        state: Before the first step; `run` must leave it as it is and return a new one.
-        plans: The steps of each architecture.
-        run: One step.
-        end: From the last state to the outputs.
-    """
-    found: dict[int, Tensor] = {}
-
-    def visit(state: State, members: Sequence[int], depth: int) -> None:
-        finished = [member for member in members if len(plans[member]) == depth]
-        if finished:
-            found.update(dict.fromkeys(finished, end(state)))
-        branches: dict[Step, list[int]] = {}
-        for member in members:
-            if len(plans[member]) > depth:
-                branches.setdefault(plans[member][depth], []).append(member)
-        for step, branch in branches.items():
-            visit(run(state, step), branch, depth + 1)
-
-    visit(state, range(len(plans)), 0)
-    return [found[member] for member in range(len(plans))]

@@ -11,19 +11,19 @@ Letters: B samples, C channels, H height, W width (or length of a sequence), L l
 
 import re
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from child.chain import ChainSpace, brackets, run_together
 from child.operations import MACRO_OPERATIONS, conv, prepare, sides
-from child.space import Decision, Genotype, Graph, Mask, NetworkSpace, Tokens, nearest
+from child.space import Decision, Genotype, Graph, nearest
 
 Layer = tuple[str, tuple[int, ...]]
 """One layer of an architecture: the operation, and the earlier layers whose outputs are added (from 0)."""
 
 
-class MacroSpace(NetworkSpace):
+class MacroSpace(ChainSpace):
     """ENAS macro: per layer one of six operations and a binary skip token for every earlier layer.
 
     Args:
@@ -79,84 +79,36 @@ class MacroSpace(NetworkSpace):
         self.input_channels, (self.height, self.width) = input_shape[0], (1, *input_shape[1:])[-2:]
         self.num_outputs = num_outputs
         self.channels = channels
-        self.num_layers = num_layers
-        self.min_layers = fewest
         self.dropout = dropout
         reduce_before = [num_layers * (i + 1) // (num_reductions + 1) for i in range(num_reductions)]
         self.levels = tuple(sum(layer >= first for first in reduce_before) for layer in range(num_layers))
-        self.masks_depend_on_prefix = fewest < num_layers
-
-        depths = tuple(str(depth) for depth in range(fewest, num_layers + 1))
-        decisions = [Decision("layers", "depth", depths)] if fewest < num_layers else []
-        self._layer_start = []
-        for layer in range(num_layers):
-            self._layer_start.append(len(decisions))
-            decisions.append(Decision(f"layer{layer + 1}.operation", "operation", self.operations, layer))
-            decisions += [
-                Decision(f"layer{layer + 1}.skip{source + 1}", "skip", ("no", "yes"), layer, (source,))
-                for source in range(layer)
-            ]
-        self.decisions = tuple(decisions)
-
-    def mask(self, prefixes: Tokens) -> Mask:
-        """Everything is legal in an active layer; beyond the chosen depth only the first choice."""
-        masks = super().mask(prefixes)
-        decision = self.decisions[prefixes.shape[1]]
-        if self.masks_depend_on_prefix and decision.node >= self.min_layers:
-            masks = masks.copy()
-            masks[prefixes[:, 0] + self.min_layers <= decision.node, 1:] = 0
-        return masks
+        self.chain(
+            num_layers,
+            fewest,
+            lambda layer: [Decision(f"layer{layer + 1}.operation", "operation", self.operations, layer)],
+        )
 
     def layers(self, genotype: Genotype) -> tuple[Layer, ...]:
         """The active layers, each with its operation and the earlier layers it adds."""
-        tokens = genotype.tokens
-        depth = self.min_layers + (tokens[0] if self.masks_depend_on_prefix else 0)
-        return tuple(
-            (self.operations[tokens[start]], tuple(source for source in range(layer) if tokens[start + 1 + source]))
-            for layer, start in enumerate(self._layer_start[:depth])
-        )
+        return tuple((self.operations[operation], skips) for (operation,), skips in self.active(genotype))
 
     def text(self, genotype: Genotype) -> str:
         """Such as `1:conv3 2:sepconv5(1) 3:avgpool3(1,2)`: layer 3 pools, and adds layers 1 and 2."""
-        words = []
-        for number, (operation, skips) in enumerate(self.layers(genotype), 1):
-            added = f"({','.join(str(source + 1) for source in skips)})" if skips else ""
-            words.append(f"{number}:{operation}{added}")
-        return " ".join(words)
+        layers = enumerate(self.layers(genotype), 1)
+        return " ".join(f"{number}:{operation}{brackets(skips)}" for number, (operation, skips) in layers)
 
-    def parse(self, text: str) -> Genotype:
-        """Read what `text` wrote (else ValueError, naming the word)."""
-        words = text.split()
-        if not self.min_layers <= len(words) <= self.num_layers:
-            expected = f"{self.min_layers} to {self.num_layers}" if self.masks_depend_on_prefix else self.num_layers
-            raise ValueError(f"expected {expected} layers, got {len(words)} in {text!r:.200}")
-        tokens = [0] * len(self.decisions)
-        if self.masks_depend_on_prefix:
-            tokens[0] = len(words) - self.min_layers
-        for layer, word in enumerate(words):
-            match = re.fullmatch(r"(\d+):(\w+)(?:\((\d+(?:,\d+)*)\))?", word, re.ASCII)
-            if match is None or match[1] != str(layer + 1):
-                raise ValueError(f"expected '{layer + 1}:operation' or '{layer + 1}:operation(1,2)', got {word!r:.200}")
-            if match[2] not in self.operations:
-                raise ValueError(f"unknown operation in {word!r:.200}; {nearest(match[2], self.operations)}")
-            start = self._layer_start[layer]
-            tokens[start] = self.operations.index(match[2])
-            sources = match[3].split(",") if match[3] else []
-            for source in sources:
-                if not 1 <= int(source) <= layer or str(int(source)) != source or sources.count(source) > 1:
-                    raise ValueError(f"layer {layer + 1} can add layers 1 to {layer}, each once, got {word!r:.200}")
-                tokens[start + int(source)] = 1
-        return self.genotype(tokens)
+    def read_word(self, layer: int, word: str) -> tuple[Sequence[int], str | None]:
+        """Such as `3:avgpool3(1,2)`."""
+        match = re.fullmatch(r"(\d+):(\w+)(?:\((\d+(?:,\d+)*)\))?", word, re.ASCII)
+        if match is None or match[1] != str(layer + 1):
+            raise ValueError(f"expected '{layer + 1}:operation' or '{layer + 1}:operation(1,2)', got {word!r:.200}")
+        if match[2] not in self.operations:
+            raise ValueError(f"unknown operation in {word!r:.200}; {nearest(match[2], self.operations)}")
+        return [self.operations.index(match[2])], match[3]
 
     def graph(self, genotype: Genotype) -> Graph:
         """Input, layers and output; the chain and the skips as edges."""
-        layers = self.layers(genotype)
-        names = ["input", *(f"layer{layer + 1}" for layer in range(len(layers))), "output"]
-        labels = ["input", *(operation for operation, _ in layers), "output"]
-        kinds = ["input", *("operation" for _ in layers), "output"]
-        edges = list(pairwise(names))
-        edges += [(names[s + 1], names[layer + 1]) for layer, (_, skips) in enumerate(layers) for s in skips]
-        return Graph(tuple(zip(names, labels, kinds, strict=True)), tuple(edges))
+        return self.drawing(self.layers(genotype))
 
     def network(self, genotype: Genotype | None = None) -> "MacroNetwork":
         """The fixed network of a genotype, or the supernet of all."""
@@ -202,17 +154,15 @@ class MacroSpace(NetworkSpace):
 class _Outputs:
     """The outputs of the layers so far, each reduced to a smaller size when first asked for."""
 
-    def __init__(self, network: "MacroNetwork", found: dict[tuple[int, int], Tensor]):
+    def __init__(self, network: "MacroNetwork", depth: int, found: dict[tuple[int, int], Tensor]):
         self.network = network
+        self.depth = depth  # layers so far
         self.found = found  # (layer, level) to (B, C, H / 2^level, W / 2^level)
 
     def at(self, layer: int, level: int) -> Tensor:
         if (layer, level) not in self.found:
             self.found[layer, level] = self.network.reductions[f"{layer + 1}at{level}"](self.at(layer, level - 1))
         return self.found[layer, level]
-
-    def fork(self) -> "_Outputs":
-        return _Outputs(self.network, dict(self.found))
 
 
 class MacroNetwork(nn.Module):
@@ -248,38 +198,19 @@ class MacroNetwork(nn.Module):
     def forward(self, x: Tensor, genotype: Genotype | None = None) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) or sequences (B, C, L)."""
         outputs = self._begin(x)
-        layers = self._layers(genotype)
-        for layer in range(len(layers)):
-            self._run(layer, layers[layer], outputs)
-        return self._classify(outputs, len(layers))
+        for choice in self._layers(genotype):
+            outputs = self._run(outputs, choice)
+        return self._classify(outputs)
 
     def forward_many(self, x: Tensor, genotypes: Sequence[Genotype]) -> list[Tensor]:
         """Logits of each architecture on the same images; architectures that begin alike share that work."""
         plans = [self._layers(genotype) for genotype in genotypes]
-        results: list[Tensor | None] = [None] * len(plans)
-
-        def visit(members: list[int], layer: int, outputs: _Outputs) -> None:
-            finished = [member for member in members if len(plans[member]) == layer]
-            if finished:
-                logits = self._classify(outputs, layer)
-                for member in finished:
-                    results[member] = logits
-            branches: dict[Layer, list[int]] = {}
-            for member in members:
-                if len(plans[member]) > layer:
-                    branches.setdefault(plans[member][layer], []).append(member)
-            for number, (choice, branch) in enumerate(branches.items(), 1):
-                grown = outputs if number == len(branches) else outputs.fork()
-                self._run(layer, choice, grown)
-                visit(branch, layer + 1, grown)
-
-        visit(list(range(len(plans))), 0, self._begin(x))
-        return [logits for logits in results if logits is not None]
+        return run_together(self._begin(x), plans, self._run, self._classify)
 
     def _begin(self, x: Tensor) -> _Outputs:
         if self.space.dims == 1:
             x = x.unsqueeze(2).contiguous(memory_format=torch.channels_last)  # (B, C, 1, L)
-        return _Outputs(self, {(-1, 0): self.stem(x)})
+        return _Outputs(self, 0, {(-1, 0): self.stem(x)})
 
     def _layers(self, genotype: Genotype | None) -> tuple[Layer, ...]:
         if self.fixed is not None:
@@ -288,14 +219,16 @@ class MacroNetwork(nn.Module):
             raise ValueError("a supernet needs a genotype to run: forward(x, genotype)")
         return self.space.layers(genotype)
 
-    def _run(self, layer: int, choice: Layer, outputs: _Outputs) -> None:
-        operation, skips = choice
+    def _run(self, outputs: _Outputs, choice: Layer) -> _Outputs:
+        layer, (operation, skips) = outputs.depth, choice
         level = self.space.levels[layer]
-        total = self.operations[layer][operation](outputs.at(layer - 1, level))  # type: ignore[index]
+        grown = _Outputs(self, layer + 1, dict(outputs.found))
+        total = self.operations[layer][operation](grown.at(layer - 1, level))  # type: ignore[index]
         for source in skips:
-            total = total + outputs.at(source, level)
-        outputs.found[layer, level] = self.norms[layer](total)
+            total = total + grown.at(source, level)
+        grown.found[layer, level] = self.norms[layer](total)
+        return grown
 
-    def _classify(self, outputs: _Outputs, depth: int) -> Tensor:
-        features = outputs.at(depth - 1, self.space.level_of(depth - 1)).mean(dim=(2, 3))
-        return self.classifier(self.dropout(features))
+    def _classify(self, outputs: _Outputs) -> Tensor:
+        last = outputs.depth - 1
+        return self.classifier(self.dropout(outputs.at(last, self.space.level_of(last)).mean(dim=(2, 3))))

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from child.elastic import ElasticLinear, ElasticSpace, run_together
-from child.space import Decision, Genotype, Graph, Mask, Tokens, nearest
+from child.chain import ChainSpace, brackets, run_together
+from child.elastic import ElasticLinear, ElasticSpace
+from child.space import Decision, Genotype, Graph, nearest
 
 ACTIVATIONS = {"relu": functional.relu, "tanh": torch.tanh, "silu": functional.silu, "identity": lambda x: x}
 
@@ -34,7 +35,7 @@ class Layer(NamedTuple):
     skips: tuple[int, ...]
 
 
-class MLPSpace(ElasticSpace):
+class MLPSpace(ChainSpace, ElasticSpace):
     """Hidden layers of chosen width and activation, and a binary skip token for every earlier layer.
 
     Args:
@@ -81,86 +82,38 @@ class MLPSpace(ElasticSpace):
         }
         (self.num_features,) = input_shape
         self.num_outputs, self.dropout = num_outputs, dropout
-        self.num_layers, self.min_layers, self.widths = num_layers, min_layers, tuple(widths)
-        self.masks_depend_on_prefix = min_layers < num_layers
-
-        depths = tuple(str(depth) for depth in range(min_layers, num_layers + 1))
-        decisions = [Decision("layers", "depth", depths)] if min_layers < num_layers else []
-        self._layer_start = []
-        for layer in range(num_layers):
-            self._layer_start.append(len(decisions))
-            name = f"layer{layer + 1}"
-            decisions.append(Decision(f"{name}.width", "width", tuple(map(str, widths)), layer))
-            decisions.append(Decision(f"{name}.activation", "operation", self.activations, layer))
-            decisions += [
-                Decision(f"{name}.skip{source + 1}", "skip", ("no", "yes"), layer, (source,)) for source in range(layer)
-            ]
-        self.decisions = tuple(decisions)
-
-    def mask(self, prefixes: Tokens) -> Mask:
-        """Everything is legal in an active layer; beyond the chosen depth only the first choice."""
-        masks = super().mask(prefixes)
-        decision = self.decisions[prefixes.shape[1]]
-        if self.masks_depend_on_prefix and decision.node >= self.min_layers:
-            masks = masks.copy()
-            masks[prefixes[:, 0] + self.min_layers <= decision.node, 1:] = 0
-        return masks
+        self.widths = tuple(widths)
+        self.chain(num_layers, min_layers, lambda layer: [
+            Decision(f"layer{layer + 1}.width", "width", tuple(map(str, widths)), layer),
+            Decision(f"layer{layer + 1}.activation", "operation", self.activations, layer),
+        ])  # fmt: skip
 
     def layers(self, genotype: Genotype) -> tuple[Layer, ...]:
         """The active hidden layers."""
-        tokens = genotype.tokens
-        depth = self.min_layers + (tokens[0] if self.masks_depend_on_prefix else 0)
-        found = []
-        for layer, start in enumerate(self._layer_start[:depth]):
-            width, activation, *skips = tokens[start : start + 2 + layer]
-            added = tuple(source for source, skip in enumerate(skips) if skip)
-            found.append(Layer(self.widths[width], self.activations[activation], added))
-        return tuple(found)
+        return tuple(
+            Layer(self.widths[width], self.activations[activation], skips)
+            for (width, activation), skips in self.active(genotype)
+        )
 
     def text(self, genotype: Genotype) -> str:
         """Such as `64relu 128tanh 64relu(1,2)`: layer 3 adds layers 1 and 2."""
-        words = []
-        for width, activation, skips in self.layers(genotype):
-            added = f"({','.join(str(source + 1) for source in skips)})" if skips else ""
-            words.append(f"{width}{activation}{added}")
-        return " ".join(words)
+        return " ".join(f"{width}{name}{brackets(skips)}" for width, name, skips in self.layers(genotype))
 
-    def parse(self, text: str) -> Genotype:
-        """Read what `text` wrote (else ValueError, naming the word)."""
-        words = text.split()
-        if not self.min_layers <= len(words) <= self.num_layers:
-            expected = f"{self.min_layers} to {self.num_layers}" if self.masks_depend_on_prefix else self.num_layers
-            raise ValueError(f"expected {expected} layers, got {len(words)} in {text!r:.200}")
+    def read_word(self, layer: int, word: str) -> tuple[Sequence[int], str | None]:
+        """Such as `64relu(1,2)`."""
         widths = [str(width) for width in self.widths]
-        tokens = [0] * len(self.decisions)
-        if self.masks_depend_on_prefix:
-            tokens[0] = len(words) - self.min_layers
-        for layer, word in enumerate(words):
-            match = re.fullmatch(r"(\d+)([a-z]+)(?:\((\d+(?:,\d+)*)\))?", word, re.ASCII)
-            if match is None:
-                raise ValueError(f"expected a layer such as '64relu' or '64relu(1,2)', got {word!r:.200}")
-            if match[1] not in widths:
-                raise ValueError(f"unknown width in {word!r:.200}; allowed: {', '.join(widths)}")
-            if match[2] not in self.activations:
-                raise ValueError(f"unknown activation in {word!r:.200}; {nearest(match[2], self.activations)}")
-            start = self._layer_start[layer]
-            tokens[start : start + 2] = widths.index(match[1]), self.activations.index(match[2])
-            sources = match[3].split(",") if match[3] else []
-            for source in sources:
-                if not 1 <= int(source) <= layer or str(int(source)) != source or sources.count(source) > 1:
-                    raise ValueError(f"layer {layer + 1} can add layers 1 to {layer}, each once, got {word!r:.200}")
-                tokens[start + 1 + int(source)] = 1
-        return self.genotype(tokens)
+        match = re.fullmatch(r"(\d+)([a-z]+)(?:\((\d+(?:,\d+)*)\))?", word, re.ASCII)
+        if match is None:
+            raise ValueError(f"expected a layer such as '64relu' or '64relu(1,2)', got {word!r:.200}")
+        if match[1] not in widths:
+            raise ValueError(f"unknown width in {word!r:.200}; allowed: {', '.join(widths)}")
+        if match[2] not in self.activations:
+            raise ValueError(f"unknown activation in {word!r:.200}; {nearest(match[2], self.activations)}")
+        return [widths.index(match[1]), self.activations.index(match[2])], match[3]
 
     def graph(self, genotype: Genotype) -> Graph:
         """Input, layers and output; the chain and the skips as edges."""
-        layers = self.layers(genotype)
-        names = ["input", *(f"layer{layer + 1}" for layer in range(len(layers))), "output"]
-        labels = ["input", *(f"{layer.width} {layer.activation}" for layer in layers), "output"]
-        kinds = ["input", *("operation" for _ in layers), "output"]
-        edges = list(pairwise(names))
-        edges += [(names[s + 1], names[place + 1]) for place, layer in enumerate(layers) for s in layer.skips]
-        return Graph(tuple(zip(names, labels, kinds, strict=True)), tuple(edges))
+        return self.drawing([(f"{width} {name}", skips) for width, name, skips in self.layers(genotype)])
 
     def network(self, genotype: Genotype | None = None) -> "MLP":
         """The fixed network of a genotype, or the supernet of all."""

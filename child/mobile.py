@@ -18,7 +18,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional
 
-from child.elastic import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear, ElasticSpace, run_together
+from child.chain import run_together
+from child.elastic import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear, ElasticSpace
 from child.operations import prepare
 from child.space import Decision, Genotype, Graph, Mask, Tokens
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from child.elastic import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear, crop, run_together
+from child.chain import run_together
+from child.elastic import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear, crop
 from child.supernet import batch_statistics
 
 
