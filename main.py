@@ -162,9 +162,10 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
             raise ConfigError(f"space: {config.space.target} has no networks that could be trained on {task.name}")
         shape = {"input_shape": list(task.input_shape), "num_outputs": task.num_outputs, "width": 8}
         drawn = space.sample(np.random.default_rng(0), 1)[0]
-        for key, searched in (("space", space), ("retrain.space", final_space)):
-            assert isinstance(searched, NetworkSpace)
-            check_fit(key, partial(searched.network, drawn), task)
+        check_fit("space", partial(space.network, drawn), task)
+        if final_space is not space:
+            assert isinstance(final_space, NetworkSpace)
+            check_fit("retrain.space", partial(final_space.network, drawn), task)
         check_fit("baseline.network", partial(config.baseline.network.build, config.plugins, **shape), task)
         cost = CostModel(space, cost_unit(config), task.input_shape, device)
         reward = build_reward(config, space, cost, known_target)

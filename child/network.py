@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from child.space import Genotype, NetworkSpace
-from child.task import Classification, Objective, Preprocessing, Regression, objective_from_json, objective_to_json
-from child.transforms import preprocessing_from_json, preprocessing_to_json
+from child.task import OBJECTIVES, Classification, Objective, Preprocessing, Regression
+from child.transforms import PREPROCESSINGS
 
 FORMAT = 2
 
@@ -129,6 +129,17 @@ class TrainedNetwork:
         return self.objective.classes[best], float(probabilities[best])
 
 
+def part_to_json(part: Any) -> dict[str, Any]:
+    """An objective or a preprocessing as plain data."""
+    return {"kind": type(part).__name__, **asdict(part)}
+
+
+def part_from_json(data: Mapping[str, Any], kinds: Mapping[str, type[Any]]) -> Any:
+    """Read what `part_to_json` gave (else KeyError or TypeError)."""
+    arguments: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
+    return kinds[arguments.pop("kind")](**arguments)
+
+
 def save_network(network: TrainedNetwork, folder: Path) -> None:
     """Write `network.json`, `weights.safetensors` and their `SHA256SUMS`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,8 +147,8 @@ def save_network(network: TrainedNetwork, folder: Path) -> None:
         "format": FORMAT,
         "build": asdict(network.blueprint),
         "input_shape": list(network.input_shape),
-        "objective": objective_to_json(network.objective),
-        "preprocessing": preprocessing_to_json(network.preprocessing),
+        "objective": part_to_json(network.objective),
+        "preprocessing": part_to_json(network.preprocessing),
     }
     tensors = {name: value.cpu().contiguous() for name, value in network.module.state_dict().items()}
     contents = {
@@ -174,8 +185,8 @@ def load_network(folder: str | Path, plugins: Sequence[str] = ()) -> TrainedNetw
         build = description["build"]
         tokens = None if build["tokens"] is None else tuple(build["tokens"])
         blueprint = Blueprint(build["target"], build["arguments"], tokens)
-        objective = objective_from_json(description["objective"])
-        preprocessing = preprocessing_from_json(description["preprocessing"])
+        objective = part_from_json(description["objective"], OBJECTIVES)
+        preprocessing = part_from_json(description["preprocessing"], PREPROCESSINGS)
         module = blueprint.build(plugins)
         module.load_state_dict(load(contents["weights.safetensors"]))
         return TrainedNetwork(module, blueprint, description["input_shape"], objective, preprocessing)

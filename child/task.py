@@ -5,8 +5,8 @@ Letters: N samples, B samples of a batch, C channels, H height, W width, K outpu
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -277,17 +277,6 @@ class Language:
 
 
 OBJECTIVES = {kind.__name__: kind for kind in (Classification, Regression, Language)}
-
-
-def objective_to_json(objective: Any) -> dict[str, Any]:
-    """As plain data, for `network.json`."""
-    return {"kind": type(objective).__name__, **asdict(objective)}
-
-
-def objective_from_json(data: dict[str, Any]) -> Any:
-    """Read what `objective_to_json` gave (else KeyError or TypeError)."""
-    arguments: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
-    return OBJECTIVES[arguments.pop("kind")](**arguments)
 
 
 class Preprocessing(Protocol):

@@ -7,9 +7,8 @@ Letters: B samples of a batch, C channels, H height, W width, L samples of a wav
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -268,14 +267,3 @@ def _images(rows: Tensor, channels: int) -> Tensor:
 
 
 PREPROCESSINGS = {kind.__name__: kind for kind in (Normalize, LogMel, Tokens)}
-
-
-def preprocessing_to_json(preprocessing: Any) -> dict[str, Any]:
-    """As plain data, for `network.json`."""
-    return {"kind": type(preprocessing).__name__, **asdict(preprocessing)}
-
-
-def preprocessing_from_json(data: dict[str, Any]) -> Any:
-    """Read what `preprocessing_to_json` gave (else KeyError or TypeError)."""
-    arguments: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
-    return PREPROCESSINGS[arguments.pop("kind")](**arguments)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from child.network import part_from_json, part_to_json
 from child.transforms import (
+    PREPROCESSINGS,
     LogMel,
     WaveAugmentation,
     centered,
     mel_filters,
-    preprocessing_from_json,
-    preprocessing_to_json,
 )
 
 RATE = 8000
@@ -132,7 +132,7 @@ def test_fitted_bands_have_mean_0_and_deviation_1() -> None:
 def test_the_json_form_gives_the_same_values() -> None:
     waves = torch.randint(-9000, 9000, (4, 600), generator=generator(), dtype=torch.int16)
     fitted = LogMel.fit(waves, RATE, 128, 64, 10)
-    again = preprocessing_from_json(preprocessing_to_json(fitted))
+    again = part_from_json(part_to_json(fitted), PREPROCESSINGS)
     assert again == fitted
     assert again(waves).equal(fitted(waves))
 
