@@ -19,7 +19,14 @@ import torch
 from torch import nn
 
 import envs  # noqa: F401 (registers the environments)
-from child.cost import CostModel, count_macs, count_parameters, measure_latency, width_of_like_cost
+from child.cost import (
+    CostModel,
+    count_macs,
+    count_parameters,
+    measure_latency,
+    random_of_like_macs,
+    width_of_like_cost,
+)
 from child.network import Blueprint, TrainedNetwork, load_network, save_network
 from child.retrain import retrain
 from child.space import CostUnit, Evaluator, Genotype, Graph, NetworkSpace, SearchSpace, derive_seed
@@ -442,6 +449,9 @@ def train_finals(at: Setting, found: dict[str, Any]) -> dict[str, Any]:
                                                    space.genotype(found["random_best"]))))  # fmt: skip
     wanted = space.macs(teacher) if config.baseline.match == "macs" else count_parameters(teacher_network)
     finals.append(train_hand_designed(at, wanted))
+    draw = derive_seed(config.seed, "random of like MACs")
+    for number, genotype in enumerate(random_of_like_macs(space, teacher, config.baseline.random, draw), 1):
+        finals.append(train_final(at, architecture(f"random{number}", f"Random {number}, of like MACs", genotype)))
     share = space.macs(student) / space.macs(teacher)
     note = f"The student has {share:.1%} of the teacher's MACs (budget {config.distill.budget:.0%})."
     if not within:
@@ -554,6 +564,9 @@ def test_finals(at: Setting, found: dict[str, Any], trained: dict[str, Any]) -> 
             "note": None,
         })  # fmt: skip
         seconds[final["name"]] = final["seconds"]
+    notes = trained["notes"]
+    if config.baseline.random:
+        notes = [*notes, beside_random(rows, trained["teacher"], task.metric_name)]
     results = {
         "task": task.name,
         "metric": task.metric_name,
@@ -564,11 +577,22 @@ def test_finals(at: Setting, found: dict[str, Any], trained: dict[str, Any]) -> 
         "rows": rows,
         "seconds": seconds,
         "num_evaluations": found["num_evaluations"],
-        "notes": trained["notes"],
+        "notes": notes,
     }
     at.run.write("results.json", results)
     describe_run(at.run, results, config_of_interest(config))
     return results
+
+
+def beside_random(rows: Sequence[Mapping[str, Any]], teacher: str, metric: str) -> str:
+    """How the teacher's test metric stands among those of random architectures of like MACs, in a sentence."""
+    tested = {row["name"]: float(np.mean(row["test"])) for row in rows}
+    others = [tested[row["name"]] for row in rows if row["title"].startswith("Random ")]
+    spread = f", standard deviation {np.std(others, ddof=1):.4f}" if len(others) > 1 else ""
+    return (
+        f"{len(others)} random architectures of like MACs, trained in the same way: median {metric} "
+        f"{np.median(others):.4f}{spread}, from {min(others):.4f} to {max(others):.4f}; teacher: {tested[teacher]:.4f}."
+    )
 
 
 def final_batch(config: RunConfig) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -83,6 +84,18 @@ def width_of_like_cost(build: Callable[[int], nn.Module], cost: Callable[[nn.Mod
         above *= 2
     first = bisect_left(range(above + 1), wanted, lo=1, key=cost_of)  # the narrowest that costs as much
     return min((width for width in (first - 1, first) if width > 0), key=lambda width: abs(cost_of(width) - wanted))
+
+
+def random_of_like_macs(space: NetworkSpace, like: Genotype, num: int, seed: int) -> list[Genotype]:
+    """Different random architectures whose MACs are within a tenth of those of `like`, which is not among them.
+
+    They are the first of 2,000 draws that are that near; where there are too few, the nearest of the others follow.
+    """
+    drawn = dict.fromkeys(space.sample(np.random.default_rng(seed), 2_000))
+    drawn.pop(like, None)
+    wanted = space.macs(like)
+    apart = {genotype: abs(space.macs(genotype) - wanted) / max(1, wanted) for genotype in drawn}
+    return sorted(apart, key=lambda genotype: max(0.1, apart[genotype]))[:num]
 
 
 class CostModel:

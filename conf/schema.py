@@ -161,19 +161,23 @@ class DistillSettings:
 
 @dataclass(frozen=True)
 class BaselineSettings:
-    """The hand-designed network beside the searched ones.
+    """What stands beside the searched networks.
 
     Args:
-        network: Its class, which takes `input_shape`, `num_outputs` and `width`.
+        network: The hand-designed network's class, which takes `input_shape`, `num_outputs` and `width`.
         match: Its width is the one of like cost as the teacher: `macs` or `parameters`.
-        learning_rates: The one to train with is chosen on validation data.
+        learning_rates: The one to train it with is chosen on validation data.
+        random: How many random architectures of like MACs as the teacher are trained in the same way.
     """
 
     network: Part
     match: Literal["macs", "parameters"] = "macs"
     learning_rates: tuple[float, ...] = (0.02, 0.05, 0.1)
+    random: int = 0
 
     def __post_init__(self) -> None:
+        if self.random < 0:
+            raise ValueError(f"baseline.random must be at least 0, got {self.random}")
         if not self.learning_rates or min(self.learning_rates) <= 0:
             raise ValueError(f"baseline.learning_rates needs rates above 0, got {list(self.learning_rates)}")
 

@@ -424,6 +424,21 @@ def test_the_rate_of_the_hand_designed_network_is_chosen_on_validation_data(run_
 
 
 @pytest.mark.usefixtures("no_report")
+def test_random_architectures_of_like_macs_stand_beside_the_teacher(run_main: Any, tmp_path: Path) -> None:
+    folder = run_main(tmp_path, "baseline.random=3", "search.rounds=1")
+    results = load(folder / "results.json")
+    rows = {row["name"]: row for row in results["rows"]}
+    others = [rows[f"random{number}"] for number in (1, 2, 3)]
+    assert len({row["text"] for row in (rows["teacher"], *others)}) == 4
+    tests = [row["test"][0] for row in others]
+    assert (
+        f"3 random architectures of like MACs, trained in the same way: median accuracy {np.median(tests):.4f}, "
+        in (results["notes"][-1])
+    )
+    assert results["notes"][-1].endswith(f"teacher: {rows['teacher']['test'][0]:.4f}.")
+
+
+@pytest.mark.usefixtures("no_report")
 def test_joined_validation_data_are_no_longer_evidence(run_main: Any, tmp_path: Path) -> None:
     folder = run_main(tmp_path, "retrain.join_validation=true", "search.rounds=1", "search.episodes=2")
     assert [row["validation"] for row in load(folder / "results.json")["rows"]] == [[]] * 5

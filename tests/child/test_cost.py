@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from child import cost as module
-from child.cost import CostModel, Latency, count_macs, count_parameters, measure_latency, width_of_like_cost
+from child.cost import (
+    CostModel,
+    Latency,
+    count_macs,
+    count_parameters,
+    measure_latency,
+    random_of_like_macs,
+    width_of_like_cost,
+)
 from child.macro import MacroSpace
 from child.recurrent import RecurrentSpace
 from child.resnet import ResNet
@@ -158,3 +166,14 @@ def test_a_network_of_some_width_is_found_by_its_own_size() -> None:
     wanted = count_parameters(nn.Linear(6, 7))
     assert wanted == 49
     assert width_of_like_cost(lambda width: nn.Linear(6, width), count_parameters, wanted) == 7
+
+
+def test_random_architectures_of_like_macs(network_space: NetworkSpace) -> None:
+    space = network_space
+    like = space.sample(np.random.default_rng(1), 1)[0]
+    others = random_of_like_macs(space, like, 5, seed=0)
+    assert len({like, *others}) == 6 and others == random_of_like_macs(space, like, 5, seed=0)
+    wanted = space.macs(like)
+    apart = [max(0.1, abs(space.macs(other) / wanted - 1)) for other in others]
+    drawn = {other for other in space.sample(np.random.default_rng(0), 2_000) if other != like}
+    assert apart == sorted(apart) == sorted(max(0.1, abs(space.macs(other) / wanted - 1)) for other in drawn)[:5]

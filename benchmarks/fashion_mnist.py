@@ -1,0 +1,94 @@
+"""Searched networks on 10,000 images of Fashion-MNIST, three minutes of one thread for each: do they beat their size?
+
+    python benchmarks/fashion_mnist.py     # goes on where it was stopped
+
+Three seeds, two runs at a time, each with one thread, in outputs/benchmark-fashion-mnist/seed<k>. Beside the found
+network stand five random architectures of like MACs and a hand-designed network of like MACs, whose learning rate is
+the best of three on validation data; all are trained in the same way, on 8,000 of the images. Further arguments are
+overrides for every run. Writes benchmarks/results/fashion_mnist.md and fashion_mnist.json.
+"""
+
+from whole_runs import ROOT, finish, write  # isort: skip
+
+import json
+
+import numpy as np
+
+FOLDER = ROOT / "outputs" / "benchmark-fashion-mnist"
+SEEDS = range(3)
+NUM_RANDOM = 5
+SETTINGS = (
+    "env=fashion_mnist",
+    "env.task.num_train=10000",  # 2,000 of them for validation
+    f"baseline.random={NUM_RANDOM}",
+)
+
+
+def main() -> None:
+    finish((f"seed {seed}", FOLDER / f"seed{seed}", [*SETTINGS, f"seed={seed}"]) for seed in SEEDS)
+    rows = [summary(seed) for seed in SEEDS]
+    write("fashion_mnist", rows, table(rows))
+
+
+def summary(seed: int) -> dict:
+    """Of one run: each network's test accuracy, MACs and text, and the seconds that its training took."""
+    results = json.loads((FOLDER / f"seed{seed}" / "results.json").read_text())
+    return {
+        "seed": seed,
+        "networks": {
+            row["name"]: {"test": row["test"][0], "macs": row["macs"], "text": row["text"],
+                          "seconds": results["seconds"][row["name"]]}
+            for row in results["rows"]
+        },
+        "seconds": sum(results["seconds"].values()),
+    }  # fmt: skip
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: a line per seed, and how far the found network is ahead."""
+    lines = [
+        "# Fashion-MNIST, 10,000 images",
+        "",
+        "`python benchmarks/fashion_mnist.py`: accuracy on the 10,000 test images, measured once per network after every",
+        "choice was made on 2,000 validation images.",
+        "",
+        "| seed | found | random of like MACs: median | lowest to highest | best of random search | hand-designed "
+        "| MACs, found | random, median | hand-designed |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    found, median, hand = [], [], []
+    for row in rows:
+        networks = row["networks"]
+        others = [networks[f"random{number}"] for number in range(1, NUM_RANDOM + 1)]
+        tests = [100 * other["test"] for other in others]
+        found.append(100 * networks["teacher"]["test"])
+        median.append(float(np.median(tests)))
+        hand.append(100 * networks["hand_designed"]["test"])
+        macs = [networks["teacher"]["macs"], np.median([each["macs"] for each in others]),
+                networks["hand_designed"]["macs"]]  # fmt: skip
+        lines.append(
+            f"| {row['seed']} | {found[-1]:.2f}% | {median[-1]:.2f}% | {min(tests):.2f} to {max(tests):.2f}% | "
+            f"{100 * networks['random_best']['test']:.2f}% | {hand[-1]:.2f}% | "
+            f"{' | '.join(f'{each / 1e6:.2f} M' for each in macs)} |"
+        )
+    slowest = max(each["seconds"] for row in rows for name, each in row["networks"].items() if name != "hand_designed")
+    lines += [
+        "",
+        f"The found network is {ahead(found, median)} points from the median random one and {ahead(found, hand)} from",
+        f"the hand-designed one (mean of {len(rows)} seeds ± standard error). The longest training took {slowest:.0f} s",
+        f"of one thread, all runs together {sum(row['seconds'] for row in rows) / 60:.0f} minutes of one thread.",
+        "",
+        *(f"- seed {row['seed']}: `{row['networks']['teacher']['text']}`; {row['networks']['hand_designed']['text']}"
+          for row in rows),
+        "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def ahead(mine: list[float], others: list[float]) -> str:
+    gains = np.array(mine) - np.array(others)
+    return f"{gains.mean():+.2f} ± {gains.std(ddof=1) / np.sqrt(len(gains)):.2f}"
+
+
+if __name__ == "__main__":
+    main()
