@@ -49,8 +49,8 @@ def table(rows: list[dict]) -> str:
     lines = [
         "# Fashion-MNIST, 10,000 images",
         "",
-        "`python benchmarks/fashion_mnist.py`: accuracy on the 10,000 test images, measured once per network after every",
-        "choice was made on 2,000 validation images.",
+        "`python benchmarks/fashion_mnist.py`: accuracy on the 10,000 test images, measured once per network after all",
+        "choices were made on 2,000 validation images.",
         "",
         "| seed | found | random of like MACs: median | lowest to highest | best of random search | hand-designed "
         "| MACs, found | random, median | hand-designed |",
@@ -75,8 +75,8 @@ def table(rows: list[dict]) -> str:
     lines += [
         "",
         f"The found network is {ahead(found, median)} points from the median random one and {ahead(found, hand)} from",
-        f"the hand-designed one (mean of {len(rows)} seeds ± standard error). The longest training took {slowest:.0f} s",
-        f"of one thread, all runs together {sum(row['seconds'] for row in rows) / 60:.0f} minutes of one thread.",
+        f"the hand-designed one (mean of {len(rows)} seeds ± standard error). The longest training took {slowest:.0f}",
+        f"seconds of one thread, all runs together {sum(row['seconds'] for row in rows) / 60:.0f} minutes of it.",
         "",
         *(f"- seed {row['seed']}: `{row['networks']['teacher']['text']}`; {row['networks']['hand_designed']['text']}"
           for row in rows),

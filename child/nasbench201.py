@@ -39,6 +39,7 @@ class NASBench201Space(NetworkSpace):
         num_stages: Stages, 3 in the benchmark.
         reduction: What halves the size between stages: `residual`, the benchmark's block of two 3x3 convolutions and
             a shortcut; or `pooling`, a 2x2 mean and a 1x1 convolution, which leave the work to the cells.
+        share_edges: In a supernet, all edges of a cell have the same convolutions, with normalizations of their own.
 
     Raises:
         ValueError: A size is out of range, or only one of `input_shape` and `num_outputs` is given.
@@ -55,6 +56,7 @@ class NASBench201Space(NetworkSpace):
         cells_per_stage: int = 5,
         num_stages: int = 3,
         reduction: Reduction = "residual",
+        share_edges: bool = False,
     ):
         if (input_shape is None) != (num_outputs is None):
             raise ValueError(
@@ -76,12 +78,14 @@ class NASBench201Space(NetworkSpace):
             "cells_per_stage": cells_per_stage,
             "num_stages": num_stages,
             "reduction": reduction,
+            "share_edges": share_edges,
         }
         self.shape = None if input_shape is None or num_outputs is None else (*input_shape, num_outputs)
         self.channels = channels
         self.cells_per_stage = cells_per_stage
         self.num_stages = num_stages
         self.reduction: Reduction = reduction
+        self.share_edges = share_edges
 
     def text(self, genotype: Genotype) -> str:
         """The form that the benchmark's own tools use: `|nor_conv_3x3~0|+|none~0|skip_connect~1|+|...|`."""
@@ -237,7 +241,7 @@ REDUCTIONS = {"residual": ResidualReduction, "pooling": pooling_reduction}
 class Cell(nn.Module):
     """The operations of given edges, or of all; `forward` runs those of an architecture."""
 
-    def __init__(self, channels: int, edges: Edges | None):
+    def __init__(self, channels: int, edges: Edges | None, share_edges: bool = False):
         super().__init__()
         every = tuple((source, node, name) for source, node in EDGES for name in NASBENCH201_OPERATIONS)
         self.operations = nn.ModuleDict(
@@ -246,6 +250,11 @@ class Cell(nn.Module):
                 for source, node, name in (every if edges is None else edges)
             }
         )
+        if share_edges:
+            for kernel in ("nor_conv_1x1", "nor_conv_3x3"):
+                _, shared, _ = self.operations[f"edge01_{kernel}"]  # type: ignore[misc]
+                for source, node in EDGES:
+                    self.operations[f"edge{source}{node}_{kernel}"][1] = shared  # type: ignore[index]
 
     def forward(self, x: Tensor, edges: Edges) -> Tensor:
         """The last node (B, C, H, W), which is zero where nothing reaches it."""
@@ -264,11 +273,12 @@ class NASBench201Network(nn.Module):
         inputs, _, _, outputs = space.sizes()
         self.space = space
         self.fixed = None if genotype is None else space.edges(space.check(genotype))
+        share = space.share_edges and self.fixed is None
         widths = [space.stage_size(stage)[0] for stage in range(space.num_stages)]
         self.stem = nn.Sequential(nn.Conv2d(inputs, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]))
         self.reductions = nn.ModuleList(REDUCTIONS[space.reduction](width) for width in widths[:-1])
         self.stages = nn.ModuleList(
-            nn.ModuleList(Cell(width, self.fixed) for _ in range(space.cells_per_stage)) for width in widths
+            nn.ModuleList(Cell(width, self.fixed, share) for _ in range(space.cells_per_stage)) for width in widths
         )
         self.norm = nn.BatchNorm2d(widths[-1])
         self.classifier = nn.Linear(widths[-1], outputs)

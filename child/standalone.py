@@ -88,6 +88,10 @@ class StandaloneEvaluator:
                 self.found[genotype, fidelity] = self._train(genotype, fidelity)
         return [self.found[genotype, fidelity] for genotype in genotypes]
 
+    def standard_error(self, quality: float) -> float:
+        """Of a quality on the validation data of one fold."""
+        return self.folds[0].standard_error(quality)
+
     def improve(self, sampler: Sampler, num_batches: int) -> Improvement | None:
         """Nothing is shared, so there is nothing to train."""
         return None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from child.task import Split, Task
 from child.training import Training, TrainingSettings, is_out_of_memory, judge
 
 Statistics = Literal["batch", "recalibrated"]
+Score = Literal["metric", "loss"]
 
 
 @contextmanager
@@ -44,6 +46,8 @@ class SupernetEvaluator:
         recalibration_batches: How many of them.
         seed: The run's seed.
         device: Where to compute.
+        score: What the quality is taken from: `metric`, the task's own; or `loss`, which tells apart what answers
+            equally many right.
     """
 
     def __init__(
@@ -57,8 +61,10 @@ class SupernetEvaluator:
         recalibration_batches: int,
         seed: int,
         device: torch.device,
+        score: Score = "metric",
     ):
         self.space, self.task, self.cost, self.settings = space, task.to(device), cost, settings
+        self.judged = self.task if score == "metric" else replace(self.task, objective=task.objective.by_loss())
         self.statistics, self.recalibration_batches, self.device = statistics, recalibration_batches, device
         torch.manual_seed(derive_seed(seed, "supernet", "weights"))
         self.network: Any = space.network().to(device)
@@ -96,9 +102,13 @@ class SupernetEvaluator:
             elif not bool(scores.isfinite().all()):
                 quality, failure = 0.0, "outputs not finite"
             else:
-                quality, failure = self.task.quality(scores, targets), None
+                quality, failure = self.judged.quality(scores, targets), None
             found[genotype] = Evaluation(genotype, quality, self.cost(genotype), fidelity, seed, failure)
         return [found[genotype] for genotype in genotypes]
+
+    def standard_error(self, quality: float) -> float:
+        """Of a quality on all validation data."""
+        return self.judged.standard_error(quality)
 
     def state_dict(self) -> dict[str, Any]:
         """Shared weights, their optimizer, and the costs measured."""
@@ -126,7 +136,7 @@ class SupernetEvaluator:
         if self.statistics == "recalibrated":
             return [self._recalibrated(genotype, split) for genotype in genotypes]
         with batch_statistics(self.network):
-            return judge(lambda x: self.network.forward_many(x, genotypes), self.task, split, batch_size, self.device)
+            return judge(lambda x: self.network.forward_many(x, genotypes), self.judged, split, batch_size, self.device)
 
     def _recalibrated(self, genotype: Genotype, split: Split) -> Tensor:
         norms = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -143,7 +153,7 @@ class SupernetEvaluator:
                 norm.train()
             judge(lambda x: [self.network(x, genotype)], self.task, train, batch_size, self.device)
             self.network.eval()
-            return judge(lambda x: [self.network(x, genotype)], self.task, split, batch_size, self.device)[0]
+            return judge(lambda x: [self.network(x, genotype)], self.judged, split, batch_size, self.device)[0]
         finally:
             for norm, (buffers, momentum) in zip(norms, before, strict=True):
                 norm.momentum = momentum

@@ -126,6 +126,10 @@ class Objective(Protocol):
         """Of a quality measured on so many samples."""
         ...
 
+    def by_loss(self) -> "Objective":
+        """The same, but for a quality that follows from the mean loss alone, and so is finer than a count."""
+        ...
+
 
 @dataclass(frozen=True)
 class Classification:
@@ -170,6 +174,36 @@ class Classification:
     def standard_error(self, quality: float, targets: Tensor) -> float:
         """Of a share of right answers."""
         return math.sqrt(max(0.0, quality * (1 - quality)) / len(targets))
+
+    def by_loss(self) -> "Objective":
+        """By cross-entropy."""
+        return CrossEntropy(self.classes)
+
+
+class CrossEntropy(Classification):
+    """One class of several, judged by the probability of the right one: the metric is the mean loss in nats."""
+
+    higher_is_better = False
+
+    @property
+    def metric_name(self) -> str:
+        return "loss"
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Negative log-likelihood of each sample, nats."""
+        return functional.cross_entropy(outputs, targets, reduction="none").double()
+
+    def metric(self, scores: Tensor, targets: Tensor) -> float:
+        """Nats per sample."""
+        return scores.mean().item()
+
+    def quality(self, metric: float) -> float:
+        """1 / (1 + nats / nats of a uniform guess), as for a text."""
+        return 1 / (1 + metric / math.log(len(self.classes)))
+
+    def standard_error(self, quality: float, targets: Tensor) -> float:
+        """As for a text."""
+        return quality * (1 - quality) / math.sqrt(len(targets))
 
 
 @dataclass(frozen=True)
@@ -223,6 +257,10 @@ class Regression:
         """Taking the errors as normal, so that a squared error deviates by sqrt(2) of its mean."""
         return quality * (1 - quality) * math.sqrt(2 / len(targets))
 
+    def by_loss(self) -> "Objective":
+        """This is by the loss already."""
+        return self
+
 
 @dataclass(frozen=True)
 class Language:
@@ -274,6 +312,10 @@ class Language:
     def standard_error(self, quality: float, targets: Tensor) -> float:
         """Taking a symbol's loss as spread about as much as its mean (as exponential)."""
         return quality * (1 - quality) / math.sqrt(targets.numel())
+
+    def by_loss(self) -> "Objective":
+        """This is by the loss already."""
+        return self
 
 
 OBJECTIVES = {kind.__name__: kind for kind in (Classification, Regression, Language)}

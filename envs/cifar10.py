@@ -35,6 +35,7 @@ def cifar10(
     num_train: int | None = None,
     validation_share: float = 0.1,
     augmentation: Augmentation | None = None,
+    size: int = 32,
 ) -> Task:
     """The official test images, and the 50,000 others divided into training and validation, evenly over the classes.
 
@@ -46,10 +47,13 @@ def cifar10(
         num_train: Use only so many of the training images, validation included; None for all.
         validation_share: Share of those held out for validation; by default 5,000 as in ENAS (Pham et al. 2018).
         augmentation: For training; none by default.
+        size: Height and width, a divisor of 32: smaller images are means of squares of pixels.
 
     Raises:
-        ValueError: There is nothing of that kind, or a file is damaged; the message names it.
+        ValueError: `size` does not divide 32, there is nothing of that kind, or a file is damaged, which is named.
     """
+    if size < 1 or 32 % size:
+        raise ValueError(f"size must be a divisor of 32, got {size}")
     root, lossy = Path(path), False
     if root.is_file():
         train, test, lossy = _read_tar(root)
@@ -70,10 +74,18 @@ def cifar10(
             f"the folder cifar-10-batches-py or cifar-10-batches-bin, or to one with train/<class> and test/<class>"
         )
     name = "cifar10 (JPEG)" if lossy else "cifar10"
-    images, labels = (each[stratified(name, train[1], num_train, seed)] for each in train)
+    chosen = stratified(name, train[1], num_train, seed)
     return array_task(
-        name, images, labels, seed, validation_share=validation_share, augmentation=augmentation, test=test
-    )
+        name, shrink(train[0][chosen], size), train[1][chosen], seed, validation_share=validation_share, augmentation=augmentation,
+        test=(shrink(test[0], size), test[1]),
+    )  # fmt: skip
+
+
+def shrink(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Images (N, 32, 32, 3) at (N, size, size, 3): the rounded mean of each square of pixels."""
+    side = 32 // size
+    squares = images.reshape(len(images), size, side, size, side, 3)
+    return np.rint(squares.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
 
 
 def _find(root: Path, name: str, first: str) -> Path | None:

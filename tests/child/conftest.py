@@ -74,6 +74,9 @@ NETWORK_SPACES: dict[str, Callable[[], NetworkSpace]] = {
     "nasbench201, pooling, odd size": lambda: NASBench201Space(
         (1, 15, 9), 4, channels=2, cells_per_stage=1, reduction="pooling"
     ),
+    "nasbench201, shared edges": lambda: NASBench201Space(
+        (3, 8, 8), 3, channels=4, cells_per_stage=1, reduction="pooling", share_edges=True
+    ),
 }
 IMAGE_SPACES = {name: make for name, make in NETWORK_SPACES.items() if len(make().arguments["input_shape"]) == 3}
 SPACES: dict[str, Callable[[], SearchSpace]] = {"picky": PickySpace, **NETWORK_SPACES}

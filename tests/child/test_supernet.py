@@ -1,6 +1,7 @@
 """Shared weights: a path is the fixed network, beginnings are shared, and scoring leaves no trace."""
 
 import io
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -17,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from child.cost import CostModel
 from child.macro import MacroSpace
 from child.space import Genotype, NetworkSpace
-from child.supernet import Statistics, SupernetEvaluator, batch_statistics
-from child.task import Classification, Task
+from child.supernet import Score, Statistics, SupernetEvaluator, batch_statistics
+from child.task import Task
 from child.training import TrainingError, TrainingSettings
 
 every_statistics = pytest.mark.parametrize("statistics", get_args(Statistics))
@@ -59,15 +60,19 @@ def test_a_path_equals_the_fixed_network_with_copied_weights(
             continue
         # Both learn alike, what is not in the fixed network does not learn, and both gather the same statistics.
         shared, alone = (
-            dict(zip(dict(network.named_parameters()), torch.autograd.grad(
+            dict(zip(network.parameters(), torch.autograd.grad(
                 logits.square().sum(), list(network.parameters()), allow_unused=True, materialize_grads=True
             ), strict=True))
             for logits, network in zip(found, (supernet, fixed), strict=True)
         )  # fmt: skip
-        taken = network_space.weights(genotype, supernet.state_dict() | shared)
-        for name, gradient in alone.items():
-            torch.testing.assert_close(taken[name], gradient, atol=1e-4, rtol=1e-4)
-            taken[name].zero_()  # of the supernet's own, of which it is a view
+        named = {name: shared[weight] for name, weight in supernet.named_parameters(remove_duplicate=False)}
+        taken = network_space.weights(genotype, supernet.state_dict() | named)
+        sums: dict[int, list[Tensor]] = {}  # what several places share learns from all of them
+        for name, weight in fixed.named_parameters():
+            sums.setdefault(taken[name].data_ptr(), [taken[name]]).append(alone[weight])
+        for gradient, *parts in sums.values():
+            torch.testing.assert_close(gradient, torch.stack(parts).sum(dim=0), atol=1e-4, rtol=1e-4)
+            gradient.zero_()  # of the supernet's own, of which it is a view
         assert not any(gradient.any() for gradient in shared.values())
         taken = network_space.weights(genotype, supernet.state_dict())
         for name, value in fixed.state_dict().items():
@@ -169,11 +174,11 @@ def make_evaluator(macro: MacroSpace, task: Task, device: torch.device) -> Calla
     """Builds evaluators of the small task."""
 
     def make(
-        statistics: Statistics = "batch", seed: int = 0, task: Task = task, num_steps: int = 60
+        statistics: Statistics = "batch", seed: int = 0, task: Task = task, num_steps: int = 60, score: Score = "metric"
     ) -> SupernetEvaluator:
         cost = CostModel(macro, "macs", task.input_shape, device)
         settings = TrainingSettings(batch_size=16, learning_rate=0.05)
-        return SupernetEvaluator(macro, task, cost, settings, num_steps, statistics, 2, seed, device)
+        return SupernetEvaluator(macro, task, cost, settings, num_steps, statistics, 2, seed, device, score)
 
     return make
 
@@ -250,18 +255,10 @@ def test_a_failed_recalibration_leaves_no_trace(
     assert {norm.momentum for norm in norms} == {0.1}
 
 
-class Losses(Classification):
-    """Its scores tell outputs apart that have their largest logit at the same place."""
-
-    def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return functional.cross_entropy(outputs, targets, reduction="none").double()
-
-
 def test_recalibration_gathers_statistics_from_training_batches(
-    make_evaluator: Callable[..., SupernetEvaluator], macro: MacroSpace, task: Task, device: torch.device
+    make_evaluator: Callable[..., SupernetEvaluator], macro: MacroSpace, task: Task
 ) -> None:
-    task = replace(task, objective=Losses(("red", "green", "blue")))
-    evaluator = make_evaluator("recalibrated", task=task)
+    evaluator = make_evaluator("recalibrated", score="loss")
     genotype = macro.sample(np.random.default_rng(0), 1)[0]
     fixed = fixed_from(macro, evaluator.network, genotype)
     for norm in (part for part in fixed.modules() if isinstance(part, nn.BatchNorm2d)):
@@ -291,6 +288,24 @@ def test_quality_is_the_metric_on_validation_data(
             evaluator.network.classifier.bias.zero_()
             evaluator.network.classifier.bias[favorite] = 1
         assert [evaluation.quality for evaluation in evaluator.evaluate(sampler(2, 0), 1.0, 0)] == [share] * 2
+
+
+@every_statistics
+def test_a_quality_by_loss_tells_apart_what_answers_equally_many_right(
+    make_evaluator: Callable[..., SupernetEvaluator], task: Task, sampler: Sample, statistics: Statistics
+) -> None:
+    validation = task.validation.take([0, 1, 3, 6, 9, 12, 15, 18])  # seven of class 0, one of class 1
+    evaluator = make_evaluator(statistics, task=task.with_splits(task.train, validation), score="loss")
+    for sure in (0.0, 1.0, 2.0):
+        with torch.no_grad():
+            evaluator.network.classifier.weight.zero_()
+            evaluator.network.classifier.bias.zero_()
+            evaluator.network.classifier.bias[0] = sure
+        nats = math.log(math.exp(sure) + 2) - sure * 7 / 8
+        quality = 1 / (1 + nats / math.log(3))
+        found = evaluator.evaluate(sampler(2, 0), 1.0, 0)
+        assert [evaluation.quality for evaluation in found] == pytest.approx([quality] * 2, rel=1e-6)
+        assert evaluator.standard_error(quality) == pytest.approx(quality * (1 - quality) / math.sqrt(8))
 
 
 def test_fidelity_takes_its_share_of_the_validation_data(

@@ -134,6 +134,21 @@ def test_every_form_gives_the_same_images(tmp_path: Path, pixels: NDArray[np.uin
         assert contents(part) == expected
 
 
+def test_smaller_images_are_means_of_squares(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    write_binary(tmp_path, pixels)
+    task = cifar10(str(tmp_path), seed=0, size=8)
+    assert task.input_shape == (3, 8, 8)
+    task.test.unseal()
+    expected = sorted(
+        (k % 10, np.rint([[pixels[k][i : i + 4, j : j + 4].mean(axis=(0, 1)) for j in range(0, 32, 4)]
+                          for i in range(0, 32, 4)]).astype(np.uint8).transpose(2, 0, 1).tobytes())
+        for k in range(100, 120)
+    )  # fmt: skip
+    assert contents(task.test.read("all")) == expected
+    with pytest.raises(ValueError, match="size must be a divisor of 32, got 12"):
+        cifar10(str(tmp_path), seed=0, size=12)
+
+
 def test_a_subset_of_the_training_images(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
     write_binary(tmp_path, pixels)
     task = cifar10(str(tmp_path), seed=0, num_train=50, validation_share=0.2)
