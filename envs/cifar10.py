@@ -76,8 +76,8 @@ def cifar10(
     name = "cifar10 (JPEG)" if lossy else "cifar10"
     chosen = stratified(name, train[1], num_train, seed)
     return array_task(
-        name, shrink(train[0][chosen], size), train[1][chosen], seed, validation_share=validation_share, augmentation=augmentation,
-        test=(shrink(test[0], size), test[1]),
+        name, shrink(train[0][chosen], size), train[1][chosen], seed, validation_share=validation_share,
+        augmentation=augmentation, test=(shrink(test[0], size), test[1]),
     )  # fmt: skip
 
 
