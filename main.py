@@ -29,7 +29,9 @@ from child.cost import (
 )
 from child.network import Blueprint, TrainedNetwork, load_network, save_network
 from child.retrain import retrain
+from child.rungs import RungsEvaluator
 from child.space import CostUnit, Evaluator, Genotype, Graph, NetworkSpace, SearchSpace, derive_seed
+from child.standalone import StandaloneEvaluator
 from child.task import Task
 from child.training import LossOf, TrainingSettings, keep_freed_memory, measure
 from conf.launch import launch
@@ -163,6 +165,8 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
         evaluator = config.evaluator.build(config.plugins, space=space)
         if not isinstance(evaluator, TableEvaluator):
             raise ConfigError(f"env.task: {config.evaluator.target} trains networks and so needs a task, got null")
+        if config.rungs.fidelities:
+            raise ConfigError("rungs.fidelities: nothing is trained where a table tells the qualities; set it to []")
         reward = build_reward(config, space, evaluator.cost, known_target)
     else:
         if not isinstance(space, NetworkSpace):
@@ -180,6 +184,9 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
             config.plugins, space=space, task=task, cost=cost, seed=config.seed, device=device,
             num_steps=config.search.num_batches,
         )  # fmt: skip
+        if config.rungs.fidelities:
+            alone = StandaloneEvaluator(space, task, cost, config.rungs.training, 1, config.seed, device)
+            evaluator = RungsEvaluator(evaluator, alone, config.rungs)
     strategy = config.controller.build(config.plugins, space=space, seed=config.seed, num_updates=config.search.rounds)
 
     def environments(num: int, fidelity: float, account: Evaluator = evaluator) -> Environments:

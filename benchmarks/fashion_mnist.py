@@ -20,6 +20,17 @@ NUM_RANDOM = 5
 SETTINGS = (
     "env=fashion_mnist",
     "env.task.num_train=10000",  # 2,000 of them for validation
+    "space.min_layers=4",
+    "space.num_reductions=3",
+    # What three minutes of one thread allow: 12 epochs of 8,000 images at no more than 8 M MACs.
+    "reward.target=8e6",
+    "derive.within_target=true",
+    "retrain.training.epochs=12",
+    "distill.training.epochs=12",
+    # Few images, judged by their loss: a search of ten minutes.
+    "evaluator.score=loss",
+    "search.fidelity=0.1",
+    "derive.candidates=32",
     f"baseline.random={NUM_RANDOM}",
 )
 

@@ -183,14 +183,14 @@ def measures(values: Values, true: Values, macs: Values) -> dict[str, float]:
         "tau": tau(values, true),
         "tau above 90%": tau(values[good], true[good]),
         "tau within MACs deciles": float(np.nanmean(within)) if not np.isnan(within).all() else float("nan"),
-        "rho": float(spearmanr(values, true)[0]),
+        "rho": float(np.asarray(spearmanr(values, true))[0]),
         "precision of the top 5%": len(np.intersect1d(best, really)) / num,
         "true accuracy of the first": float(true[best[0]]),
     }
 
 
 def tau(values: Values, true: Values) -> float:
-    return float(kendalltau(values, true)[0]) if len(values) > 1 and np.ptp(values) > 0 else float("nan")
+    return float(np.asarray(kendalltau(values, true))[0]) if len(values) > 1 and np.ptp(values) > 0 else float("nan")
 
 
 def at_initialization(space: NASBench201Space, task: Task, genotypes: list[Genotype], seed: int) -> dict[str, Values]:

@@ -88,6 +88,10 @@ class StandaloneEvaluator:
                 self.found[genotype, fidelity] = self._train(genotype, fidelity)
         return [self.found[genotype, fidelity] for genotype in genotypes]
 
+    def epochs(self, fidelity: float) -> int:
+        """How long an architecture is trained at that fidelity."""
+        return max(1, round(fidelity * self.settings.epochs))
+
     def standard_error(self, quality: float) -> float:
         """Of a quality on the validation data of one fold."""
         return self.folds[0].standard_error(quality)
@@ -123,7 +127,7 @@ class StandaloneEvaluator:
                 stage = f"standalone {genotype.tokens} fold {number}"
                 torch.manual_seed(derive_seed(self.seed, stage, "weights"))
                 network = self.space.network(genotype).to(self.device)
-                settings = replace(self.settings, epochs=max(1, round(fidelity * self.settings.epochs)))
+                settings = replace(self.settings, epochs=self.epochs(fidelity))
                 training = Training(network, task, settings, None, self.seed, stage, self.device)
                 network.train()
                 while not training.finished:

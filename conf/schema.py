@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from child.distill import SoftTargets
+from child.rungs import RungsSettings
 from child.space import nearest
 from child.training import TrainingSettings
 from controller.search import SearchSettings
@@ -192,6 +193,7 @@ class RunConfig:
     evaluator: Part
     reward: Part
     search: SearchSettings
+    rungs: RungsSettings
     derive: DeriveSettings
     retrain: RetrainSettings
     distill: DistillSettings

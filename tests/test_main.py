@@ -455,6 +455,8 @@ def test_joined_validation_data_are_no_longer_evidence(run_main: Any, tmp_path: 
         ("reward=hard",),
         ("reward=absolute", "reward.target=30000"),
         ("space.min_layers=null",),
+        ("evaluator.score=loss",),
+        ("rungs.fidelities=[0.5,1.0]", "rungs.keep=0.5", "rungs.training.epochs=2"),
         ("search.compare_random=false", "search.sampler=uniform"),
     ],
     ids=lambda overrides: overrides[0],

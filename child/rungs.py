@@ -1,0 +1,153 @@
+"""Rungs of fidelity: a cheap score of many, a short training of the best of them, a longer one of the best of those.
+
+Successive halving (Jamieson and Talwalkar 2016) without waiting for a rung to be full (Li et al. 2020): what is
+evaluated goes on at once if it is among the best of those that reached its rung lately. Every result is told on the
+scale of the last rung, to which the lower ones are translated by what they had in common so far; whoever learns from
+the evaluations, a reward model above all, so learns from all rungs at once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from child.space import Evaluation, Evaluator, Genotype, Improvement, Sampler
+from child.standalone import StandaloneEvaluator
+from child.training import TrainingSettings
+
+RECENT = 64
+"""Results that a new one is compared with, since shared weights, and so their scores, change as a search goes on."""
+
+
+@dataclass(frozen=True)
+class RungsSettings:
+    """Which share of the architectures is trained on its own, and for how long.
+
+    Args:
+        training: Of an architecture on its own, at full length.
+        fidelities: Of each rung above the cheap score, its share of the epochs, rising; empty for no rungs.
+        keep: The best share of a rung that goes on to the next.
+        budget: Multiply-accumulates that all these trainings together may take; None for no limit.
+    """
+
+    training: TrainingSettings
+    fidelities: tuple[float, ...] = ()
+    keep: float = 0.25
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        rising = all(low < high for low, high in zip((0.0, *self.fidelities), self.fidelities, strict=False))
+        if not rising or (self.fidelities and self.fidelities[-1] > 1):
+            raise ValueError(f"rungs.fidelities must rise within (0, 1], got {list(self.fidelities)}")
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"rungs.keep is a share in (0, 1], got {self.keep}")
+        if self.budget is not None and not self.budget > 0:
+            raise ValueError(f"rungs.budget must be above 0 or null, got {self.budget}")
+
+
+class RungsEvaluator:
+    """A cheap evaluator, and above it stand-alone trainings of rising length.
+
+    Where it is asked again for an architecture that has been trained, the training is not repeated.
+
+    Args:
+        cheap: Scores every architecture, from shared weights say.
+        alone: Trains architectures on their own.
+        settings: Which, and for how long.
+    """
+
+    def __init__(self, cheap: Evaluator, alone: StandaloneEvaluator, settings: RungsSettings):
+        self.cheap, self.alone, self.settings = cheap, alone, settings
+        self.spent = 0.0
+        self.reached: list[list[tuple[Genotype, float]]] = [[] for _ in range(1 + len(settings.fidelities))]
+
+    def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
+        """Score all, train the best, and tell each result on the scale of the last rung.
+
+        The value follows from everything evaluated before as well, all of which is in `state_dict`.
+        """
+        found = {each.genotype: each for each in self.cheap.evaluate(list(dict.fromkeys(genotypes)), fidelity, seed)}
+        results = [{genotype: each.quality for genotype, each in found.items() if each.failure is None}]
+        self.reached[0] += results[0].items()
+        for rung, share in enumerate(self.settings.fidelities, 1):
+            results.append({})
+            for genotype in self._best(rung - 1, results[-2]):
+                if self._afford(genotype, share):
+                    (evaluation,) = self.alone.evaluate([genotype], share, seed)
+                    if evaluation.failure is not None:
+                        found[genotype] = replace(found[genotype], quality=0.0, failure=evaluation.failure)
+                        continue
+                    results[-1][genotype] = evaluation.quality
+            self.reached[rung] += results[-1].items()
+        for rung, result in enumerate(results):
+            for genotype, quality in result.items():
+                if found[genotype].failure is None:
+                    found[genotype] = replace(found[genotype], quality=self._translate(quality, rung))
+        return [found[genotype] for genotype in genotypes]
+
+    def standard_error(self, quality: float) -> float:
+        """Of a quality of the last rung."""
+        return self.alone.standard_error(quality)
+
+    def improve(self, sampler: Sampler, num_batches: int) -> Improvement | None:
+        """Train what the cheap scores come from."""
+        return self.cheap.improve(sampler, num_batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both evaluators, and what reached which rung."""
+        return {
+            "cheap": self.cheap.state_dict(),
+            "alone": self.alone.state_dict(),
+            "spent": self.spent,
+            "reached": [[[list(g.tokens), quality] for g, quality in rung] for rung in self.reached],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to what `state_dict` gave."""
+        self.cheap.load_state_dict(state["cheap"])
+        self.alone.load_state_dict(state["alone"])
+        self.spent = state["spent"]
+        name = self.alone.space.name
+        self.reached = [[(Genotype(name, tuple(tokens)), q) for tokens, q in rung] for rung in state["reached"]]
+
+    def _best(self, rung: int, new: Mapping[Genotype, float]) -> list[Genotype]:
+        """Those of the new results that are among the best share of the rung's recent ones, best first."""
+        recent = [quality for _, quality in self.reached[rung][-max(RECENT, len(new)) :]]
+        places = int(self.settings.keep * len(recent))
+        bar = sorted(recent, reverse=True)[places - 1] if places else np.inf
+        return sorted((g for g in new if new[g] >= bar), key=lambda g: -new[g])
+
+    def _afford(self, genotype: Genotype, share: float) -> bool:
+        """Pay for a training, if it was not paid before and the budget allows it."""
+        if (genotype, share) in self.alone.found:
+            return True
+        samples = sum(len(fold.train) for fold in self.alone.folds)
+        epochs = self.alone.epochs(share)
+        price = 3.0 * self.alone.space.macs(genotype) * samples * epochs  # a backward pass costs two forward ones
+        if self.settings.budget is not None and self.spent + price > self.settings.budget:
+            return False
+        self.spent += price
+        return True
+
+    def _translate(self, quality: float, rung: int) -> float:
+        """What the last rung would say, as far as the architectures tell that reached one rung and the next."""
+        for lower, upper in zip(self.reached[rung:], self.reached[rung + 1 :], strict=False):
+            there = dict(upper)
+            pairs = np.array([(low, there[genotype]) for genotype, low in lower if genotype in there][-RECENT:])
+            quality = line_through(pairs, quality)
+        return min(1.0, max(0.0, quality))
+
+
+def line_through(pairs: NDArray[np.float64], x: float) -> float:
+    """The value at x of the line of least squares through (x, y) pairs, which never falls.
+
+    Its slope is drawn towards 1 as by two further pairs of the usual spread, so that few pairs shift alone.
+    """
+    if len(pairs) == 0:
+        return x
+    (middle, target), apart = pairs.mean(axis=0), pairs - pairs.mean(axis=0)
+    prior = 2 * max(apart[:, 0].var(), 1e-4)
+    slope = (apart[:, 0] @ apart[:, 1] + prior) / (apart[:, 0] @ apart[:, 0] + prior)
+    return float(target + max(0.0, slope) * (x - middle))

@@ -1,0 +1,163 @@
+"""Rungs of fidelity: who goes on, what it costs, and the scale on which results are told."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from child.cost import CostModel
+from child.macro import MacroSpace
+from child.rungs import RungsEvaluator, RungsSettings, line_through
+from child.space import Evaluation, Genotype
+from child.standalone import StandaloneEvaluator
+from child.task import Task
+from child.training import TrainingSettings
+
+EPOCHS = TrainingSettings(epochs=4, batch_size=16)
+
+
+class Cheap:
+    """Gives qualities from a list, in the order of the architectures' first tokens."""
+
+    def __init__(self, quality_of: Callable[[Genotype], float]):
+        self.quality_of = quality_of
+
+    def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
+        return [Evaluation(genotype, self.quality_of(genotype), 1.0, fidelity, seed) for genotype in genotypes]
+
+    def standard_error(self, quality: float) -> float:
+        return 0.0
+
+    def improve(self, sampler: Any, num_batches: int) -> None:
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Any) -> None:
+        assert state == {}
+
+
+@pytest.fixture
+def make(
+    macro: MacroSpace, task: Task, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[RungsEvaluator, list[tuple[Genotype, int]]]]:
+    """Rungs over known cheap qualities and known qualities of trainings; and the list of trainings made."""
+
+    def build(
+        cheap: Callable[[Genotype], float], trained: Callable[[Genotype, float], float | str], **settings: Any
+    ) -> tuple[RungsEvaluator, list[tuple[Genotype, int]]]:
+        made: list[tuple[Genotype, int]] = []
+
+        def quality(self: StandaloneEvaluator, genotype: Genotype, fidelity: float) -> float | str:
+            made.append((genotype, self.epochs(fidelity)))
+            return trained(genotype, fidelity)
+
+        monkeypatch.setattr(StandaloneEvaluator, "_quality", quality)
+        alone = StandaloneEvaluator(
+            macro, task, CostModel(macro, "macs", task.input_shape, device), EPOCHS, 1, 0, device
+        )
+        return RungsEvaluator(Cheap(cheap), alone, RungsSettings(training=EPOCHS, **settings)), made
+
+    return build
+
+
+@pytest.fixture
+def ordered(macro: MacroSpace) -> list[Genotype]:
+    """Sixteen different architectures."""
+    return list(dict.fromkeys(macro.sample(np.random.default_rng(0), 40)))[:16]
+
+
+def test_the_best_share_goes_on_rung_by_rung(make: Any, ordered: list[Genotype]) -> None:
+    place = {genotype: number for number, genotype in enumerate(ordered)}
+    rungs, made = make(lambda g: place[g] / 100, lambda g, _: 0.5 - place[g] / 100, fidelities=(0.5, 1.0), keep=0.25)
+    rungs.evaluate(ordered, 1.0, 0)
+    # Of sixteen the four with the best scores are trained for two epochs; of those the best, for four.
+    assert made == [(ordered[15 - number], 2) for number in range(4)] + [(ordered[12], 4)]
+
+
+def test_one_at_a_time_goes_on_if_it_is_among_the_best_lately(make: Any, ordered: list[Genotype]) -> None:
+    place = {genotype: number for number, genotype in enumerate(ordered)}
+    rungs, made = make(lambda g: place[g] / 100, lambda g, _: 0.5, fidelities=(1.0,), keep=0.25)
+    for genotype in [ordered[number] for number in (5, 1, 3, 2, 9, 4, 8)]:
+        rungs.evaluate([genotype], 1.0, 0)
+    # The first three have too little company; 2 is the worst of four, 9 the best of five, 8 the second of seven.
+    assert made == [(ordered[9], 4)]
+    rungs.evaluate([ordered[7]], 1.0, 0)  # the third of eight
+    rungs.evaluate([ordered[10]], 1.0, 0)
+    assert made == [(ordered[9], 4), (ordered[10], 4)]
+    rungs.evaluate([ordered[10]], 1.0, 1)
+    assert len(made) == 2  # never twice
+
+
+def test_results_are_told_on_the_scale_of_the_last_rung(make: Any, ordered: list[Genotype]) -> None:
+    place = {genotype: number for number, genotype in enumerate(ordered)}
+    cheap = lambda g: 0.1 + place[g] / 100  # noqa: E731
+    rungs, _ = make(cheap, lambda g, _: cheap(g) + 0.5, fidelities=(1.0,), keep=0.5)
+    found = rungs.evaluate(ordered, 1.0, 0)
+    # Half were trained, and were 0.5 better than scored: so would be the others.
+    assert [each.quality for each in found] == pytest.approx([cheap(genotype) + 0.5 for genotype in ordered])
+    assert [each.genotype for each in found] == ordered and {each.failure for each in found} == {None}
+
+
+def test_the_budget_counts_three_forward_passes_for_each_sample(
+    make: Any, ordered: list[Genotype], macro: MacroSpace, task: Task
+) -> None:
+    place = {genotype: number for number, genotype in enumerate(ordered)}
+    prices = [3 * macro.macs(genotype) * len(task.train) * 4 for genotype in ordered]
+    limits = {"fidelities": (1.0,), "keep": 1.0, "budget": sum(prices[-3:]) + 1}
+    rungs, made = make(lambda g: place[g] / 100, lambda g, _: 0.5, **limits)
+    rungs.evaluate(ordered, 1.0, 0)
+    assert [genotype for genotype, _ in made[:3]] == ordered[:-4:-1]
+    assert rungs.spent <= limits["budget"] < rungs.spent + min(prices[place[g]] for g in ordered if (g, 4) not in made)
+
+
+def test_a_training_that_fails_is_a_failure(make: Any, ordered: list[Genotype]) -> None:
+    place = {genotype: number for number, genotype in enumerate(ordered)}
+    rungs, _ = make(
+        lambda g: place[g] / 100, lambda g, _: "out of memory" if place[g] == 15 else 0.5, fidelities=(1.0,), keep=0.5
+    )
+    found = rungs.evaluate(ordered, 1.0, 0)
+    assert [each.failure for each in found] == [None] * 15 + ["out of memory"] and found[-1].quality == 0
+
+
+def test_it_goes_on_from_its_state(make: Any, ordered: list[Genotype]) -> None:
+    def build() -> RungsEvaluator:
+        # Of a training that is not repeated, the quality need not be told again.
+        return make(lambda g: sum(g.tokens) / 100, lambda g, f: f * sum(g.tokens) / 50, fidelities=(0.5, 1.0))[0]
+
+    straight, stopped, restored = build(), build(), build()
+    straight.evaluate(ordered[:8], 1.0, 0)
+    stopped.evaluate(ordered[:8], 1.0, 0)
+    restored.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
+    assert restored.evaluate(ordered[8:], 1.0, 1) == straight.evaluate(ordered[8:], 1.0, 1)
+    assert restored.state_dict() == straight.state_dict() and straight.spent > 0
+
+
+@given(st.floats(-2, 2), st.floats(-1, 1), st.floats(0, 1))
+def test_a_line_is_found_and_never_falls(slope: float, offset: float, x: float) -> None:
+    xs = np.linspace(0, 1, 200)
+    found = line_through(np.stack([xs, slope * xs + offset], axis=1), x)
+    assert found == pytest.approx(max(0.0, slope) * (x - 0.5) + slope * 0.5 + offset, abs=0.03)
+    assert line_through(np.zeros((0, 2)), x) == x
+    assert line_through(np.array([[0.2, 0.5]]), x) == pytest.approx(x + 0.3)  # one pair shifts
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fidelities": (0.5, 0.2)}, r"rungs.fidelities must rise within \(0, 1\], got \[0.5, 0.2\]"),
+        ({"fidelities": (0.5, 1.5)}, r"rungs.fidelities must rise"),
+        ({"fidelities": (0.0,)}, r"rungs.fidelities must rise"),
+        ({"keep": 0.0}, r"rungs.keep is a share in \(0, 1\], got 0.0"),
+        ({"budget": 0.0}, r"rungs.budget must be above 0 or null, got 0.0"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RungsSettings(training=EPOCHS, **settings)
