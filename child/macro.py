@@ -224,8 +224,8 @@ class MacroNetwork(nn.Module):
         level = self.space.levels[layer]
         grown = _Outputs(self, layer + 1, dict(outputs.found))
         total = self.operations[layer][operation](grown.at(layer - 1, level))  # type: ignore[index]
-        for source in skips:
-            total = total + grown.at(source, level)
+        for number, source in enumerate(skips):
+            total = total.add(grown.at(source, level)) if number == 0 else total.add_(grown.at(source, level))
         grown.found[layer, level] = self.norms[layer](total)
         return grown
 
