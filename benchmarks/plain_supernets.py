@@ -76,7 +76,7 @@ class PlainMacro(nn.Module):
 
 
 class PlainMicroCell(nn.Module):
-    """A cell of ENAS's micro space: inputs of another size calibrated, loose ends end to end through one convolution."""
+    """ENAS's micro cell: inputs of another size are calibrated, loose ends put end to end for one 1x1 convolution."""
 
     def __init__(self, space: MicroSpace, place: Place):
         super().__init__()
