@@ -140,10 +140,11 @@ class PlainCell201(nn.Module):
     def forward(self, x: Tensor, names: list[str]) -> Tensor:
         nodes = [x]
         for node in (1, 2, 3):
-            nodes.append(sum(
+            brought = [
                 nodes[source] * 0 if name == "none" else self.operations[f"edge{source}{node}_{name}"](nodes[source])
                 for (source, target), name in zip(EDGES, names, strict=True) if target == node
-            ))  # fmt: skip
+            ]  # fmt: skip
+            nodes.append(sum(brought[1:], brought[0]))
         return nodes[-1]
 
 

@@ -78,7 +78,12 @@ def test_factorized_reductions_take_a_quarter_of_the_work_of_dense_ones() -> Non
 
 def build(space: NetworkSpace) -> tuple[Any, Any]:
     """Our supernet and the plain one, with the plain one's weights in both."""
-    ours, plain = space.network(), PLAIN[type(space)](space)
+    networks = space.network(), PLAIN[type(space)](space)
+    copy_weights(space, *networks)
+    return networks
+
+
+def copy_weights(space: Any, ours: Any, plain: Any) -> None:
     state = ours.state_dict()
     for name, value in plain.state_dict().items():
         if name in state:
@@ -99,7 +104,6 @@ def build(space: NetworkSpace) -> tuple[Any, Any]:
     elif isinstance(space, RecurrentSpace):
         for name, weight in ours.weights.items():
             weight.data.copy_(torch.cat([plain.gates[name].weight.t(), plain.values[name].weight.t()], dim=1))
-    return ours, plain
 
 
 def copy_reduction(reduction: FactorizedReduction, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
