@@ -225,7 +225,9 @@ class MacroNetwork(nn.Module):
         grown = _Outputs(self, layer + 1, dict(outputs.found))
         total = self.operations[layer][operation](grown.at(layer - 1, level))  # type: ignore[index]
         for number, source in enumerate(skips):
-            total = total.add(grown.at(source, level)) if number == 0 else total.add_(grown.at(source, level))
+            added = grown.at(source, level)
+            # The gradient needs what the operation gave; a sum is needed by nothing, and so grows in place.
+            total = total + added if number == 0 else total.add_(added)
         grown.found[layer, level] = self.norms[layer](total)
         return grown
 

@@ -32,7 +32,7 @@ def prepare(network: nn.Module) -> None:
 
 
 def conv_norm_relu(inputs: int, outputs: int, kernel: int, stride: int = 1, dims: int = 2) -> nn.Sequential:
-    """Convolution that keeps the size (at stride 1), batch normalization, ReLU."""
+    """Convolution that keeps the size (at stride 1), batch normalization, ReLU in place of its own input."""
     return nn.Sequential(
         conv(inputs, outputs, kernel, stride, dims=dims), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
     )
