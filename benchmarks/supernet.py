@@ -1,107 +1,97 @@
-"""Shared weights: a training step and the evaluation of a round, beside a plain version of the same supernet.
+"""Shared weights of every space: a training step and the evaluation of a round, beside a plain version of each.
 
-    python benchmarks/supernet.py          # about five minutes, as many threads as PyTorch takes
+    python benchmarks/supernet.py          # about ten minutes, as many threads as PyTorch takes
+    python benchmarks/supernet.py mlp      # the spaces whose names contain this, nothing recorded
 
-12-layer macro space, batches of 128 images of 32x32x3. The plain version is written as the public ENAS code is:
-contiguous layout, reductions by two sliced and concatenated convolutions of every earlier output, one architecture at
-a time. Both use the same operations.
+The plain versions are in plain_supernets.py.
 """
 
 from timing import interleaved, matmul_peak, record  # isort: skip
 
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from plain_supernets import PLAIN
+from torch import nn
 from torch.nn import functional
 
 from child.macro import MacroSpace
-from child.operations import MACRO_OPERATIONS
-from child.space import Genotype
+from child.micro import MicroSpace
+from child.mlp import MLPSpace
+from child.mobile import MobileSpace
+from child.nasbench201 import NASBench201Space
+from child.recurrent import RecurrentSpace
+from child.space import Genotype, NetworkSpace
 from child.supernet import batch_statistics
 
-BATCH, NUM_EVALUATED = 128, 16
+NUM_EVALUATED = 16
 KEPT = 0.97  # how sure the concentrated policy is of each token
 
 
-class PlainReduction(nn.Module):
-    """ENAS's factorized reduction: two 1x1 convolutions of stride 2, one of them shifted by a pixel."""
+@dataclass(frozen=True)
+class Case:
+    """A space with the batch size of its task.
 
-    def __init__(self, channels: int):
-        super().__init__()
-        self.even = nn.Conv2d(channels, channels // 2, 1, stride=2, bias=False)
-        self.odd = nn.Conv2d(channels, channels - channels // 2, 1, stride=2, bias=False)
-        self.norm = nn.BatchNorm2d(channels)
+    `asked` is how many times faster than plain training, random and concentrated evaluation are meant to be, where
+    that was said; `rounds` is how often the usual number of repeats is taken, more where a step is short.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        shifted = functional.pad(x, [0, 1, 0, 1])[:, :, 1:, 1:]
-        return self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
-
-
-class PlainSupernet(nn.Module):
-    """The macro supernet for one architecture at a time; where sizes halve, every earlier output is reduced."""
-
-    def __init__(self, space: MacroSpace):
-        super().__init__()
-        self.space, channels = space, space.channels
-        self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
-        self.operations = nn.ModuleList(
-            nn.ModuleDict({name: MACRO_OPERATIONS[name].build(channels) for name in space.operations})
-            for _ in range(space.num_layers)
-        )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(space.num_layers))
-        self.reductions = nn.ModuleDict({
-            str(layer): nn.ModuleList(PlainReduction(channels) for _ in range(layer + 1))
-            for layer in range(1, space.num_layers) if space.levels[layer] > space.levels[layer - 1]
-        })  # fmt: skip
-        self.classifier = nn.Linear(channels, space.num_outputs)
-
-    def forward(self, x: Tensor, genotype: Genotype) -> Tensor:
-        outputs = [self.stem(x)]
-        for layer, (operation, skips) in enumerate(self.space.layers(genotype)):
-            if str(layer) in self.reductions:
-                reductions: nn.ModuleList = self.reductions[str(layer)]  # type: ignore[assignment]
-                outputs = [reduce(output) for reduce, output in zip(reductions, outputs, strict=True)]
-            total = self.operations[layer][operation](outputs[-1])  # type: ignore[index]
-            for source in skips:
-                total = total + outputs[source + 1]
-            outputs.append(self.norms[layer](total))
-        return self.classifier(outputs[-1].mean(dim=(2, 3)))
+    make_space: Callable[[], NetworkSpace]
+    batch_size: int
+    asked: tuple[float, float, float] | None = None
+    rounds: int = 1
 
 
-def concentrated(space: MacroSpace, num: int) -> list[Genotype]:
-    """Draws of a policy that gives each token of one architecture a chance of KEPT."""
-    rng = np.random.default_rng(1)
-    mode = np.array(space.sample(rng, 1)[0].tokens)
-    others = np.array([genotype.tokens for genotype in space.sample(rng, num)])
-    return [space.canonical(row) for row in np.where(rng.random(others.shape) < KEPT, mode, others)]
+# Images are CIFAR-10's; sequences, vectors and texts have the shapes of the spoken digits, of breast cancer and of
+# tiny Shakespeare in the default config. Sizes are the spaces' defaults where no others are given.
+CASES = {
+    "macro, 32 channels": Case(lambda: MacroSpace((3, 32, 32), 10, 32, 12), 128, (1.8, 1.5, 4.0)),
+    "macro, 36 channels": Case(lambda: MacroSpace((3, 32, 32), 10, 36, 12), 128, (1.8, 1.5, 4.0)),
+    "macro, sequences": Case(lambda: MacroSpace((40, 63), 10, 32, 6, 4, num_reductions=3), 128, rounds=4),
+    "micro": Case(lambda: MicroSpace((3, 32, 32), 10, num_nodes=4, num_cells=1), 128),
+    "nasbench201": Case(lambda: NASBench201Space((3, 32, 32), 10, cells_per_stage=1, reduction="pooling"), 128),
+    "mobile": Case(lambda: MobileSpace((3, 32, 32), 10), 128),
+    "mlp": Case(lambda: MLPSpace((30,), 2), 32, rounds=40),
+    "recurrent": Case(lambda: RecurrentSpace((96,), 65), 32),
+}
 
 
 class Bench:
     """Our supernet or the plain one, with its optimizer and a batch."""
 
-    def __init__(self, space: MacroSpace, plain: bool):
+    def __init__(self, case: Case, plain: bool):
         torch.manual_seed(0)
+        space: Any = case.make_space()
         self.plain = plain
-        self.network = PlainSupernet(space) if plain else space.network()
+        self.network = PLAIN[type(space)](space) if plain else space.network()
         self.optimizer = torch.optim.SGD(self.network.parameters(), 0.05, momentum=0.9, nesterov=True)
-        inputs = torch.randn(BATCH, 3, 32, 32)
-        self.inputs = inputs if plain else inputs.contiguous(memory_format=torch.channels_last)
-        self.targets = torch.arange(BATCH) % 10
+        shape = (case.batch_size, *space.arguments["input_shape"])
+        if isinstance(space, RecurrentSpace):
+            self.inputs = torch.randint(space.num_outputs, shape)
+            self.targets = torch.randint(space.num_outputs, (case.batch_size, space.length - space.context))
+            return
+        self.inputs = torch.randn(shape)
+        self.targets = torch.randint(space.arguments["num_outputs"], (case.batch_size,))
+        if len(shape) == 4 and not plain:
+            self.inputs = self.inputs.contiguous(memory_format=torch.channels_last)
 
     def train(self, genotype: Genotype) -> None:
         self.network.train()
         self.optimizer.zero_grad()
-        functional.cross_entropy(self.network(self.inputs, genotype), self.targets).backward()
+        outputs = self.network(self.inputs, genotype)
+        functional.cross_entropy(outputs.flatten(0, -2), self.targets.flatten()).backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
         self.optimizer.step()
 
     @torch.no_grad()
-    def evaluate(self, genotypes: list[Genotype]) -> None:
+    def evaluate(self, genotypes: Sequence[Genotype]) -> None:
         with batch_statistics(self.network):
             if self.plain:
                 for genotype in genotypes:
@@ -110,67 +100,100 @@ class Bench:
                 self.network.forward_many(self.inputs, genotypes)  # type: ignore[operator]
 
 
-def make_space(channels: int) -> MacroSpace:
-    return MacroSpace((3, 32, 32), 10, channels, 12)
+def concentrated(space: NetworkSpace) -> list[Genotype]:
+    """Draws of a policy that gives each token of one architecture a chance of KEPT."""
+    rng = np.random.default_rng(1)
+    mode = np.array(space.sample(rng, 1)[0].tokens)
+    others = np.array([genotype.tokens for genotype in space.sample(rng, NUM_EVALUATED)])
+    return [space.canonical(row) for row in np.where(rng.random(others.shape) < KEPT, mode, others)]
 
 
-def peak_memory_mib(channels: int, plain: bool) -> float:
-    """Of a process that trains a few steps and evaluates a round."""
-    command = [sys.executable, __file__, "memory", str(channels), str(int(plain))]
+def training_macs(space: NetworkSpace, genotype: Genotype) -> int:
+    """Three times those of a forward pass, but for the context of a text, through which no gradient flows."""
+    macs = 3 * space.macs(genotype)
+    if isinstance(space, RecurrentSpace):
+        per_token = 2 * space.width**2 * (space.num_nodes + 1)
+        macs -= 2 * space.context * per_token
+    return macs
+
+
+def measure(name: str, peak: float) -> list[dict[str, object]]:
+    """The rows of a space."""
+    case = CASES[name]
+    space = case.make_space()
+    random, near = space.sample(np.random.default_rng(0), NUM_EVALUATED), concentrated(space)
+    benches = {"ours": Bench(case, plain=False), "plain": Bench(case, plain=True)}
+
+    def training() -> dict[str, Callable[[], None]]:
+        turns = {which: cycle(random) for which in benches}
+        return {which: lambda w=which: benches[w].train(next(turns[w])) for which in benches}
+
+    def evaluating(genotypes: list[Genotype]) -> dict[str, Callable[[], None]]:
+        return {which: lambda w=which: benches[w].evaluate(genotypes) for which in benches}
+
+    work = [
+        ("training step", training(), NUM_EVALUATED, np.median([training_macs(space, each) for each in random])),
+        (f"evaluating {NUM_EVALUATED} random", evaluating(random), 5, sum(map(space.macs, random))),
+        (f"evaluating {NUM_EVALUATED} concentrated", evaluating(near), 5, sum(map(space.macs, near))),
+    ]
+    memory = {which: peak_memory_mib(name, which) for which in benches}
+    rows = []
+    for (title, alternatives, repeats, macs), asked in zip(work, case.asked or ("", "", ""), strict=True):
+        if "concentrated" in title and case.asked is None:
+            continue
+        seconds = interleaved(alternatives, case.rounds * repeats)
+        speed = {which: 2 * case.batch_size * macs / value / 1e9 for which, value in seconds.items()}
+        rows.append({
+            "space": name,
+            "what": title,
+            "ours, s": seconds["ours"],
+            "plain, s": seconds["plain"],
+            "times faster": seconds["plain"] / seconds["ours"],
+            "asked": asked,
+            "ours, GFLOP/s": speed["ours"],
+            "of the peak": f"{speed['ours'] / peak:.0%}",
+            "plain, GFLOP/s": speed["plain"],
+            "ours, MiB": f"{memory['ours']:.0f}",
+            "plain, MiB": f"{memory['plain']:.0f}",
+        })  # fmt: skip
+    return rows
+
+
+def peak_memory_mib(name: str, which: str) -> float:
+    """Of a process of its own that trains a few steps and evaluates a round."""
+    command = [sys.executable, __file__, "--memory", name, which]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+def print_memory(name: str, which: str) -> None:
+    space, bench = CASES[name].make_space(), Bench(CASES[name], which == "plain")
+    genotypes = space.sample(np.random.default_rng(0), NUM_EVALUATED)
+    for genotype in genotypes[:4]:
+        bench.train(genotype)
+    bench.evaluate(genotypes)
+    # Of this process alone; what getrusage tells includes the parent that it was forked from.
+    status = Path("/proc/self/status").read_text()
+    print(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
+
+
 def main() -> None:
-    if sys.argv[1:2] == ["memory"]:
-        space = make_space(int(sys.argv[2]))
-        bench = Bench(space, bool(int(sys.argv[3])))
-        genotypes = space.sample(np.random.default_rng(0), NUM_EVALUATED)
-        for genotype in genotypes[:4]:
-            bench.train(genotype)
-        bench.evaluate(genotypes)
-        # Of this process alone; what getrusage tells includes the parent that it was forked from.
-        status = Path("/proc/self/status").read_text()
-        print(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
+    if sys.argv[1:2] == ["--memory"]:
+        print_memory(*sys.argv[2:])
         return
+    chosen = [name for name in CASES if not sys.argv[1:] or sys.argv[1] in name]
     peak = matmul_peak()
-    rows = []
-    for channels in (32, 36):
-        space = make_space(channels)
-        ours, plain = Bench(space, plain=False), Bench(space, plain=True)
-        genotypes = space.sample(np.random.default_rng(0), NUM_EVALUATED)
-        memory = [peak_memory_mib(channels, plain=which) for which in (False, True)]
-        turns = [cycle(genotypes), cycle(genotypes)]
-        train = {"ours": lambda: ours.train(next(turns[0])), "plain": lambda: plain.train(next(turns[1]))}  # noqa: B023
-        near = concentrated(space, NUM_EVALUATED)
-        macs = [space.macs(genotype) for genotype in genotypes]
-        work = [
-            ("training step", train, NUM_EVALUATED - 1, 3 * np.median(macs)),
-            (f"evaluating {NUM_EVALUATED} random", both(ours, plain, genotypes), 5, sum(macs)),
-            (f"evaluating {NUM_EVALUATED} concentrated", both(ours, plain, near), 5, sum(map(space.macs, near))),
-        ]
-        for title, alternatives, repeats, num_macs in work:
-            seconds = interleaved(alternatives, repeats)
-            speed = {name: 2 * BATCH * num_macs / value / 1e9 for name, value in seconds.items()}
-            rows.append({
-                "channels": channels,
-                "what": title,
-                "ours, s": seconds["ours"],
-                "plain, s": seconds["plain"],
-                "times faster": seconds["plain"] / seconds["ours"],
-                "ours, GFLOP/s": speed["ours"],
-                "of the peak": f"{speed['ours'] / peak:.0%}",
-                "plain, GFLOP/s": speed["plain"],
-                "peak memory, MiB": f"{memory[0]:.0f} (plain {memory[1]:.0f})",
-            })  # fmt: skip
+    rows = [row for name in chosen for row in measure(name, peak)]
+    if len(chosen) < len(CASES):
+        for row in rows:
+            print(*(f"{value:.4g}" if isinstance(value, float) else value for value in row.values()), sep=" | ")
+        return
     record("supernet", "Shared weights: training and evaluation, beside a plain version", rows, [
         f"Matrix product's peak in this run: {peak:.0f} GFLOP/s. GFLOP/s count the multiply-accumulates of the",
-        "architectures twice, three times those for a training step; work that is shared between architectures counts",
-        f"for each, so that more than the peak is possible. Concentrated: each of 78 tokens is kept with {KEPT:.0%}.",
+        "architectures as their space counts them, twice, and three times those for a training step; work that is",
+        "shared between architectures counts for each, so that more than the peak is possible. MiB: the most that a",
+        f"process held that trains and evaluates. Concentrated: each token is kept with {KEPT:.0%}. Batches of 128, of",
+        "32 for mlp and recurrent.",
     ])  # fmt: skip
-
-
-def both(ours: Bench, plain: Bench, genotypes: list[Genotype]) -> dict:
-    return {"ours": lambda: ours.evaluate(genotypes), "plain": lambda: plain.evaluate(genotypes)}
 
 
 if __name__ == "__main__":

@@ -224,8 +224,10 @@ class MacroNetwork(nn.Module):
         level = self.space.levels[layer]
         grown = _Outputs(self, layer + 1, dict(outputs.found))
         total = self.operations[layer][operation](grown.at(layer - 1, level))  # type: ignore[index]
-        for source in skips:
-            total = total + grown.at(source, level)
+        for number, source in enumerate(skips):
+            added = grown.at(source, level)
+            # The gradient needs what the operation gave; a sum is needed by nothing, and so grows in place.
+            total = total + added if number == 0 else total.add_(added)
         grown.found[layer, level] = self.norms[layer](total)
         return grown
 

@@ -275,8 +275,8 @@ class InvertedResidual(nn.Module):
     def forward(self, x: Tensor, block: Block | None = None) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H, W), halved at stride 2; with `block` as that smaller one."""
         hidden, outputs, kernel = (block.hidden, block.outputs, block.kernel) if block else (None, None, None)
-        y = functional.relu6(self.expand_norm(self.expand(x, hidden)))
-        y = functional.relu6(self.depthwise_norm(self.depthwise(y, kernel=kernel)))
+        y = functional.relu6(self.expand_norm(self.expand(x, hidden)), inplace=True)
+        y = functional.relu6(self.depthwise_norm(self.depthwise(y, kernel=kernel)), inplace=True)
         if self.squeeze is not None and (block is None or block.squeeze):
             y = self.squeeze(y)
         y = self.project_norm(self.project(y, outputs))

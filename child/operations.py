@@ -32,8 +32,10 @@ def prepare(network: nn.Module) -> None:
 
 
 def conv_norm_relu(inputs: int, outputs: int, kernel: int, stride: int = 1, dims: int = 2) -> nn.Sequential:
-    """Convolution that keeps the size (at stride 1), batch normalization, ReLU."""
-    return nn.Sequential(conv(inputs, outputs, kernel, stride, dims=dims), nn.BatchNorm2d(outputs), nn.ReLU())
+    """Convolution that keeps the size (at stride 1), batch normalization, ReLU in place of its own input."""
+    return nn.Sequential(
+        conv(inputs, outputs, kernel, stride, dims=dims), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
 
 
 def relu_conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -70,9 +72,9 @@ def max_pool(channels: int, dims: int = 2) -> nn.Module:
 def separable_twice(channels: int, kernel: int) -> nn.Module:
     """The separable convolution of cells: ReLU, depthwise, pointwise and normalization, all of it twice."""
     layers: list[nn.Module] = []
-    for _ in range(2):
+    for fresh in (False, True):  # what a normalization gave is nobody else's
         depthwise = conv(channels, channels, kernel, groups=channels)
-        layers += [nn.ReLU(), depthwise, conv(channels, channels, 1), nn.BatchNorm2d(channels)]
+        layers += [nn.ReLU(inplace=fresh), depthwise, conv(channels, channels, 1), nn.BatchNorm2d(channels)]
     return nn.Sequential(*layers)
 
 
