@@ -479,14 +479,13 @@ def _ranking_section(ranking: Json) -> Section:
     kept = [line for line in ranking["architectures"] if not line["failure"]]
     if not kept:
         return section
-    tau = "Kendall's tau is the share of pairs that both axes order alike, minus the share that they order otherwise"
     panels = [
         (
             "ranking",
             "Shared weights against training alone",
-            f"The nearer the dots to a rising line, the better the ranking. {tau}: 1 the same order, 0 no relation. "
-            f"Both axes carry noise (few validation data, {ranking['epochs']} epochs from one seed), so that a perfect "
-            "ranking would not reach 1 either; finalists, which are alike, are the hardest to tell apart.",
+            "The nearer the dots to a rising line, the better the ranking. Kendall's tau is the share of pairs that "
+            "both axes order alike, minus the share that they order otherwise: 1 is the same order, 0 no relation. Few "
+            "validation data and a short training from one seed blur both axes: a perfect ranking would not reach 1.",
             "shared",
             "quality with shared weights",
         ),

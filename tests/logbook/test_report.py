@@ -295,7 +295,6 @@ def test_the_ranking_is_told_where_it_was_checked(tmp_path: Path) -> None:
         "How far to trust this ranking",
         "It cannot be told.",
         "Left out: 1:conv3 (out of memory)",
-        "10 epochs from one seed",
     ):
         assert expected in page(folder)
     for name in ("ranking", "ranking-macs"):
