@@ -431,6 +431,7 @@ def score_to_rank(config: RunConfig, parts: Parts, finalists: Sequence[Genotype]
     settings, space, draw = config.ranking, parts.space, derive_seed(config.seed, "ranking")
     assert isinstance(space, NetworkSpace)
     kinds = choose_to_rank(space, finalists, settings.finalists, settings.random, draw)
+    scores = parts.evaluator.evaluate(list(kinds), 1.0, draw) if kinds else []
     return [
         {
             "kind": kind,
@@ -440,7 +441,7 @@ def score_to_rank(config: RunConfig, parts: Parts, finalists: Sequence[Genotype]
             "shared": None if scored.failure else scored.quality,
             "failure": scored.failure and f"with shared weights: {scored.failure}",
         }
-        for kind, scored in zip(kinds.values(), parts.evaluator.evaluate(list(kinds), 1.0, draw), strict=True)
+        for kind, scored in zip(kinds.values(), scores, strict=True)
     ]
 
 

@@ -121,6 +121,8 @@ class DeriveSettings:
 class RankingSettings:
     """How the ranking by shared weights is checked: some architectures are trained on their own for a short time.
 
+    They are as large as in the search, whatever `retrain.space` makes of the final networks.
+
     Args:
         finalists: The most promising of the strategy.
         random: Random architectures; 0 of both for no check.

@@ -154,7 +154,7 @@ def agreement(lines: Sequence[dict[str, Any]], seed: int) -> Agreement:
 def kendall_tau(x: Array, y: Array) -> Array:
     """Tau-b (Kendall 1945) of values (..., N), in the last axis; NaN where all of one side are equal.
 
-    Of all resamples at once, which scipy's function of the name would take a second for.
+    Of all resamples at once; scipy's function of the name takes them one by one.
     """
     above_x, above_y = (np.sign(values[..., :, None] - values[..., None, :]) for values in (x, y))  # (..., N, N)
     alike = (above_x * above_y).sum(axis=(-2, -1))

@@ -485,7 +485,8 @@ def _ranking_section(ranking: Json) -> Section:
             "Shared weights against training alone",
             "The nearer the dots to a rising line, the better the ranking. Kendall's tau is the share of pairs that "
             "both axes order alike, minus the share that they order otherwise: 1 is the same order, 0 no relation. Few "
-            "validation data and a short training from one seed blur both axes: a perfect ranking would not reach 1.",
+            "validation data and a short training from one seed blur both axes, so that a perfect ranking would not "
+            "reach 1; and it is easier to tell finalists from random architectures than from each other.",
             "shared",
             "quality with shared weights",
         ),
