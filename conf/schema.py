@@ -131,7 +131,7 @@ class RankingSettings:
 
     finalists: int = 4
     random: int = 4
-    fidelity: float = 0.2
+    fidelity: float = 0.15
 
     def __post_init__(self) -> None:
         if min(self.finalists, self.random) < 0 or not 0 < self.fidelity <= 1:
