@@ -126,7 +126,8 @@ class RankingSettings:
     Args:
         finalists: The most promising of the strategy.
         random: Random architectures; 0 of both for no check.
-        fidelity: The share of the final training's epochs.
+        fidelity: The share of the final training's epochs. At 0.15 eight architectures cost 1.2 final trainings, of the
+            eight that the epochs of a default run amount to: about an eighth of its time.
     """
 
     finalists: int = 4
