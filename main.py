@@ -32,10 +32,12 @@ from child.retrain import retrain
 from child.rungs import RungsEvaluator
 from child.space import CostUnit, Evaluator, Genotype, Graph, NetworkSpace, SearchSpace, derive_seed
 from child.standalone import StandaloneEvaluator
+from child.supernet import SupernetEvaluator
 from child.task import Task
 from child.training import LossOf, TrainingSettings, keep_freed_memory, measure
 from conf.launch import launch
 from conf.schema import ConfigError, Part, RunConfig, read
+from controller.collapse import name_collapse
 from controller.derive import (
     Candidate,
     by_promise,
@@ -48,6 +50,7 @@ from controller.derive import (
     within_target,
 )
 from controller.ledger import Ledger
+from controller.ranking import agreement, choose_to_rank
 from controller.search import Player, search
 from controller.strategy import RandomSearch, Strategy
 from envs.reward import Reward
@@ -137,6 +140,7 @@ def main(config: RunConfig, text: str) -> None:
                 assert parts.task is not None and isinstance(parts.final_space, NetworkSpace)
                 at = Setting(config, parts.device, parts.task, parts.final_space, run, console)
                 found = run.once("search", lambda: search_and_derive(at, parts))
+                found = check_ranking(at, parts, found)
                 trained = train_finals(at, found)
                 results = run.once("test", lambda: test_finals(at, found, trained))
         except Interrupted:
@@ -382,15 +386,28 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     }
     own = promising.pop(strategy.name)
     others = promising.get(RandomSearch.name, [])
+    chosen = [c.genotype for c in own[: config.retrain.top]]
     write_candidates(config, parts, run, groups, candidates, history)
-    describe_search(run, space, [c.genotype for c in own[: config.retrain.top]])
+    describe_search(run, space, chosen)
+    to_rank, warnings = [], []
+    shared = parts.evaluator.cheap if isinstance(parts.evaluator, RungsEvaluator) else parts.evaluator
+    if isinstance(shared, SupernetEvaluator):
+        to_rank = score_to_rank(config, shared, [c.genotype for c in own])
+        mine, updates = (
+            [line for line in lines if line["strategy"] == strategy.name] for lines in (history, run.read("updates"))
+        )
+        warnings = name_collapse(space, mine, updates, chosen, config.search)
+        for warning in warnings:
+            at.console.say(warning)
     return {
-        "teachers": [list(c.genotype.tokens) for c in own[: config.retrain.top]],
+        "teachers": [list(genotype.tokens) for genotype in chosen],
         "random_best": list(others[0].genotype.tokens) if others else None,
         "cheaper": [[list(c.genotype.tokens), c.evaluation.quality] for c in own],
         "num_equal": len(equal_to_best(groups[strategy.name], tolerance)),
         "tolerance": tolerance,
         "num_evaluations": sum(line["strategy"] == strategy.name for line in history),
+        "to_rank": to_rank,
+        "warnings": warnings,
         "seconds": {"search": searched - started, "derive": time.monotonic() - searched},
     }
 
@@ -421,6 +438,69 @@ def write_candidates(
         "hypervolume_reference": f"quality 0, cost {worst:.4g}",
     })  # fmt: skip
     run.log({f"pareto/hypervolume_{name}": volume for name, volume in volumes.items()})
+
+
+def score_to_rank(config: RunConfig, shared: SupernetEvaluator, finalists: Sequence[Genotype]) -> list[dict[str, Any]]:
+    """What shared weights say on all validation data of the architectures that are to be trained on their own."""
+    settings, space, draw = config.ranking, shared.space, derive_seed(config.seed, "ranking")
+    kinds = choose_to_rank(space, finalists, settings.finalists, settings.random, draw)
+    scores = shared.evaluate(list(kinds), 1.0, draw) if kinds else []
+    return [
+        {
+            "kind": kind,
+            "genotype": scored.genotype.to_json(),
+            "text": space.text(scored.genotype),
+            "macs": space.macs(scored.genotype),
+            "shared": None if scored.failure else scored.quality,
+            "failure": scored.failure and f"with shared weights: {scored.failure}",
+        }
+        for kind, scored in zip(kinds.values(), scores, strict=True)
+    ]
+
+
+def check_ranking(at: Setting, parts: Parts, found: dict[str, Any]) -> dict[str, Any]:
+    """Train some architectures on their own for a short time, and say how far shared weights rank them alike.
+
+    Returns:
+        What was found, with the time that this took.
+    """
+    config, run, to_rank, seed = at.config, at.run, found["to_rank"], derive_seed(at.config.seed, "ranking")
+    if not to_rank:
+        return found
+    epochs = max(1, round(config.ranking.fidelity * config.retrain.training.epochs))
+    assert isinstance(parts.space, NetworkSpace)
+    evaluator = StandaloneEvaluator(
+        parts.space, at.task, CostModel(parts.space, "macs", at.task.input_shape, at.device),
+        replace(config.retrain.training, epochs=epochs), folds=1, seed=seed, device=at.device,
+    )  # fmt: skip
+
+    def train(line: dict[str, Any]) -> dict[str, Any]:
+        if line["failure"]:
+            return {"standalone": None, "failure": line["failure"], "seconds": 0.0}
+        started = time.monotonic()
+        trained = evaluator.evaluate([Genotype.from_json(line["genotype"])], 1.0, seed)[0]
+        quality = None if trained.failure else trained.quality
+        return {"standalone": quality, "failure": trained.failure, "seconds": time.monotonic() - started}
+
+    def compare() -> float:
+        trained: list[dict[str, Any]] = []
+        stages = [f"ranking {number}" for number in range(1, len(to_rank) + 1)]
+        with at.console.stage("ranking", len(stages), sum(stage in run.finished for stage in stages)) as progress:
+            for stage, line in zip(stages, to_rank, strict=True):
+                trained.append(run.once(stage, partial(train, line)))
+                progress.advance(len(trained))
+        lines = [
+            {**line, "standalone": each["standalone"], "failure": each["failure"]}
+            for line, each in zip(to_rank, trained, strict=True)
+        ]
+        result = agreement(lines, seed)
+        sentence, taus = result.sentence(epochs), result.taus
+        run.write("ranking.json", {"sentence": sentence, **taus, "epochs": epochs, "architectures": lines})
+        run.log({f"ranking/{name}": value for name, value in taus.items() if value is not None})
+        at.console.say(sentence)
+        return sum(each["seconds"] for each in trained)
+
+    return {**found, "seconds": {**found["seconds"], "ranking": run.once("ranking", compare)}}
 
 
 def train_finals(at: Setting, found: dict[str, Any]) -> dict[str, Any]:
@@ -571,9 +651,9 @@ def test_finals(at: Setting, found: dict[str, Any], trained: dict[str, Any]) -> 
             "note": None,
         })  # fmt: skip
         seconds[final["name"]] = final["seconds"]
-    notes = trained["notes"]
+    notes = [*found["warnings"], *trained["notes"]]
     if config.baseline.random:
-        notes = [*notes, beside_random(rows, trained["teacher"], task.metric_name)]
+        notes.append(beside_random(rows, trained["teacher"], task.metric_name))
     results = {
         "task": task.name,
         "metric": task.metric_name,

@@ -64,6 +64,7 @@ def clock(owner: Any, name: str, what: str, begins: str | None = None) -> None:
 def main() -> None:
     clock(luban, "main", "the rest")
     clock(luban, "search_and_derive", "the rest", "search")
+    clock(luban, "check_ranking", "the rest", "ranking")
     clock(luban, "train_finals", "the rest", "final training")
     clock(luban, "test_finals", "the rest", "test")
     clock(luban, "write_report", "drawing", "report")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from child.chain import ChainSpace, brackets, run_together
-from child.operations import MACRO_OPERATIONS, conv, prepare, sides
+from child.operations import MACRO_OPERATIONS, conv, parameter_free, prepare, sides
 from child.space import Decision, Genotype, Graph, nearest
 
 Layer = tuple[str, tuple[int, ...]]
@@ -41,6 +41,7 @@ class MacroSpace(ChainSpace):
 
     name = "macro"
     operations = tuple(MACRO_OPERATIONS)
+    parameter_free = parameter_free(MACRO_OPERATIONS)  # none: a pool has a 1x1 convolution before it
 
     def __init__(
         self,

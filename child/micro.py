@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from child.operations import MICRO_OPERATIONS, DropPath, prepare, relu_conv_norm
+from child.operations import MICRO_OPERATIONS, DropPath, parameter_free, prepare, relu_conv_norm
 from child.space import Decision, Genotype, Graph, NetworkSpace, nearest
 from child.task import WithAuxiliary
 
@@ -68,6 +68,7 @@ class MicroSpace(NetworkSpace):
 
     name = "micro"
     operations = tuple(MICRO_OPERATIONS)
+    parameter_free = parameter_free(MICRO_OPERATIONS)
 
     def __init__(
         self,

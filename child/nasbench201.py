@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from child.operations import NASBENCH201_OPERATIONS, prepare, relu_conv_norm
+from child.operations import NASBENCH201_OPERATIONS, parameter_free, prepare, relu_conv_norm
 from child.space import Decision, Genotype, Graph, NetworkSpace, nearest
 
 OPERATIONS = ("none", *NASBENCH201_OPERATIONS)
@@ -47,6 +47,7 @@ class NASBench201Space(NetworkSpace):
 
     name = "nasbench201"
     decisions = tuple(Decision(f"edge{i}{j}", "operation", OPERATIONS, j, (i,)) for i, j in EDGES)
+    parameter_free = parameter_free(NASBENCH201_OPERATIONS) | {"none"}
 
     def __init__(
         self,

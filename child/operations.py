@@ -5,7 +5,7 @@ With `dims` 1 a sequence (B, C, L) runs as an image of height 1, (B, C, 1, L): s
 channels last, and a kernel of k covers 1 x k.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -117,6 +117,11 @@ class Operation:
 
     def parameters(self, channels: int, dims: int = 2) -> int:
         return self.weights(channels, dims) + 2 * channels * self.num_norms
+
+
+def parameter_free(operations: Mapping[str, Operation]) -> frozenset[str]:
+    """The names of those that have no parameters."""
+    return frozenset(name for name, operation in operations.items() if operation.parameters(1) == 0)
 
 
 # ENAS macro space (Pham et al. 2018, section 2.3), in the paper's order.

@@ -129,11 +129,14 @@ class SearchSpace(ABC):
     A subclass sets `name` and `decisions`; where legal choices depend on earlier ones it also overrides `mask` and
     sets `masks_depend_on_prefix`. A decision without influence (a layer beyond the chosen depth) has one legal
     choice, so that every legal token sequence is canonical: two sequences are the same genotype only if equal.
+    `parameter_free` names the operations that have no weights of their own, such as identity and pools, where others
+    have: a search with shared weights that has collapsed chooses them alone.
     """
 
     name: str
     decisions: tuple[Decision, ...]
     masks_depend_on_prefix: bool = False
+    parameter_free: frozenset[str] = frozenset()
 
     @cached_property
     def max_choices(self) -> int:

@@ -119,6 +119,31 @@ class DeriveSettings:
 
 
 @dataclass(frozen=True)
+class RankingSettings:
+    """How the ranking by shared weights is checked: some architectures are trained on their own for a short time.
+
+    They are as large as in the search, whatever `retrain.space` makes of the final networks.
+
+    Args:
+        finalists: The most promising of the strategy.
+        random: Random architectures; 0 of both for no check.
+        fidelity: The share of the final training's epochs. At 0.15 eight architectures cost 1.2 final trainings, of the
+            eight that the epochs of a default run amount to: about an eighth of its time.
+    """
+
+    finalists: int = 4
+    random: int = 4
+    fidelity: float = 0.15
+
+    def __post_init__(self) -> None:
+        if min(self.finalists, self.random) < 0 or not 0 < self.fidelity <= 1:
+            raise ValueError(
+                "ranking.finalists and ranking.random must be at least 0 and ranking.fidelity in (0, 1], got "
+                f"{self.finalists}, {self.random} and {self.fidelity}"
+            )
+
+
+@dataclass(frozen=True)
 class RetrainSettings:
     """Final training from scratch.
 
@@ -195,6 +220,7 @@ class RunConfig:
     search: SearchSettings
     rungs: RungsSettings
     derive: DeriveSettings
+    ranking: RankingSettings
     retrain: RetrainSettings
     distill: DistillSettings
     baseline: BaselineSettings

@@ -43,6 +43,7 @@ class Run:
     history: list[Json]
     updates: list[Json]
     candidates: Json | None
+    ranking: Json | None
     results: Json | None
 
     @property
@@ -153,10 +154,13 @@ def read_run(folder: Path) -> Run:
     candidates = _read_object(folder / "candidates.json", ("candidates",))
     for candidate in candidates["candidates"] if candidates else []:
         _require(candidate, ("strategy", "text", "quality", "cost", "on_front"), folder / "candidates.json")
+    ranking = _read_object(folder / "ranking.json", ("sentence", "epochs", "architectures"))
+    for architecture in ranking["architectures"] if ranking else []:
+        _require(architecture, ("kind", "text", "macs", "shared", "standalone", "failure"), folder / "ranking.json")
     results = _read_object(folder / "results.json", ("task", "metric", "rows"))
     for row in results["rows"] if results else []:
         _require(row, ("name", "title", "validation", "quality", "test", "macs", "parameters"), folder / "results.json")
-    return Run(folder, content, config_text, decisions, history, updates, candidates, results)  # pyright: ignore[reportArgumentType]
+    return Run(folder, content, config_text, decisions, history, updates, candidates, ranking, results)  # pyright: ignore[reportArgumentType]
 
 
 def _read_object(path: Path, keys: Iterable[str]) -> Json | None:
@@ -467,6 +471,39 @@ def _add_controller(run: Run, section: Section) -> None:
             section.pictures.append(Picture(name, title, reading, draw(list(decisions), list(shares))))
 
 
+def _ranking_section(ranking: Json) -> Section:
+    section = Section("How far to trust this ranking", ranking["sentence"])
+    section.missing += [
+        f"Left out: {line['text']} ({line['failure']})" for line in ranking["architectures"] if line["failure"]
+    ]
+    kept = [line for line in ranking["architectures"] if not line["failure"]]
+    if not kept:
+        return section
+    panels = [
+        (
+            "ranking",
+            "Shared weights against training alone",
+            "The nearer the dots to a rising line, the better the ranking. Kendall's tau is the share of pairs that "
+            "both axes order alike, minus the share that they order otherwise: 1 is the same order, 0 no relation. Few "
+            "validation data and a short training from one seed blur both axes, so that a perfect ranking would not "
+            "reach 1; and it is easier to tell finalists from random architectures than from each other.",
+            "shared",
+            "quality with shared weights",
+        ),
+        (
+            "ranking-macs",
+            "Size against training alone",
+            "What knowing nothing but the size would give: a ranking by shared weights is worth its time where its "
+            "dots lie nearer to a line than these.",
+            "macs",
+            COSTS["macs"],
+        ),
+    ]
+    for name, title, reading, key, label in panels:
+        section.pictures.append(Picture(name, title, reading, plots.against_standalone(kept, key, label)))
+    return section
+
+
 def _network_section(run: Run) -> Section:
     section = Section("The networks", layout="networks")
     drawn = [row for row in run.rows.values() if row.get("graph")]
@@ -543,7 +580,8 @@ def write_report(folder: Path) -> Path:
         ValueError: The folder is no run folder, or a file in it is broken.
     """
     run = read_run(folder)
-    sections = [_search_section(run), _network_section(run)]
+    ranking = [_ranking_section(run.ranking)] if run.ranking else []
+    sections = [_search_section(run), *ranking, _network_section(run)]
     _write_plots(folder / "plots", [picture for section in sections for picture in section.pictures])
     results, candidates = run.results or {}, run.candidates or {}
     usable = [run.rows[name] for name in ("student", "teacher", *run.rows) if run.rows.get(name, {}).get("folder")]

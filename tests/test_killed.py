@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 TINY = [
     "threads=1", "name=run", "search.rounds=4", "search.episodes=4", "search.warmup_batches=12",
-    "search.batches_per_round=3", "search.fidelity=0.3", "derive.candidates=3", "space.channels=8",
-    "space.num_layers=3", "space.min_layers=2", "retrain.training.epochs=3", "distill.training.epochs=3",
-    "baseline.learning_rates=[0.05]", "checkpoint_every_s=0.0",
+    "search.batches_per_round=3", "search.fidelity=0.3", "derive.candidates=3", "ranking.random=2",
+    "space.channels=8", "space.num_layers=3", "space.min_layers=2", "retrain.training.epochs=3",
+    "distill.training.epochs=3", "baseline.learning_rates=[0.05]", "checkpoint_every_s=0.0",
 ]  # fmt: skip
 
 # Where to kill: in a write of this kind of file, at its n-th time; every stage and the inside of a save occur.
@@ -62,6 +62,7 @@ def start(arguments: list[str], moment: tuple[str, int] | None = None) -> subpro
 def fingerprint(folder: Path) -> dict[str, str]:
     """Hashes of what must not differ: journals, candidates, all weights, and results without clock values."""
     paths = [folder / "history.jsonl", folder / "updates.jsonl", folder / "candidates.json", folder / "space.json"]
+    paths += [folder / "ranking.json"]
     paths += sorted(folder.glob("networks/*/*"))
     found = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     results = json.loads((folder / "results.json").read_text())

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,16 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main as main_script
-from child.cost import count_macs, measure_latency
+from child.cost import CostModel, count_macs, measure_latency
 from child.network import load_network
 from child.retrain import retrain
+from child.space import Evaluation, Genotype, derive_seed
+from child.standalone import StandaloneEvaluator
 from child.supernet import SupernetEvaluator
 from child.task import SealedSplit
 from conf.schema import ConfigError, RunConfig
 from controller.derive import front_of, hypervolume
+from controller.ranking import agreement
 from envs.cifar10 import CLASSES as CIFAR10_CLASSES
 from envs.digits import digits
 from logbook.report import usage_example
@@ -91,8 +95,8 @@ def lines(path: Path) -> list[Any]:
 
 def test_every_file_is_there(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
-        "config.yaml", "history.jsonl", "updates.jsonl", "space.json", "candidates.json", "choices.json",
-        "results.json", "report.html", "plots", "networks", "checkpoints", "tensorboard",
+        "config.yaml", "history.jsonl", "updates.jsonl", "space.json", "candidates.json", "ranking.json",
+        "choices.json", "results.json", "report.html", "plots", "networks", "checkpoints", "tensorboard",
     }  # fmt: skip
     assert [path.name for path in finished.parent.iterdir()] == ["run"]
     assert sorted(path.name for path in (finished / "networks").iterdir()) == sorted(STAGES)
@@ -137,6 +141,28 @@ def test_the_candidates_are_consistent(finished: Path) -> None:
     teacher = next(c for c in own if c["text"] == load(finished / "results.json")["rows"][0]["text"])
     error = (own[0]["quality"] * (1 - own[0]["quality"]) / 337) ** 0.5  # of 337 validation images
     assert teacher["reward"] >= own[0]["reward"] - error
+
+
+def test_the_ranking_is_checked_against_training_alone(finished: Path, known: Any, compose_text: Compose) -> None:
+    found, candidates = load(finished / "ranking.json"), load(finished / "candidates.json")["candidates"]
+    ranked = found["architectures"]
+    assert [line["kind"] for line in ranked] == ["finalist"] * 2 + ["random"] * 3
+    assert ranked[0]["text"] == load(finished / "results.json")["rows"][0]["text"]
+    shared = {line["text"]: line["quality"] for line in candidates if line["strategy"] == "reinforce"}
+    assert [line["shared"] for line in ranked[:2]] == pytest.approx([shared[line["text"]] for line in ranked[:2]])
+    config, _ = compose_text(*known.TINY)
+    parts, seed = build_parts(config), derive_seed(0, "ranking")
+    assert parts.task is not None and found["epochs"] == 1
+    cost = CostModel(parts.final_space, "macs", parts.task.input_shape, parts.device)  # type: ignore[arg-type]
+    settings = replace(config.retrain.training, epochs=1)
+    alone = StandaloneEvaluator(parts.final_space, parts.task, cost, settings, 1, seed, parts.device)  # type: ignore[arg-type]
+    again = alone.evaluate([Genotype.from_json(line["genotype"]) for line in ranked], 1.0, 0)
+    assert [line["standalone"] for line in ranked] == [evaluation.quality for evaluation in again]
+    assert [line["macs"] for line in ranked] == [evaluation.cost for evaluation in again]
+    result = agreement(ranked, seed)
+    assert {key: found[key] for key in result.taus} == result.taus and found["sentence"] == result.sentence(1)
+    assert load(finished / "results.json")["seconds"]["ranking"] > 0
+    assert found["sentence"].replace("'", "&#39;") in (finished / "report.html").read_text()
 
 
 def test_saved_networks_are_as_good_as_claimed(finished: Path) -> None:
@@ -232,6 +258,7 @@ def test_tensorboard_shows_one_run(finished: Path) -> None:
         "search/reward_mean", "search/reward_best", "search/random_reward_mean", "search/entropy", "search/loss",
         "search/gradient_norm", "search/baseline", "search/quality_mean", "supernet/loss", "cost/mean",
         "pareto/hypervolume_reinforce", "pareto/hypervolume_random", "final/teacher_test", "operations/conv3",
+        "ranking/tau", "ranking/tau_low", "ranking/tau_high", "ranking/tau_macs",
     }  # fmt: skip
     expected |= {f"{stage}/loss" for stage in STAGES} | {f"{stage}/validation_accuracy" for stage in STAGES}
     assert expected <= set(tags["scalars"])
@@ -255,7 +282,7 @@ def test_the_usage_example_runs(finished: Path, root: Path) -> None:
 
 def same_results(first: Path, second: Path) -> None:
     """Everything but clock values and places."""
-    for name in ("history.jsonl", "updates.jsonl", "candidates.json"):
+    for name in ("history.jsonl", "updates.jsonl", "candidates.json", "ranking.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     rows, others = (load(folder / "results.json")["rows"] for folder in (first, second))
     keys = ("name", "text", "folder", "validation", "test", "parameters", "macs")
@@ -367,6 +394,69 @@ def test_a_retraining_that_stopped_midway_goes_on(
     same_results(finished, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("no_report")
+def test_a_check_of_the_ranking_that_stopped_midway_goes_on(
+    finished: Path, run_main: Any, compose_text: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, calls = StandaloneEvaluator.evaluate, [0]
+
+    def stops(self: StandaloneEvaluator, *given: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise StoppedError
+        return evaluate(self, *given)
+
+    monkeypatch.setattr(StandaloneEvaluator, "evaluate", stops)
+    with pytest.raises(StoppedError):
+        run_main(tmp_path)
+    assert not (tmp_path / "run" / "ranking.json").exists()
+    main(*compose_text(f"resume={tmp_path / 'run'}"))
+    assert calls[0] == 3 + 3  # of five, the two that were done are not trained again
+    same_results(finished, tmp_path / "run")
+
+
+def test_what_failed_and_what_collapsed_is_told(
+    run_main: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge_alone, judge_shared = StandaloneEvaluator.evaluate, SupernetEvaluator.evaluate
+    calls = [0]
+
+    def alone(self: StandaloneEvaluator, *given: Any) -> list[Evaluation]:
+        calls[0] += 1
+        found = judge_alone(self, *given)
+        return [replace(found[0], quality=0.0, failure="training was not finite")] if calls[0] == 2 else found
+
+    def shared(self: SupernetEvaluator, genotypes: Any, fidelity: float, seed: int) -> list[Evaluation]:
+        found = judge_shared(self, genotypes, fidelity, seed)
+        if seed == derive_seed(0, "ranking"):
+            found[-1] = replace(found[-1], quality=0.0, failure="outputs not finite")
+        return found
+
+    monkeypatch.setattr(StandaloneEvaluator, "evaluate", alone)
+    monkeypatch.setattr(SupernetEvaluator, "evaluate", shared)
+    monkeypatch.setattr(main_script, "name_collapse", lambda *given: ["Collapse to pools."])
+    folder = run_main(tmp_path, "search.rounds=1")
+    found = load(folder / "ranking.json")
+    failures = ["training was not finite", "with shared weights: outputs not finite"]
+    assert [line["failure"] for line in found["architectures"]] == [None, failures[0], None, None, failures[1]]
+    assert calls[0] == 4 and found["tau_low"] is None and "and 3 architectures" in found["sentence"]
+    page, said = (folder / "report.html").read_text(), capsys.readouterr().out
+    for line, failure in ((found["architectures"][1], failures[0]), (found["architectures"][4], failures[1])):
+        assert f"Left out: {line['text']} ({failure})" in page
+    assert load(folder / "results.json")["notes"][0] == "Collapse to pools."
+    assert "<li>Collapse to pools.</li>" in page and "Collapse to pools." in said and found["sentence"] in said
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_ranking_of_regressors(tmp_path: Path, compose_text: Compose) -> None:
+    few = ["search.rounds=1", "search.episodes=2", "search.warmup_batches=2", "derive.candidates=2"]
+    few += ["retrain.training.epochs=1", "distill.training.epochs=1", "baseline.learning_rates=[0.01]"]
+    main(*compose_text("env=diabetes", "device=cpu", "threads=1", *few, f"output={tmp_path}", "name=run"))
+    ranked = load(tmp_path / "run" / "ranking.json")["architectures"]
+    assert [line["kind"] for line in ranked] == ["finalist"] * 2 + ["random"] * 4
+    assert all(0 < line[quality] < 1 for line in ranked for quality in ("shared", "standalone"))
+
+
 def test_a_test_set_that_must_not_be_touched(run_main: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Search, retraining and distillation run to their end on a task whose test data explode."""
 
@@ -454,6 +544,7 @@ def test_joined_validation_data_are_no_longer_evidence(run_main: Any, tmp_path: 
         ("reward=soft",),
         ("reward=hard",),
         ("reward=absolute", "reward.target=30000"),
+        ("ranking.finalists=0", "ranking.random=0"),
         ("space.min_layers=null",),
         ("evaluator.score=loss",),
         ("rungs.fidelities=[0.5,1.0]", "rungs.keep=0.5", "rungs.training.epochs=2"),
@@ -474,6 +565,8 @@ def test_parts_can_be_swapped(
     assert ("random_best" in [row["name"] for row in results["rows"]]) == (alone is None)
     assert all(0 <= row["test"][0] <= 1 for row in results["rows"])
     assert results["num_evaluations"] == 2
+    unchecked = overrides[0] in ("evaluator=standalone", "ranking.finalists=0")
+    assert (folder / "ranking.json").exists() != unchecked and ("ranking" in results["seconds"]) != unchecked
     found = load(folder / "candidates.json")
     if "reward.unit=parameters" in overrides:
         assert found["cost_unit"] == "parameters" and "parameters / " in found["reward_formula"]
@@ -588,10 +681,20 @@ def test_every_experiment_takes_its_first_steps(
     (env,) = re.findall(r"override /env: (\w+)", text)
     few = ["search.rounds=2", "search.episodes=2", "search.warmup_batches=2", "search.batches_per_round=1"]
     few += ["search.fidelity=1", "derive.candidates=2", "retrain.training.epochs=1", "distill.training.epochs=1"]
-    few += ["baseline.learning_rates=[0.05]", "threads=1", "device=cpu", f"output={tmp_path}", "name=run"]
+    few += [
+        "ranking.finalists=1",
+        "ranking.random=1",
+        "baseline.learning_rates=[0.05]",
+        "threads=1",
+        "device=cpu",
+        f"output={tmp_path}",
+        "name=run",
+    ]
     few += ["env.task.num_train=60"] if env == "fashion_mnist" else []
     monkeypatch.setattr(main_script, "measure_latency", partial(measure_latency, num_warmup=0, num_repeats=2))
     main(*compose_text(f"experiment={experiment}", f"env.path={write_small_data(tmp_path)[env]}", *few))
+    ranked = load(tmp_path / "run" / "ranking.json")["architectures"]
+    assert all(0 < line[quality] < 1 for line in ranked for quality in ("shared", "standalone"))
     rows = load(tmp_path / "run" / "results.json")["rows"]
     assert {"teacher", "student", "hand_designed"} <= {row["name"] for row in rows}
     assert all(np.isfinite(row["test"]).all() for row in rows)

@@ -59,6 +59,25 @@ def test_decisions_are_well_formed(space: SearchSpace) -> None:
     assert space.max_choices == max(len(decision.labels) for decision in space.decisions)
 
 
+PARAMETER_FREE = {
+    "micro": {"avgpool3", "maxpool3", "identity"},
+    "nasbench201": {"none", "skip_connect", "avg_pool_3x3"},
+}
+
+
+def test_operations_without_parameters_have_none(network_space: NetworkSpace) -> None:
+    """Networks of one operation alone: without parameters all have equally many, and the others more."""
+    free = network_space.parameter_free
+    assert free == PARAMETER_FREE.get(network_space.name, set())
+    (sampled,) = network_space.sample(np.random.default_rng(0), 1)
+    pairs = list(zip(network_space.decisions, sampled.tokens, strict=True))
+    counts: dict[str, int] = {}
+    for label in {label for decision, _ in pairs if free & set(decision.labels) for label in decision.labels}:
+        tokens = [d.labels.index(label) if d.kind == "operation" else token for d, token in pairs]
+        counts[label] = network_space.parameters(network_space.genotype(tokens))
+    assert {label for label, count in counts.items() if count == min(counts.values())} == free
+
+
 @searching
 @given(data=st.data())
 def test_a_genotype_survives_every_form(space: SearchSpace, data: st.DataObject) -> None:

@@ -272,6 +272,42 @@ def test_a_missing_part_is_left_out_and_named(tmp_path: Path, absent: str, sente
     assert sentence in page(folder)
 
 
+def test_the_ranking_is_told_where_it_was_checked(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    write_report(folder)
+    assert "How far to trust" not in page(folder)
+    lines = [
+        {
+            "kind": kind,
+            "text": f"1:conv{number}",
+            "macs": 1000 * number,
+            "shared": 0.9,
+            "standalone": 0.8,
+            "failure": None,
+        }
+        for number, kind in enumerate(["finalist", "random", "random"], 1)
+    ]
+    lines[2] |= {"standalone": None, "failure": "out of memory"}
+    ranking = {"sentence": "It cannot be told.", "tau": None, "epochs": 10, "architectures": lines}
+    write(folder / "ranking.json", ranking)
+    write_report(folder)
+    for expected in (
+        "How far to trust this ranking",
+        "It cannot be told.",
+        "Left out: 1:conv3 (out of memory)",
+    ):
+        assert expected in page(folder)
+    for name in ("ranking", "ranking-macs"):
+        drawing = (folder / "plots" / f"{name}.svg").read_text()
+        assert "finalists" in drawing and "random" in drawing
+    write(folder / "ranking.json", {**ranking, "architectures": lines[2:]})  # nothing is left to draw
+    write_report(folder)
+    assert "Left out: 1:conv3" in page(folder) and "Size against training alone" not in page(folder)
+    write(folder / "ranking.json", {"sentence": "It cannot be told."})
+    with pytest.raises(ValueError, match=r"ranking\.json: 'epochs' is missing"):
+        read_run(folder)
+
+
 def test_a_run_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     assert "no final networks yet" in verdict(read_run(tmp_path))
