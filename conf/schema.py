@@ -128,7 +128,7 @@ class RankingSettings:
         finalists: The most promising of the strategy.
         random: Random architectures; 0 of both for no check.
         fidelity: The share of the final training's epochs. At 0.15 eight architectures cost 1.2 final trainings, of the
-            eight that the epochs of a default run amount to: about an eighth of its time.
+            eight that the epochs of a default run amount to.
     """
 
     finalists: int = 4
