@@ -22,7 +22,7 @@ import envs  # noqa: F401 (registers the environments)
 from child.cost import CostModel, count_macs, count_parameters, measure_latency, width_of_like_cost
 from child.network import Blueprint, TrainedNetwork, load_network, save_network
 from child.retrain import retrain
-from child.space import CostUnit, Evaluator, Genotype, Graph, NetworkSpace, SearchSpace, derive_seed
+from child.space import CostUnit, Evaluator, Genotype, Graph, NetworkSpace, Relaxation, SearchSpace, derive_seed
 from child.task import Task
 from child.training import LossOf, TrainingSettings, keep_freed_memory, measure
 from conf.launch import launch
@@ -38,6 +38,7 @@ from controller.derive import (
     hypervolume,
     within_target,
 )
+from controller.gradient import GradientStrategy
 from controller.ledger import Ledger
 from controller.search import Player, search
 from controller.strategy import RandomSearch, Strategy
@@ -173,7 +174,15 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
             config.plugins, space=space, task=task, cost=cost, seed=config.seed, device=device,
             num_steps=config.search.num_batches,
         )  # fmt: skip
-    strategy = config.controller.build(config.plugins, space=space, seed=config.seed, num_updates=config.search.rounds)
+    strategy = config.controller.build(
+        config.plugins, space=space, seed=config.seed, num_updates=config.search.rounds,
+        relaxation=relax(evaluator, reward),
+    )  # fmt: skip
+    if isinstance(strategy, GradientStrategy) and config.search.batches_per_round < 1:
+        raise ConfigError(
+            f"search.batches_per_round: {strategy.name} learns before every training batch of the shared weights, so "
+            "there must be at least 1 a round, got 0"
+        )
 
     def environments(num: int, fidelity: float, account: Evaluator = evaluator) -> Environments:
         return make_environments(config, space, account, reward, num, fidelity)
@@ -246,6 +255,12 @@ def build_reward(
             raise ConfigError(f"{part.key}.target: costs are 0 here, so it must be given; set {part.key}.target=1")
         part = Part(part.key, part.target, {**part.arguments, "target": target})
     return part.build(config.plugins)
+
+
+def relax(evaluator: Evaluator, reward: Reward) -> Relaxation | None:
+    """What gradient search learns from; None where the evaluator or a reward of the user's has no such thing."""
+    relaxation, loss = getattr(evaluator, "relaxation", None), getattr(reward, "loss", None)
+    return relaxation(loss) if relaxation and loss else None
 
 
 def reward_text(config: RunConfig, reward: Reward) -> str:
