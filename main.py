@@ -370,7 +370,7 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     draw = derive_seed(config.seed, "derive")
     candidates = derive(
         space, history, names, lambda num: parts.environments(num, 1.0), parts.evaluator, config.derive.candidates,
-        draw,
+        draw, {strategy.name: strategy.choice()},
     )  # fmt: skip
     groups = {name: [c for c in candidates if c.strategy == name] for name in names}
     if config.derive.within_target:
@@ -381,7 +381,7 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     promising = {
         name: by_promise(group, space.macs, config.distill.budget, tolerance) for name, group in groups.items()
     }
-    own = promising.pop(strategy.name)
+    own = sorted(promising.pop(strategy.name), key=lambda c: c.genotype != strategy.choice())  # which comes first
     others = promising.get(RandomSearch.name, [])
     write_candidates(config, parts, run, groups, candidates, history)
     describe_search(run, space, [c.genotype for c in own[: config.retrain.top]])
@@ -390,6 +390,7 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
         "random_best": list(others[0].genotype.tokens) if others else None,
         "cheaper": [[list(c.genotype.tokens), c.evaluation.quality] for c in own],
         "num_equal": len(equal_to_best(groups[strategy.name], tolerance)),
+        "derived_by": strategy.name if own[0].genotype == strategy.choice() else None,
         "tolerance": tolerance,
         "num_evaluations": sum(line["strategy"] == strategy.name for line in history),
         "seconds": {"search": searched - started, "derive": time.monotonic() - searched},
@@ -461,11 +462,15 @@ def train_finals(at: Setting, found: dict[str, Any]) -> dict[str, Any]:
     note = f"The student has {share:.1%} of the teacher's MACs (budget {config.distill.budget:.0%})."
     if not within:
         note += " No candidate was within the budget; this is the cheapest."
-    equal = (
-        f"{found['num_equal']} candidates are as good as the best within a standard error ({found['tolerance']:.4f}); "
-        "of those, teachers with the better student come first."
-    )
-    notes = [equal, note] if found["num_equal"] > 1 else [note]
+    notes = [note]
+    if found["derived_by"]:
+        notes.insert(0, f"First of the teachers is what {found['derived_by']} derived, whatever it scores.")
+    elif found["num_equal"] > 1:
+        notes.insert(
+            0,
+            f"{found['num_equal']} candidates are as good as the best within a standard error "
+            f"({found['tolerance']:.4f}); of those, teachers with the better student come first.",
+        )
     choices = {"finals": finals, "notes": notes, "teacher": teachers[best]["name"]}
     at.run.write("choices.json", choices)
     return choices

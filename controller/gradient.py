@@ -4,7 +4,7 @@ DARTS (Liu, Simonyan and Yang 2019) blends all choices; GDAS (Dong and Yang 2019
 through. Before every training batch of the shared weights the architecture takes a step on a validation batch; while
 the shared weights are warmed up it rests. The strategies then play what they have learned in the same environment as
 all others: what they derive, and samples of their distribution beside it. Rewards teach them nothing; what they
-minimize is the reward's `loss`, on the same validation data.
+minimize is the reward's `loss`, on the same validation data. What they derive in the end is their choice.
 
 Letters: T decisions, C the largest number of choices.
 """
@@ -107,16 +107,18 @@ class GradientStrategy(WholeStrategy):
             return
         self.num_skipped_in_a_row = 0
         self.steps.append((loss.item(), gradient.norm().item()))
-        before, derived = self.logits.detach().clone(), self.derived()
+        before = self.logits.detach().clone()
+        num_skips = self._num_skips()
         self.logits.grad = gradient
         self.optimizer.step()
-        if self.max_skips is not None:
-            num_skips = self.relaxation.num_skips(self.derived())
-            # Not where there were more from the start, when nothing has been learned.
-            if num_skips > self.max_skips and num_skips > self.relaxation.num_skips(derived):
-                self.stopped_in = self.num_rounds
-                with torch.no_grad():
-                    self.logits.copy_(before)
+        # Not where there were more from the start, when nothing has been learned.
+        if self.max_skips is not None and self._num_skips() > max(self.max_skips, num_skips):
+            self.stopped_in = self.num_rounds
+            with torch.no_grad():
+                self.logits.copy_(before)
+
+    def _num_skips(self) -> int:
+        return 0 if self.max_skips is None else self.relaxation.num_skips(self.derived())
 
     def probabilities(self) -> Tensor:
         """Of each choice of each decision, (T, C)."""
@@ -128,6 +130,10 @@ class GradientStrategy(WholeStrategy):
     def derived(self) -> Genotype:
         """The most probable choice of every decision."""
         return self.space.canonical(self.probabilities().argmax(dim=1).tolist())
+
+    def choice(self) -> Genotype:
+        """What it derives: weights that learned under blends score single paths badly, so scores do not decide."""
+        return self.derived()
 
     def propose(self, num: int, round_number: int) -> list[Genotype]:
         drawn = self._draw(num - 1, derive_seed(self.seed, self.name, "propose", round_number))

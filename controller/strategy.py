@@ -78,6 +78,10 @@ class Strategy(ABC):
         """
         return None
 
+    def choice(self) -> Genotype | None:
+        """The one architecture that the strategy stands for, whatever the scores; None where the scores decide."""
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """All that changes as the strategy learns."""
         return {}

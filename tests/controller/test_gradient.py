@@ -38,7 +38,7 @@ def begun(strategy: GradientStrategy) -> Any:
 
 @every_kind
 def test_it_finds_the_hidden_best(kind: type[GradientStrategy], known: Any) -> None:
-    for seed in range(5):
+    for seed in range(3):
         space = known.FlatSpace(6, 5)
         target = space.sample(np.random.default_rng(100 + seed), 1)[0]
         strategy = begun(kind(space, seed, 20, known.TargetRelaxation(target), learning_rate=0.1))
@@ -75,7 +75,7 @@ def test_gdas_samples_hard_and_follows_the_soft_gradient(space: SearchSpace, kno
     counts, weights = torch.zeros(3, 3), torch.rand(3, 3)
     with torch.no_grad():
         strategy.logits.copy_(torch.randn(3, 3, generator=torch.Generator().manual_seed(1)))
-    for step in range(3000):
+    for step in range(1500):
         hard = strategy.relaxed(step)
         assert set(hard.unique().tolist()) == {0.0, 1.0} and hard.sum(dim=1).tolist() == [1.0] * 3
         counts += hard.detach()
@@ -89,7 +89,7 @@ def test_gdas_samples_hard_and_follows_the_soft_gradient(space: SearchSpace, kno
             torch.testing.assert_close(
                 found, wanted - strategy.logits.detach().softmax(1) * wanted.sum(1, keepdim=True)
             )
-    torch.testing.assert_close(counts / 3000, strategy.probabilities().detach(), atol=0.04, rtol=0)
+    torch.testing.assert_close(counts / 1500, strategy.probabilities().detach(), atol=0.05, rtol=0)
 
 
 def test_the_temperature_of_gdas_falls_linearly(space: SearchSpace, known: Any) -> None:
@@ -133,7 +133,7 @@ def test_it_plays_what_it_derives_and_samples_beside(
     chances = np.exp([0, 1, 2]) / np.exp([0, 1, 2]).sum()
     for step, order in enumerate(([0, 1, 2], [2, 1, 0], [0, 2, 1])):
         np.testing.assert_allclose(np.bincount(tokens[:, step]) / 4000, chances[order], atol=0.03)
-    assert strategy.propose(1, 0) == [TARGET]
+    assert strategy.propose(1, 0) == [TARGET] and strategy.choice() == TARGET
 
 
 @every_kind
