@@ -417,11 +417,11 @@ def test_a_search_by_gradients_stops_and_goes_on(
     main(*compose_text(*given, "name=whole"))
     loss, calls = SupernetRelaxation.loss, [0]
 
-    def stops(self: SupernetRelaxation, *arguments: Any) -> Any:
+    def stops(self: SupernetRelaxation, *arguments: Any, **named: Any) -> Any:
         calls[0] += 1
         if calls[0] == 4:  # between two training batches of the last round
             raise StoppedError
-        return loss(self, *arguments)
+        return loss(self, *arguments, **named)
 
     monkeypatch.setattr(SupernetRelaxation, "loss", stops)
     with pytest.raises(StoppedError):
