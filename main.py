@@ -30,7 +30,7 @@ from child.cost import (
 from child.network import Blueprint, TrainedNetwork, load_network, save_network
 from child.retrain import retrain
 from child.rungs import RungsEvaluator
-from child.space import CostUnit, Evaluator, Genotype, Graph, NetworkSpace, SearchSpace, derive_seed
+from child.space import CostUnit, Evaluator, Genotype, Graph, NetworkSpace, Relaxation, SearchSpace, derive_seed
 from child.standalone import StandaloneEvaluator
 from child.supernet import SupernetEvaluator
 from child.task import Task
@@ -49,6 +49,7 @@ from controller.derive import (
     hypervolume,
     within_target,
 )
+from controller.gradient import GradientStrategy
 from controller.ledger import Ledger
 from controller.ranking import agreement, choose_to_rank
 from controller.search import Player, search
@@ -188,10 +189,20 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
             config.plugins, space=space, task=task, cost=cost, seed=config.seed, device=device,
             num_steps=config.search.num_batches,
         )  # fmt: skip
-        if config.rungs.fidelities:
-            alone = StandaloneEvaluator(space, task, cost, config.rungs.training, 1, config.seed, device)
-            evaluator = RungsEvaluator(evaluator, alone, config.rungs)
-    strategy = config.controller.build(config.plugins, space=space, seed=config.seed, num_updates=config.search.rounds)
+    relaxation = relax(evaluator, reward)
+    if task is not None and config.rungs.fidelities:
+        assert isinstance(space, NetworkSpace)
+        cost = CostModel(space, cost_unit(config), task.input_shape, device)
+        alone = StandaloneEvaluator(space, task, cost, config.rungs.training, 1, config.seed, device)
+        evaluator = RungsEvaluator(evaluator, alone, config.rungs)
+    strategy = config.controller.build(
+        config.plugins, space=space, seed=config.seed, num_updates=config.search.rounds, relaxation=relaxation
+    )
+    if isinstance(strategy, GradientStrategy) and config.search.batches_per_round < 1:
+        raise ConfigError(
+            f"search.batches_per_round: {strategy.name} learns before every training batch of the shared weights, so "
+            "there must be at least 1 a round, got 0"
+        )
 
     def environments(num: int, fidelity: float, account: Evaluator = evaluator) -> Environments:
         return make_environments(config, space, account, reward, num, fidelity)
@@ -264,6 +275,12 @@ def build_reward(
             raise ConfigError(f"{part.key}.target: costs are 0 here, so it must be given; set {part.key}.target=1")
         part = Part(part.key, part.target, {**part.arguments, "target": target})
     return part.build(config.plugins)
+
+
+def relax(evaluator: Evaluator, reward: Reward) -> Relaxation | None:
+    """What gradient search learns from; None where the evaluator or a reward of the user's has no such thing."""
+    relaxation, loss = getattr(evaluator, "relaxation", None), getattr(reward, "loss", None)
+    return relaxation(loss) if relaxation and loss else None
 
 
 def reward_text(config: RunConfig, reward: Reward) -> str:
@@ -373,7 +390,7 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     draw = derive_seed(config.seed, "derive")
     candidates = derive(
         space, history, names, lambda num: parts.environments(num, 1.0), parts.evaluator, config.derive.candidates,
-        draw,
+        draw, {strategy.name: strategy.choice()},
     )  # fmt: skip
     groups = {name: [c for c in candidates if c.strategy == name] for name in names}
     if config.derive.within_target:
@@ -384,7 +401,7 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     promising = {
         name: by_promise(group, space.macs, config.distill.budget, tolerance) for name, group in groups.items()
     }
-    own = promising.pop(strategy.name)
+    own = sorted(promising.pop(strategy.name), key=lambda c: c.genotype != strategy.choice())  # which comes first
     others = promising.get(RandomSearch.name, [])
     chosen = [c.genotype for c in own[: config.retrain.top]]
     write_candidates(config, parts, run, groups, candidates, history)
@@ -404,6 +421,7 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
         "random_best": list(others[0].genotype.tokens) if others else None,
         "cheaper": [[list(c.genotype.tokens), c.evaluation.quality] for c in own],
         "num_equal": len(equal_to_best(groups[strategy.name], tolerance)),
+        "derived_by": strategy.name if own[0].genotype == strategy.choice() else None,
         "tolerance": tolerance,
         "num_evaluations": sum(line["strategy"] == strategy.name for line in history),
         "to_rank": to_rank,
@@ -543,11 +561,15 @@ def train_finals(at: Setting, found: dict[str, Any]) -> dict[str, Any]:
     note = f"The student has {share:.1%} of the teacher's MACs (budget {config.distill.budget:.0%})."
     if not within:
         note += " No candidate was within the budget; this is the cheapest."
-    equal = (
-        f"{found['num_equal']} candidates are as good as the best within a standard error ({found['tolerance']:.4f}); "
-        "of those, teachers with the better student come first."
-    )
-    notes = [equal, note] if found["num_equal"] > 1 else [note]
+    notes = [note]
+    if found["derived_by"]:
+        notes.insert(0, f"First of the teachers is what {found['derived_by']} derived, whatever it scores.")
+    elif found["num_equal"] > 1:
+        notes.insert(
+            0,
+            f"{found['num_equal']} candidates are as good as the best within a standard error "
+            f"({found['tolerance']:.4f}); of those, teachers with the better student come first.",
+        )
     choices = {"finals": finals, "notes": notes, "teacher": teachers[best]["name"]}
     at.run.write("choices.json", choices)
     return choices

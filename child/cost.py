@@ -102,7 +102,8 @@ class CostModel:
     """The cost of genotypes in one unit. A latency is measured once per genotype, stored, and reused."""
 
     def __init__(self, space: NetworkSpace, unit: CostUnit, input_shape: Sequence[int], device: torch.device):
-        self.space, self.unit, self.input_shape, self.device = space, unit, input_shape, device
+        self.space, self.input_shape, self.device = space, input_shape, device
+        self.unit: CostUnit = unit
         self.latencies: dict[Genotype, float] = {}
 
     def __call__(self, genotype: Genotype) -> float:

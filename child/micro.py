@@ -11,16 +11,19 @@ end is a convolution of its own, and the sum of them is the projection of all en
 Letters: B samples, C channels, H height, W width, K outputs.
 """
 
+import operator
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from child.operations import MICRO_OPERATIONS, DropPath, parameter_free, prepare, relu_conv_norm
-from child.space import Decision, Genotype, Graph, NetworkSpace, nearest
+from child.space import CostUnit, Decision, Genotype, Graph, RelaxedSpace, nearest
 from child.task import WithAuxiliary
 
 CELLS = ("normal", "reduction")
@@ -30,6 +33,27 @@ Branch = tuple[int, str]
 """What is read (0 the older input, 1 the newer, then the nodes) and the operation on it."""
 Nodes = tuple[tuple[Branch, Branch], ...]
 """A cell: the two branches of each node."""
+
+
+@dataclass(frozen=True)
+class Blend:
+    """What a cell runs, with the weights of a relaxation; None stands for 1.
+
+    Args:
+        nodes: Of each node its branches: (side, what is read, operation), and the weight.
+        ends: The inputs and nodes that make the output, and their weights.
+    """
+
+    nodes: tuple[tuple[tuple[tuple[int, int, str], Tensor | None], ...], ...]
+    ends: tuple[tuple[int, Tensor | None], ...]
+
+    @classmethod
+    def of(cls, nodes: Nodes) -> "Blend":
+        """An architecture's cell."""
+        return cls(
+            tuple(tuple(((side, *branch), None) for side, branch in enumerate(branches)) for branches in nodes),
+            tuple((end, None) for end in loose_ends(nodes)),
+        )
 
 
 @dataclass(frozen=True)
@@ -47,8 +71,15 @@ def loose_ends(nodes: Nodes) -> tuple[int, ...]:
     return tuple(place for place in range(len(nodes) + 2) if place not in read)
 
 
-class MicroSpace(NetworkSpace):
+class MicroSpace(RelaxedSpace):
     """ENAS micro: for each node of the normal and the reduction cell, two things to read and two operations.
+
+    Relaxed, a branch is the sum over all that it may read and all operations on it, weighted by the products of the
+    two decisions' weights; an input or node makes up the output by the probability that nothing reads it. DARTS (Liu
+    et al. 2019) has one mixed operation for every edge into a node, keeps the strongest two edges of a node only in
+    the end, and takes every node to the output: there is no weight for what is read. Here each of the two branches
+    has its own, which are the decisions of the space; pooling is followed by no normalization, as in ENAS; and
+    normalizations keep their own scale and shift, since the modules are those of the paths.
 
     Args:
         input_shape: (channels, height, width) of an image.
@@ -176,6 +207,42 @@ class MicroSpace(NetworkSpace):
                     tokens.append(allowed.index(name))
         return self.genotype(tokens)
 
+    def blends(self, choices: Tensor) -> tuple[Blend, Blend]:
+        """The normal and the reduction cell under choice weights (T, C), without what has weight 0."""
+        normal, reduction = (self._blend(part) for part in choices.chunk(2))
+        return normal, reduction
+
+    def _blend(self, choices: Tensor) -> Blend:
+        nodes = []
+        for node, rows in enumerate(choices.split(4)):
+            branches = []
+            for side in (0, 1):
+                read, run = rows[side, : node + 2], rows[2 + side, : len(self.operations)]
+                weights = torch.outer(read, run).flatten()
+                names = [(side, source, name) for source in range(node + 2) for name in self.operations]
+                branches += [
+                    (name, weight)
+                    for name, weight, value in zip(names, weights.unbind(), weights.tolist(), strict=True)
+                    if value != 0
+                ]
+            nodes.append(tuple(branches))
+        ends = tuple((end, weight) for end, weight in enumerate(self._looseness(choices)) if weight.item() != 0)
+        return Blend(tuple(nodes), ends)
+
+    def _looseness(self, choices: Tensor) -> list[Tensor]:
+        """The probability that nothing reads an input or node, for each of one cell's under its choice weights."""
+        one = torch.ones((), dtype=choices.dtype, device=choices.device)
+        return [
+            prod((1 - choices[4 * node + side, end] for node in range(max(0, end - 1), self.num_nodes)
+                  for side in (0, 1)), start=one)
+            for end in range(self.num_nodes + 2)
+        ]  # fmt: skip
+
+    def num_skips(self, genotype: Genotype) -> int:
+        """Identities of the normal cell."""
+        normal, _ = self.cells(genotype)
+        return sum(name == "identity" for branches in normal for _, name in branches)
+
     def key(self, genotype: Genotype) -> Hashable:
         """The branches of a node have no order."""
         return tuple(tuple(tuple(sorted(branches)) for branches in nodes) for nodes in self.cells(genotype))
@@ -228,6 +295,28 @@ class MicroSpace(NetworkSpace):
             total += AuxiliaryHead.parameters_of(last, self.num_outputs)
         return total
 
+    def expected_cost(self, choices: Tensor, unit: CostUnit) -> Tensor:
+        """Exact: an operation costs the same whatever it reads, and so does a loose end of either cell.
+
+        Both costs are told by architectures that differ in nothing else.
+        """
+        length = len(self.decisions)
+
+        def cost(step: int, token: int) -> int:
+            genotype = Genotype(self.name, tuple(token if place == step else 0 for place in range(length)))
+            return self.macs(genotype) if unit == "macs" else self.parameters(genotype)
+
+        plain = cost(0, 0)  # every branch reads the older input, so that all else is a loose end
+        total = torch.tensor(plain, dtype=torch.float64, device=choices.device)
+        for start, rows in zip((0, length // 2), choices.double().chunk(2), strict=True):
+            more = [cost(start + 2, token) - plain for token in range(len(self.operations))]
+            of_operation = torch.tensor(more, dtype=torch.float64, device=choices.device)
+            of_end = plain - cost(start, 1)  # with the newer input read too
+            runs = rows.view(-1, 2, 2, rows.shape[1])[:, 1, :, : len(more)]  # (node, side, operation)
+            total = total + (runs @ of_operation).sum()
+            total = total + of_end * (sum(self._looseness(rows)) - (self.num_nodes + 1))
+        return total
+
     def stage_size(self, stage: int) -> tuple[int, int, int]:
         """Channels, height and width of the cells of a stage."""
         return self.channels << stage, self.height >> stage, self.width >> stage
@@ -261,24 +350,24 @@ class Cell(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.drop_path = DropPath(0.0 if nodes is None else space.drop_path)
 
-    def forward(self, older: Tensor, newer: Tensor, nodes: Nodes) -> Tensor:
+    def forward(self, older: Tensor, newer: Tensor, nodes: Nodes | Blend) -> Tensor:
         """The output (B, C, H, W) from those of the two cells before."""
+        blend = nodes if isinstance(nodes, Blend) else Blend.of(nodes)
         states = [calibrate(x) for calibrate, x in zip(self.calibrations, (older, newer), strict=True)]
-        for node, branches in enumerate(nodes):
-            first, second = (
-                self._run(node, side, source, operation, states[source])
-                for side, (source, operation) in enumerate(branches)
-            )
-            states.append(first + second)
-        first, *rest = loose_ends(nodes)
-        total = self.projections[str(first)](torch.relu(states[first]))
-        for end in rest:
-            total = total + self.projections[str(end)](torch.relu(states[end]))
-        return self.norm(total)
+        for node, branches in enumerate(blend.nodes):
+            outputs = ((self._run(node, *branch, states[branch[1]]), weight) for branch, weight in branches)
+            states.append(weighted_sum(outputs))
+        ends = ((self.projections[str(end)](torch.relu(states[end])), weight) for end, weight in blend.ends)
+        return self.norm(weighted_sum(ends))
 
     def _run(self, node: int, side: int, source: int, operation: str, x: Tensor) -> Tensor:
         outputs = self.branches[branch_name(node, side, source, operation)](x)
         return outputs if operation == "identity" else self.drop_path(outputs)
+
+
+def weighted_sum(terms: Iterable[tuple[Tensor, Tensor | None]]) -> Tensor:
+    """Of tensors with their weights, where None stands for 1."""
+    return reduce(operator.add, (x if weight is None else weight * x for x, weight in terms))
 
 
 def branch_name(node: int, side: int, source: int, operation: str) -> str:
@@ -341,9 +430,12 @@ class MicroNetwork(nn.Module):
         self.classifier = nn.Linear(last, space.num_outputs)
         prepare(self)
 
-    def forward(self, x: Tensor, genotype: Genotype | None = None) -> Tensor | WithAuxiliary:
-        """Outputs (B, K) of images (B, C, H, W); in training with those of the auxiliary head, where there is one."""
-        cells = self._cells(genotype)
+    def forward(self, x: Tensor, path: Genotype | Tensor | None = None) -> Tensor | WithAuxiliary:
+        """Outputs (B, K) of images (B, C, H, W); in training with those of the auxiliary head, where there is one.
+
+        A supernet runs the path of a genotype, or a blend (T, C) of all.
+        """
+        cells = self.space.blends(path) if isinstance(path, Tensor) else self._cells(path)
         x = self.stem(x)
         older, newer = self._walk(0, self._last_reduction, x, x, cells)
         older, newer = self._walk(self._last_reduction, self._last_reduction + 1, older, newer, cells)
@@ -384,7 +476,7 @@ class MicroNetwork(nn.Module):
         return self.space.cells(genotype)
 
     def _walk(
-        self, start: int, stop: int, older: Tensor, newer: Tensor, cells: tuple[Nodes, Nodes]
+        self, start: int, stop: int, older: Tensor, newer: Tensor, cells: tuple[Nodes | Blend, Nodes | Blend]
     ) -> tuple[Tensor, Tensor]:
         """The last two outputs after the cells from number `start` until before `stop`."""
         for number in range(start, stop):

@@ -8,25 +8,38 @@ convolution of zeros still gives the bias of its normalization, and dead edges a
 Letters: B samples, C channels, H height, W width, K outputs.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from math import prod
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from child.operations import NASBENCH201_OPERATIONS, parameter_free, prepare, relu_conv_norm
-from child.space import Decision, Genotype, Graph, NetworkSpace, nearest
+from child.space import CostUnit, Decision, Genotype, Graph, RelaxedSpace, nearest
 
 OPERATIONS = ("none", *NASBENCH201_OPERATIONS)
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 WORDS = [[f"{operation}~{source}" for operation in OPERATIONS] for source, _ in EDGES]
 
 Reduction = Literal["residual", "pooling"]
-Edges = tuple[tuple[int, int, str], ...]
-"""The edges of a cell that matter: from which node, to which, and the operation."""
+Edge = tuple[int, int, str]
+Edges = tuple[Edge, ...]
+"""The edges of a cell that matter: from which node, to which, and the operation. A blend has several on an edge."""
 
 
-class NASBench201Space(NetworkSpace):
+def live(present: Iterable[Edge]) -> Edges:
+    """Those of the edges that bring something from the cell's input to its output, in the order given."""
+    edges = tuple(present)
+    filled, needed = {0}, {3}
+    for source, node, _ in sorted(edges):
+        filled |= {node} if source in filled else set()
+    for source, node, _ in sorted(edges, reverse=True):
+        needed |= {source} if node in needed else set()
+    return tuple(edge for edge in edges if edge[0] in filled and edge[1] in needed)
+
+
+class NASBench201Space(RelaxedSpace):
     """Six decisions, one for each edge from an earlier node to a later one.
 
     Without `input_shape` it is the space of the benchmark's table, and builds no networks.
@@ -145,17 +158,26 @@ class NASBench201Space(NetworkSpace):
 
     def edges(self, genotype: Genotype) -> Edges:
         """The edges that bring something from the cell's input to its output, in the order of the decisions."""
-        present = [
+        return live(
             (source, node, OPERATIONS[token])
             for (source, node), token in zip(EDGES, genotype.tokens, strict=True)
             if OPERATIONS[token] != "none"
-        ]
-        filled, needed = {0}, {3}
-        for source, node, _ in sorted(present):
-            filled |= {node} if source in filled else set()
-        for source, node, _ in sorted(present, reverse=True):
-            needed |= {source} if node in needed else set()
-        return tuple(edge for edge in present if edge[0] in filled and edge[1] in needed)
+        )
+
+    def blend(self, choices: Tensor) -> dict[Edge, Tensor]:
+        """The weights of the operations that a blend runs, in the order of the decisions; `none` brings nothing."""
+        names = [(*edge, name) for edge in EDGES for name in OPERATIONS]
+        flat = choices.flatten()
+        weights = {
+            edge: weight
+            for edge, weight, value in zip(names, flat.unbind(), flat.tolist(), strict=True)
+            if edge[2] != "none" and value != 0
+        }
+        return {edge: weights[edge] for edge in live(weights)}
+
+    def num_skips(self, genotype: Genotype) -> int:
+        """Edges that are a skip-connection."""
+        return sum(OPERATIONS[token] == "skip_connect" for token in genotype.tokens)
 
     def network(self, genotype: Genotype | None = None) -> "NASBench201Network":
         """The fixed network of a genotype, or the supernet of all."""
@@ -192,6 +214,25 @@ class NASBench201Space(NetworkSpace):
                 total += 2 * channels * (2 if self.reduction == "residual" else 1)  # of its normalizations
             total += self.cells_per_stage * sum(each.parameters(channels) for each in operations)
         return total
+
+    def expected_cost(self, choices: Tensor, unit: CostUnit) -> Tensor:
+        """Exact, dead edges included.
+
+        An edge costs where its source is filled and its end is needed. The first follows from edges before it alone,
+        the second from edges behind it, so that all three are independent and their probabilities multiply.
+        """
+        cost = self.macs if unit == "macs" else self.parameters
+        alone = [cost(Genotype(self.name, (0, 0, 0, token, 0, 0))) for token in range(len(OPERATIONS))]
+        of_operation = torch.tensor(alone, dtype=torch.float64, device=choices.device) - alone[0]
+        expected = dict(zip(EDGES, choices.double() @ of_operation, strict=True))
+        missing = dict(zip(EDGES, choices.double()[:, OPERATIONS.index("none")], strict=True))
+        one = torch.ones((), dtype=torch.float64, device=choices.device)
+        filled, needed = {0: one}, {3: one}
+        for node in (1, 2):
+            filled[node] = 1 - prod((1 - filled[i] * (1 - missing[i, node]) for i in range(node)), start=one)
+        for node in (2, 1):
+            needed[node] = 1 - prod((1 - needed[j] * (1 - missing[node, j]) for j in range(node + 1, 4)), start=one)
+        return sum((filled[i] * expected[i, j] * needed[j] for i, j in EDGES), start=alone[0] * one)
 
     def sizes(self) -> tuple[int, int, int, int]:
         """Channels, height and width of the images, and the number of outputs.
@@ -257,11 +298,14 @@ class Cell(nn.Module):
                 for source, node in EDGES:
                     self.operations[f"edge{source}{node}_{kernel}"][1] = shared  # type: ignore[index]
 
-    def forward(self, x: Tensor, edges: Edges) -> Tensor:
-        """The last node (B, C, H, W), which is zero where nothing reaches it."""
+    def forward(self, x: Tensor, edges: Edges | Mapping[Edge, Tensor]) -> Tensor:
+        """The last node (B, C, H, W), which is zero where nothing reaches it; of a blend with the edges' weights."""
         nodes = {0: x}
-        for source, node, name in edges:
+        for edge in edges:
+            source, node, name = edge
             brought = self.operations[f"edge{source}{node}_{name}"](nodes[source])
+            if isinstance(edges, Mapping):
+                brought = edges[edge] * brought
             nodes[node] = nodes[node] + brought if node in nodes else brought
         return nodes[3] if edges else torch.zeros_like(x)
 
@@ -285,9 +329,10 @@ class NASBench201Network(nn.Module):
         self.classifier = nn.Linear(widths[-1], outputs)
         prepare(self)
 
-    def forward(self, x: Tensor, genotype: Genotype | None = None) -> Tensor:
-        """Outputs (B, K) of images (B, C, H, W)."""
-        return self._run(self.stem(x), self._edges(genotype))
+    def forward(self, x: Tensor, path: Genotype | Tensor | None = None) -> Tensor:
+        """Outputs (B, K) of images (B, C, H, W); of a supernet on the path of a genotype, or a blend (T, C) of all."""
+        edges = self.space.blend(path) if isinstance(path, Tensor) else self._edges(path)
+        return self._run(self.stem(x), edges)
 
     def forward_many(self, x: Tensor, genotypes: Sequence[Genotype]) -> list[Tensor]:
         """Outputs of each architecture on the same images; they share the stem, and equal cells all of it."""
@@ -303,7 +348,7 @@ class NASBench201Network(nn.Module):
             raise ValueError("a supernet needs a genotype to run: forward(x, genotype)")
         return self.space.edges(genotype)
 
-    def _run(self, x: Tensor, edges: Edges) -> Tensor:
+    def _run(self, x: Tensor, edges: Edges | Mapping[Edge, Tensor]) -> Tensor:
         for stage, cells in enumerate(self.stages):
             if stage > 0:
                 x = self.reductions[stage - 1](x)

@@ -314,8 +314,34 @@ class NetworkSpace(SearchSpace):
         """Trainable parameters of the fixed network, exact."""
 
 
-Sampler = Callable[[int, int], list[Genotype]]
-"""`sampler(num, step)`: `num` architectures for the training batches from number `step` on."""
+class RelaxedSpace(NetworkSpace):
+    """A space of networks whose supernet also runs a blend of all choices, each by its weight (Liu et al. 2019, eq. 2).
+
+    The supernet's `forward(x, path)` then takes choice weights in place of a genotype: (T, C), whose rows each sum to
+    1, with 0 where a decision has no such choice. It runs the modules of the paths, but none of weight 0, so that
+    one-hot rows give the output of the path itself, and a hard sample costs no more than one. Decisions must not
+    depend on each other.
+    """
+
+    @abstractmethod
+    def expected_cost(self, choices: Tensor, unit: CostUnit) -> Tensor:
+        """The mean cost, a scalar, of architectures whose decisions are drawn by these weights (T, C), independently.
+
+        It can be differentiated, and is the exact cost where rows are one-hot.
+
+        Args:
+            choices: The weights, (T, C).
+            unit: `macs` or `parameters`; a latency has no gradient.
+        """
+
+    @abstractmethod
+    def num_skips(self, genotype: Genotype) -> int:
+        """How many operations of its cell (the normal one of two) hand their input on as it is."""
+
+
+Sampler = Callable[[int, int], Iterable[Genotype | Tensor]]
+"""`sampler(num, step)`: what the `num` training batches from number `step` on are trained on, one after the other:
+architectures, or choice weights (T, C) of a `RelaxedSpace`."""
 
 
 @dataclass(frozen=True)
@@ -347,6 +373,26 @@ class Evaluator(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to what `state_dict` gave."""
+        ...
+
+
+class Relaxation(Protocol):
+    """What strategies learn from that follow gradients: shared weights that run blends of all architectures."""
+
+    def loss(self, choices: Tensor, step: int, unrolled: bool = False) -> Tensor:
+        """The loss of a validation batch under choice weights (T, C), with the reward's trade-off of cost: a scalar.
+
+        It can be differentiated by the choice weights, and leaves no trace in the shared weights.
+
+        Args:
+            choices: The weights, (T, C), each row summing to 1.
+            step: Which batch; the number of the training batch that comes next.
+            unrolled: Take the loss where the shared weights would be after that batch, and through it its gradient.
+        """
+        ...
+
+    def num_skips(self, genotype: Genotype) -> int:
+        """As of the space."""
         ...
 
 

@@ -1,20 +1,24 @@
 """The evaluator with shared weights: one supernet scores every architecture of a space (Pham et al. 2018)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from child.cost import CostModel
-from child.space import Evaluation, Genotype, Improvement, NetworkSpace, Sampler, derive_seed
+from child.space import Evaluation, Genotype, Improvement, NetworkSpace, Relaxation, RelaxedSpace, Sampler, derive_seed
 from child.task import Split, Task
 from child.training import Training, TrainingSettings, is_out_of_memory, judge
 
 Statistics = Literal["batch", "recalibrated"]
 Score = Literal["metric", "loss"]
+
+TradeOff = Callable[[Tensor, Tensor], Tensor]
+"""The loss of an architecture from its task loss and its cost; a reward's `loss`."""
 
 
 @contextmanager
@@ -71,12 +75,12 @@ class SupernetEvaluator:
         self.training = Training(self.network, self.task, settings, num_steps, seed, "supernet", device)
 
     def improve(self, sampler: Sampler, num_batches: int) -> Improvement:
-        """Train the paths of architectures from the sampler, a new one for each batch."""
+        """Train what comes from the sampler, a new path or blend for each batch."""
         self.network.train()
         losses = []
-        for genotype in sampler(num_batches, self.training.step_number):
+        for path in sampler(num_batches, self.training.step_number):
             try:
-                losses.append(self.training.step(lambda x, y, path=genotype: self.task.loss(self.network(x, path), y)))
+                losses.append(self.training.step(lambda x, y, path=path: self.task.loss(self.network(x, path), y)))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -109,6 +113,12 @@ class SupernetEvaluator:
     def standard_error(self, quality: float) -> float:
         """Of a quality on all validation data."""
         return self.judged.standard_error(quality)
+
+    def relaxation(self, trade_off: TradeOff) -> Relaxation | None:
+        """What gradient search learns from; None where the supernet runs no blends, or the cost has no gradient."""
+        if not isinstance(self.space, RelaxedSpace) or self.cost.unit == "latency_ms":
+            return None
+        return SupernetRelaxation(self, self.space, trade_off)
 
     def state_dict(self) -> dict[str, Any]:
         """Shared weights, their optimizer, and the costs measured."""
@@ -159,3 +169,72 @@ class SupernetEvaluator:
                 norm.momentum = momentum
                 for name, value in buffers.items():
                     norm.get_buffer(name).copy_(value)
+
+
+class SupernetRelaxation:
+    """The loss of blends of all architectures on validation data, to be differentiated by their choice weights.
+
+    Batches are normalized by their own statistics and nothing is dropped, as where architectures are scored.
+
+    Args:
+        evaluator: Its shared weights; what it trains in between changes them here too.
+        space: Its space.
+        trade_off: What is made of a task loss and an expected cost.
+    """
+
+    def __init__(self, evaluator: SupernetEvaluator, space: RelaxedSpace, trade_off: TradeOff):
+        self.evaluator, self.space, self.trade_off = evaluator, space, trade_off
+        self.batch_size = min(evaluator.settings.batch_size, len(evaluator.task.validation))
+        self.steps_per_epoch = len(evaluator.task.validation) // self.batch_size
+
+    def loss(self, choices: Tensor, step: int, unrolled: bool = False) -> Tensor:
+        """The trade-off of a validation batch's task loss and the expected cost, under choice weights (T, C)."""
+        network, where = self.evaluator.network, self.evaluator.device
+        weights, was_training = dict(network.named_parameters()), network.training
+        choices = choices.to(where)
+        with (
+            batch_statistics(network),
+            torch.autocast(where.type, enabled=where.type == "cuda", dtype=torch.bfloat16),
+        ):
+            if unrolled:
+                weights = self._after_a_step(weights, choices)
+            task_loss = self._task_loss(weights, choices, *self._batch(step))
+        network.train(was_training)
+        return self.trade_off(task_loss, self.space.expected_cost(choices, self.evaluator.cost.unit))
+
+    def num_skips(self, genotype: Genotype) -> int:
+        """As of the space."""
+        return self.space.num_skips(genotype)
+
+    def _task_loss(self, weights: Mapping[str, Tensor], choices: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        outputs = functional_call(self.evaluator.network, dict(weights), (inputs, choices))
+        return self.evaluator.task.loss(outputs, targets)
+
+    def _after_a_step(self, weights: Mapping[str, Tensor], choices: Tensor) -> dict[str, Tensor]:
+        """The shared weights after the coming training step, as functions of the choices (Liu et al. 2019, eq. 6).
+
+        It is the step of the trainer, weight decay and clipping included, without the momentum (which the public code
+        adds: it moves the point, not how the point depends on the choices). Where the paper takes finite differences
+        of its gradient, here it is differentiated itself.
+        """
+        training, settings = self.evaluator.training, self.evaluator.settings
+        loss = self._task_loss(weights, choices, *training.batch())
+        found = torch.autograd.grad(
+            loss, list(weights.values()), create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        norm = torch.stack([gradient.square().sum() for gradient in found]).sum().sqrt()
+        scale = (settings.clip / (norm + 1e-6)).clamp(max=1)  # as clip_grad_norm_ has it
+        rate, decay = training.learning_rate(), settings.weight_decay
+        return {
+            name: weight - rate * (scale * gradient + decay * weight)
+            for (name, weight), gradient in zip(weights.items(), found, strict=True)
+        }
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Validation samples, as prepared for scoring; every epoch goes through them in an order of its own."""
+        task, training = self.evaluator.task, self.evaluator.training
+        epoch, position = divmod(step, self.steps_per_epoch)
+        shuffle = torch.Generator().manual_seed(derive_seed(training.seed, "relaxation", "order", epoch))
+        order = torch.randperm(len(task.validation), generator=shuffle)
+        batch = task.validation.take(order[position * self.batch_size : (position + 1) * self.batch_size])
+        return task.preprocessing(batch.inputs), batch.targets

@@ -158,7 +158,7 @@ class Training:
         Raises:
             TrainingError: That happened five times in a row.
         """
-        inputs, targets = self._batch()
+        inputs, targets = self.batch()
         self._seed_dropout(derive_seed(self.seed, self.stage, "dropout", self.step_number))
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
@@ -223,7 +223,8 @@ class Training:
                 if not all(values is None or bool(values.isfinite().all()) for values in statistics):
                     module.reset_running_stats()
 
-    def _batch(self) -> tuple[Tensor, Tensor]:
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Augmented inputs and targets of the coming step."""
         epoch, position = divmod(self.step_number, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
             shuffle = torch.Generator().manual_seed(derive_seed(self.seed, self.stage, "order", epoch))

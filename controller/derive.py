@@ -1,7 +1,7 @@
 """From everything a search has seen to the few architectures worth training: candidates, their front, its volume."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -127,6 +127,7 @@ def derive(
     evaluator: Evaluator,
     num: int,
     seed: int,
+    choices: Mapping[str, Genotype | None] | None = None,
 ) -> list[Candidate]:
     """Play the shortlist of every strategy again with full evaluations, best reward first.
 
@@ -141,10 +142,14 @@ def derive(
         evaluator: Tells quality and cost where the environment only speaks in rewards.
         num: Candidates of each strategy.
         seed: Of the evaluations.
+        choices: What strategies stand for, which is a candidate whatever its score.
     """
     candidates = []
     for strategy in strategies:
         genotypes = [space.check(genotype) for genotype in shortlist(history, strategy, num)]
+        choice = choices.get(strategy) if choices else None
+        if choice is not None and choice not in genotypes:
+            genotypes = [choice, *genotypes[: num - 1]]
         if not genotypes:
             continue
         rollout = play(environments(len(genotypes)), Replay(space, genotypes), 0, seed)

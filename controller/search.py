@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from child.space import OVER_BUDGET, Evaluation, Evaluator, Genotype, Improvement, SearchSpace, derive_seed
+from child.space import OVER_BUDGET, Evaluation, Evaluator, Genotype, Improvement, Sampler, SearchSpace, derive_seed
+from controller.gradient import GradientStrategy
 from controller.ledger import Ledger
 from controller.sampler import TrainingSampler
 from controller.strategy import RandomSearch, Rollout, Strategy, Update
@@ -185,7 +186,8 @@ def search(
     players = [join(strategy)]
     if settings.compare_random and not isinstance(strategy, RandomSearch):
         players.append(join(RandomSearch(strategy.space, seed)))
-    sampler = TrainingSampler(settings.sampler, strategy, seed)
+    mixed = TrainingSampler(settings.sampler, strategy, seed)
+    sampler: Sampler = strategy.alternate if isinstance(strategy, GradientStrategy) else mixed
     round_number, trained = 0, Trained()
     if run.stage_state:
         round_number = run.stage_state["round"]
@@ -214,7 +216,7 @@ def search(
     total = settings.rounds if ledger is None else math.ceil(ledger.budget)
     with console.stage("search", total=total, initial=done()) as progress:
         while round_number < settings.rounds and not all(player.finished for player in players):
-            sampler.policy_share = settings.policy_share * round_number / max(1, settings.rounds - 1)
+            mixed.policy_share = settings.policy_share * round_number / max(1, settings.rounds - 1)
             num_batches = settings.warmup_batches if round_number == 0 else settings.batches_per_round
             while trained.num_batches < num_batches:
                 # In pieces, so that a checkpoint, and a wish to stop, never wait long.
@@ -223,8 +225,10 @@ def search(
                 run.save_if_due(state)
             data_seed = derive_seed(seed, "search", round_number)
             played = [(player, *player.play(round_number, data_seed)) for player in players if not player.finished]
-            for player, rollout, _ in played:
+            for player, rollout, update in played:
                 _remember(run, player.strategy, rollout, round_number)
+                if update.note:
+                    console.say(update.note)
             _log(run, round_number, played, trained.loss)
             own = played[0][1]  # of the strategy, or of random search where that alone plays on
             if played[0][0] is players[0] and np.isfinite(own.rewards).any() and np.nanmax(own.rewards) > best_reward:

@@ -35,6 +35,7 @@ class Update:
         baseline: Subtracted from the rewards, in the mean.
         num_skipped: Episodes or updates left out because a number was not finite.
         probabilities: The mean probability of each choice, one list per decision.
+        note: A sentence for a person, where something happened that the numbers do not tell.
     """
 
     loss: float | None = None
@@ -43,6 +44,7 @@ class Update:
     baseline: float | None = None
     num_skipped: int = 0
     probabilities: list[list[float]] | None = None
+    note: str | None = None
 
 
 class Strategy(ABC):
@@ -74,6 +76,10 @@ class Strategy(ABC):
 
         None where it has no opinion but the rewards.
         """
+        return None
+
+    def choice(self) -> Genotype | None:
+        """The one architecture that the strategy stands for, whatever the scores; None where the scores decide."""
         return None
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,11 +2,17 @@
 
 Every reward has a target cost in its unit; r = cost / target is the cost ratio. P_data is the task's quality in [0, 1].
 A failed evaluation has quality 0 and never earns more than 0.
+
+Search by gradients cannot differentiate a quality such as accuracy. It minimizes the reward's `loss` instead, in which
+the task's loss L takes the place of a falling quality, and the cost term stays what it is.
 """
 
 import math
 from dataclasses import dataclass
 from typing import Protocol
+
+import torch
+from torch import Tensor
 
 from child.space import CostUnit, Evaluation
 
@@ -25,6 +31,10 @@ class Reward(Protocol):
 
     def formula(self) -> str:
         """One line for a person."""
+        ...
+
+    def loss(self, task_loss: Tensor, cost: Tensor) -> Tensor:
+        """What search by gradients minimizes, a scalar, for a task loss and an expected cost in `unit`."""
         ...
 
 
@@ -53,6 +63,9 @@ class _TargetedReward:
         """The reward of a quality at a cost ratio."""
         raise NotImplementedError
 
+    def _ratio(self, cost: Tensor) -> Tensor:
+        return (cost / self.target).clamp(min=LEAST_RATIO)
+
 
 @dataclass(frozen=True)
 class Linear(_TargetedReward):
@@ -79,6 +92,11 @@ class Linear(_TargetedReward):
             score = ratio**-self.sharpness / (1 + ratio**-self.sharpness)
         return self.alpha * quality + self.beta * score
 
+    def loss(self, task_loss: Tensor, cost: Tensor) -> Tensor:
+        """Alpha * L - beta * P_comp."""
+        score = torch.sigmoid(-self.sharpness * self._ratio(cost).log())
+        return self.alpha * task_loss - self.beta * score
+
     def formula(self) -> str:
         if not self.beta:
             return f"{self.alpha:g} * quality"
@@ -104,6 +122,10 @@ class Soft(_Exponential):
     def blend(self, quality: float, ratio: float) -> float:
         return quality * ratio**self.weight
 
+    def loss(self, task_loss: Tensor, cost: Tensor) -> Tensor:
+        """L - w * log r: -log of the reward with exp(-L), the likelihood of the right answer, for the quality."""
+        return task_loss - self.weight * self._ratio(cost).log()
+
     def formula(self) -> str:
         return f"quality * ({self.unit} / {self.target:g})^{self.weight:g}"
 
@@ -117,6 +139,10 @@ class Hard(_Exponential):
     def blend(self, quality: float, ratio: float) -> float:
         return quality * min(ratio**self.weight, 1.0)
 
+    def loss(self, task_loss: Tensor, cost: Tensor) -> Tensor:
+        """L - w * max(log r, 0), as for the soft constraint."""
+        return task_loss - self.weight * self._ratio(cost).log().clamp(min=0)
+
     def formula(self) -> str:
         return f"quality * min(({self.unit} / {self.target:g})^{self.weight:g}, 1)"
 
@@ -127,6 +153,10 @@ class Absolute(_Exponential):
 
     def blend(self, quality: float, ratio: float) -> float:
         return quality + self.weight * abs(ratio - 1)
+
+    def loss(self, task_loss: Tensor, cost: Tensor) -> Tensor:
+        """L - w * |r - 1|."""
+        return task_loss - self.weight * (self._ratio(cost) - 1).abs()
 
     def formula(self) -> str:
         return f"quality - {-self.weight:g} * |{self.unit} / {self.target:g} - 1|"

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from child.macro import MacroSpace
-from child.space import Decision, Evaluation, Genotype, Improvement, Sampler, SearchSpace
+from child.space import Decision, Evaluation, Genotype, Improvement, Relaxation, Sampler, SearchSpace
 from child.task import Task
+from conf.launch import compose as compose_config
 from conf.launch import resolve
 from conf.schema import RunConfig
+from controller.strategy import Strategy
 from envs.arrays import array_task
 
 # A whole run in seconds: a few steps of everything.
@@ -158,6 +161,31 @@ class SeededEvaluator(TargetEvaluator):
         return [Evaluation(e.genotype, e.quality * 0.9 + noise, e.cost, fidelity, seed) for e in found]
 
 
+class TargetRelaxation:
+    """Knows the best architecture: the loss is the share of the choice weights that lies elsewhere.
+
+    Every choice that agrees with it counts as a skip-connection.
+    """
+
+    def __init__(self, target: Genotype):
+        self.target = torch.tensor(target.tokens)
+        self.calls: list[tuple[int, bool]] = []
+
+    def loss(self, choices: Tensor, step: int, unrolled: bool = False) -> Tensor:
+        self.calls.append((step, unrolled))
+        return 1 - choices.gather(1, self.target[:, None]).mean()
+
+    def num_skips(self, genotype: Genotype) -> int:
+        return int((torch.tensor(genotype.tokens) == self.target).sum())
+
+
+def build_controller(name: str, space: SearchSpace, num_updates: int, relaxation: Relaxation | None = None) -> Strategy:
+    """The strategy of a config file; one that learns by gradients is handed the relaxation, or one that knows."""
+    known = relaxation or TargetRelaxation(space.sample(np.random.default_rng(0), 1)[0])
+    given = {"space": space, "seed": 0, "num_updates": num_updates, "relaxation": known}
+    return compose_config(f"controller={name}").controller.build((), **given)
+
+
 class Known:
     """The helpers above by one name, so that a test file can ask for them all with one fixture."""
 
@@ -166,6 +194,8 @@ class Known:
     CellSpace = CellSpace
     TargetEvaluator = TargetEvaluator
     SeededEvaluator = SeededEvaluator
+    TargetRelaxation = TargetRelaxation
+    build_controller = staticmethod(build_controller)
     tiny_macro = staticmethod(tiny_macro)
     two_operations = staticmethod(two_operations)
     every_genotype = staticmethod(every_genotype)

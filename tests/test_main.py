@@ -1,6 +1,7 @@
 """Whole runs, tiny ones: what a user finds in the folder at the end, and that no choice leans on test data."""
 
 import hashlib
+import importlib
 import json
 import lzma
 import re
@@ -23,14 +24,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import main as main_script
 from child.cost import CostModel, count_macs, measure_latency
+from child.nasbench201 import NASBench201Space
 from child.network import load_network
 from child.retrain import retrain
-from child.space import Evaluation, Genotype, derive_seed
+from child.space import Evaluation, Genotype, RelaxedSpace, derive_seed
 from child.standalone import StandaloneEvaluator
-from child.supernet import SupernetEvaluator
+from child.supernet import SupernetEvaluator, SupernetRelaxation
 from child.task import SealedSplit
 from conf.schema import ConfigError, RunConfig
 from controller.derive import front_of, hypervolume
+from controller.gradient import DARTS
 from controller.ranking import agreement
 from envs.cifar10 import CLASSES as CIFAR10_CLASSES
 from envs.digits import digits
@@ -457,7 +460,10 @@ def test_a_ranking_of_regressors(tmp_path: Path, compose_text: Compose) -> None:
     assert all(0 < line[quality] < 1 for line in ranked for quality in ("shared", "standalone"))
 
 
-def test_a_test_set_that_must_not_be_touched(run_main: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("controller", ["reinforce", "darts"])
+def test_a_test_set_that_must_not_be_touched(
+    controller: str, known: Any, compose_text: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Search, retraining and distillation run to their end on a task whose test data explode."""
 
     class Mined(SealedSplit):
@@ -477,10 +483,79 @@ def test_a_test_set_that_must_not_be_touched(run_main: Any, tmp_path: Path, monk
             raise AssertionError(f"{name} of the test set was touched")
 
     monkeypatch.setattr("envs.arrays.SealedSplit", Mined)
+    given = known.TINY if controller == "reinforce" else tiny_cells(known, controller)
     with pytest.raises(StoppedError):
-        run_main(tmp_path)
+        main(*compose_text(*given, f"output={tmp_path}", "name=run"))
     assert (tmp_path / "run" / "choices.json").is_file()
     assert not (tmp_path / "run" / "results.json").exists()
+
+
+def tiny_cells(known: Any, controller: str) -> list[str]:
+    """The tiny settings, but of a space whose supernet runs blends."""
+    small = [override for override in known.TINY if "layers" not in override]
+    return [*small, "space=nasbench201", f"controller={controller}", "search.rounds=3", "search.batches_per_round=2"]
+
+
+@pytest.mark.parametrize("controller", ["darts", "gdas"])
+@pytest.mark.usefixtures("no_report")
+def test_a_search_by_gradients_stops_and_goes_on(
+    controller: str, known: Any, compose_text: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [*tiny_cells(known, controller), f"output={tmp_path}", "checkpoint_every_s=0"]
+    given += ["controller.order=2"] if controller == "darts" else []
+    main(*compose_text(*given, "name=whole"))
+    loss, calls = SupernetRelaxation.loss, [0]
+
+    def stops(self: SupernetRelaxation, *arguments: Any, **named: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 4:  # between two training batches of the last round
+            raise StoppedError
+        return loss(self, *arguments, **named)
+
+    monkeypatch.setattr(SupernetRelaxation, "loss", stops)
+    with pytest.raises(StoppedError):
+        main(*compose_text(*given, "name=stopped"))
+    monkeypatch.undo()
+    monkeypatch.setattr(main_script, "write_report", lambda folder: folder)
+    main(*compose_text(f"resume={tmp_path / 'stopped'}"))
+    whole = tmp_path / "whole"
+    same_results(whole, tmp_path / "stopped")
+    history, updates = lines(whole / "history.jsonl"), lines(whole / "updates.jsonl")
+    assert {line["strategy"] for line in history} == {controller, "random"}
+    assert [line["loss"] is None for line in updates] == [True, False, False]  # it rests in the warm-up
+    # The last that it derived is the teacher, whatever it scored.
+    derived = next(line["text"] for line in history if line["round"] == 2 and line["strategy"] == controller)
+    results = load(whole / "results.json")
+    assert results["rows"][0]["text"] == derived
+    assert results["notes"][0] == f"First of the teachers is what {controller} derived, whatever it scores."
+    assert derived in [c["text"] for c in load(whole / "candidates.json")["candidates"]]
+
+
+@pytest.mark.parametrize("controller", ["darts", "gdas"])
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["space=macro"], "controller: {} learns by gradients, which takes evaluator=supernet, a space whose supernet"),
+        (["space=micro", "evaluator=standalone"], "controller: {} learns by gradients, which takes evaluator=supernet"),
+        (["space=nasbench201", "reward.unit=latency_ms"], "controller: {} learns by gradients"),
+        (["space=nasbench201", "search.batches_per_round=0"], "search.batches_per_round: {} learns before every"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_what_search_by_gradients_takes_is_told(
+    controller: str, overrides: list[str], expected: str, compose_text: Compose
+) -> None:
+    config, _ = compose_text(f"controller={controller}", "reward.target=1000", *overrides)
+    with pytest.raises(ConfigError, match=expected.format(controller)):
+        build_parts(config)
+
+
+def test_the_message_names_every_space_that_search_by_gradients_takes() -> None:
+    for path in (ROOT / "child").glob("*.py"):
+        importlib.import_module(f"child.{path.stem}")
+    names = sorted(space.name for space in RelaxedSpace.__subclasses__() if space.__module__.startswith("child."))
+    with pytest.raises(ValueError, match=rf"\({', '.join(names)}\)"):
+        DARTS(NASBench201Space(), 0, 1, None)
 
 
 @pytest.mark.usefixtures("no_report")

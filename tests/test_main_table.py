@@ -19,7 +19,9 @@ from controller.search import Player
 from main import main
 
 ROOT = Path(__file__).resolve().parents[1]
-CONTROLLERS = sorted(path.stem for path in (ROOT / "conf" / "controller").glob("*.yaml"))
+CONFIGS = {path.stem: path.read_text() for path in sorted((ROOT / "conf" / "controller").glob("*.yaml"))}
+GRADIENT = [name for name, text in CONFIGS.items() if "controller.gradient" in text]
+CONTROLLERS = [name for name in CONFIGS if name not in GRADIENT]
 DATA = Path(os.environ.get("LUBAN_DATA", ROOT.parent / "shared" / "data"))
 
 Compose = Callable[..., tuple[RunConfig, str]]
@@ -69,6 +71,13 @@ def test_a_run_on_a_table(controller: str, overrides: list[str], compose_text: C
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     assert {"search/reward_mean", "search/spent", "final/teacher_test"} <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.parametrize("controller", GRADIENT)
+def test_a_table_has_no_gradient(controller: str, overrides: list[str], compose_text: Compose, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"controller: {controller} learns by gradients, which takes evaluator=super"):
+        main(*compose_text(*overrides, f"controller={controller}", f"output={tmp_path}"))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("controller", ["model_based", "reinforce_small_budget", "local_search"])

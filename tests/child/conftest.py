@@ -14,7 +14,7 @@ from child.mlp import MLPSpace
 from child.mobile import MobileSpace
 from child.nasbench201 import NASBench201Space
 from child.recurrent import RecurrentSpace
-from child.space import Decision, Mask, NetworkSpace, SearchSpace, Tokens
+from child.space import Decision, Mask, NetworkSpace, RelaxedSpace, SearchSpace, Tokens
 from child.task import Classification, SealedSplit, Split, Task
 from child.transforms import Augmentation, Normalize
 
@@ -79,6 +79,7 @@ NETWORK_SPACES: dict[str, Callable[[], NetworkSpace]] = {
     ),
 }
 IMAGE_SPACES = {name: make for name, make in NETWORK_SPACES.items() if len(make().arguments["input_shape"]) == 3}
+RELAXED_SPACES = {name: make for name, make in NETWORK_SPACES.items() if isinstance(make(), RelaxedSpace)}
 SPACES: dict[str, Callable[[], SearchSpace]] = {"picky": PickySpace, **NETWORK_SPACES}
 
 
@@ -117,6 +118,12 @@ def picky() -> SearchSpace:
 @pytest.fixture(scope="session", params=IMAGE_SPACES.values(), ids=list(IMAGE_SPACES))
 def image_space(request: pytest.FixtureRequest) -> NetworkSpace:
     """Every one of them whose networks look at images."""
+    return request.param()
+
+
+@pytest.fixture(scope="session", params=RELAXED_SPACES.values(), ids=list(RELAXED_SPACES))
+def relaxed_space(request: pytest.FixtureRequest) -> NetworkSpace:
+    """Every one of them whose supernet runs blends."""
     return request.param()
 
 

@@ -160,6 +160,16 @@ def test_derive_scores_again_on_everything(known: Any) -> None:
         assert candidate.reward == agree - candidate.evaluation.cost / 100
 
 
+def test_what_a_strategy_stands_for_is_a_candidate_whatever_its_score(known: Any) -> None:
+    space = known.FlatSpace(1, 4)
+    history = [line(number, 1.0 - number / 10, 0.5, 1.0) for number in range(4)]
+    play = environments(space, known.TargetEvaluator(Genotype("flat", (0,))), lambda e: e.quality)
+    for token, wanted in ((3, [0, 3]), (0, [0, 1])):  # the worst, and one that is on the list anyway
+        choices = {"mine": Genotype("flat", (token,))}
+        candidates = derive(space, history, ["mine"], play, None, 2, 0, choices)  # type: ignore[arg-type]
+        assert sorted(tokens_of([c.genotype for c in candidates])) == wanted
+
+
 def test_failed_candidates_are_left_out(known: Any) -> None:
     space = known.FlatSpace(1, 3)
 

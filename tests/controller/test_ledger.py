@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from child.space import OVER_BUDGET, Evaluation, Genotype, SearchSpace
-from conf.launch import compose
 from controller.ledger import Ledger
 from controller.search import MAX_IDLE, Player
 from controller.strategy import Rollout, Strategy, Update, WholeStrategy
@@ -100,7 +99,7 @@ def player_of(strategy: Strategy, budget: float, num: int) -> Player:
 def test_every_strategy_pays_alike(controller: str, num: int, known: Any) -> None:
     """As many different architectures as the budget allows, and not one more, whatever the strategy."""
     space: SearchSpace = known.FlatSpace(4, 4)
-    strategy = compose(f"controller={controller}").controller.build((), space=space, seed=0, num_updates=50)
+    strategy = known.build_controller(controller, space, num_updates=50)
     player, seen, round_number = player_of(strategy, 25.0, num), [], 0
     while not player.finished:
         rollout, _ = player.play(round_number, 0)

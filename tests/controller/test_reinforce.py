@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from child.space import Evaluation, Genotype, SearchSpace
-from conf.launch import compose
 from controller.policy import Distribution, PolicySettings
 from controller.reinforce import MAX_SKIPPED, ControllerError, Reinforce, advantages
 from controller.search import play
@@ -300,7 +299,7 @@ def test_it_finds_the_hidden_best_and_random_search_does_not(known: Any, which: 
 @pytest.mark.parametrize("maker", ["flat", "cell", "macro"])
 def test_every_configured_controller_plays_and_learns(known: Any, name: str, maker: str) -> None:
     space = {"flat": lambda: known.FlatSpace(4, 3), "cell": known.CellSpace, "macro": known.tiny_macro}[maker]()
-    strategy: Strategy = compose(f"controller={name}").controller.build((), space=space, seed=0, num_updates=3)
+    strategy: Strategy = known.build_controller(name, space, num_updates=3)
     assert isinstance(strategy, Strategy) and strategy.name
     evaluator = known.TargetEvaluator(space.sample(np.random.default_rng(0), 1)[0])
     vector = gymnasium.make_vec(
@@ -319,7 +318,7 @@ def test_every_configured_controller_plays_and_learns(known: Any, name: str, mak
     for genotype in strategy.sample(6, 0):
         space.check(genotype)
     assert strategy.sample(6, 1) == strategy.sample(6, 1)
-    twin: Strategy = compose(f"controller={name}").controller.build((), space=space, seed=0, num_updates=3)
+    twin: Strategy = known.build_controller(name, space, num_updates=3)
     twin.load_state_dict(states[1])
     twin.learn(rollout)
     np.testing.assert_array_equal(play(vector, twin, 7, seed=0).tokens, play(vector, strategy, 7, seed=0).tokens)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from child.cost import CostModel
+from child.nasbench201 import NASBench201Space
 from child.space import Evaluation, Genotype, SearchSpace, derive_seed
 from child.supernet import SupernetEvaluator
 from child.task import Task
@@ -43,17 +44,13 @@ def reinforce(space: SearchSpace, rounds: int = 4) -> Reinforce:
 
 
 CONTROLLERS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "controller").glob("*.yaml"))
-
-
-def configured(name: str, space: SearchSpace) -> Strategy:
-    """The strategy of a config file."""
-    return compose(f"controller={name}").controller.build((), space=space, seed=0, num_updates=4)
+REWARD = Linear(target=20_000, beta=0.1)
 
 
 def environments(space: SearchSpace, evaluator: Any, settings: SearchSettings) -> Any:
     return gymnasium.make_vec(
         "luban/Architecture-v0", settings.episodes, vectorization_mode="vector_entry_point",
-        space=space, evaluator=evaluator, reward=Linear(target=20_000, beta=0.1), fidelity=settings.fidelity,
+        space=space, evaluator=evaluator, reward=REWARD, fidelity=settings.fidelity,
     )  # fmt: skip
 
 
@@ -66,9 +63,8 @@ def play_search(strategy: Strategy, evaluator: Any, run: Run, settings: SearchSe
 
 
 @pytest.fixture
-def supernet(known: Any, small_task: Task) -> Callable[[], SupernetEvaluator]:
-    def make() -> SupernetEvaluator:
-        space = known.tiny_macro()
+def supernet(known: Any, small_task: Task) -> Callable[[SearchSpace], SupernetEvaluator]:
+    def make(space: Any) -> SupernetEvaluator:
         cost = CostModel(space, "macs", small_task.input_shape, CPU)
         training = TrainingSettings(batch_size=16, learning_rate=0.05)
         return SupernetEvaluator(space, small_task, cost, training, SETTINGS.num_batches, "batch", 1, 0, CPU)
@@ -95,7 +91,7 @@ def test_the_history_is_complete_and_fair(known: Any, tmp_path: Path) -> None:
         assert line["fidelity"] == 0.5 and line["failure"] is None
         (again,) = evaluator.evaluate([genotype], 0.5, line["seed"])
         assert (line["quality"], line["cost"]) == (again.quality, again.cost)
-        assert line["reward"] == Linear(target=20_000, beta=0.1)(again)
+        assert line["reward"] == REWARD(again)
     assert evaluator.num_improved == 4 + 3 * 2
     assert [line["genotype"]["tokens"] for line in random[:3]] == [
         list(g.tokens) for g in RandomSearch(space, 0).propose(3, 0)
@@ -191,15 +187,27 @@ def assert_same(mine: Any, other: Any) -> None:
 @pytest.mark.parametrize("stop_in", [1, 3])
 @pytest.mark.parametrize("kept", [True, False], ids=["every round saved", "later rounds not saved"])
 def test_a_search_that_stopped_goes_on_bit_by_bit(
-    controller: str, stop_in: int, kept: bool, supernet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    controller: str,
+    stop_in: int,
+    kept: bool,
+    known: Any,
+    supernet: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    learns_by_gradients = "controller.gradient" in compose(f"controller={controller}").controller.target
+    space = NASBench201Space((1, 8, 8), 3, 4, 1) if learns_by_gradients else known.tiny_macro()
+
+    def begin() -> tuple[Strategy, SupernetEvaluator]:
+        evaluator = supernet(space)
+        return known.build_controller(controller, space, 4, evaluator.relaxation(REWARD.loss)), evaluator
+
     whole = make_run(tmp_path / "whole")
-    evaluator = supernet()
-    play_search(configured(controller, evaluator.space), evaluator, whole)
+    play_search(*begin(), whole)
     whole.close()
 
-    run, evaluator = make_run(tmp_path / "stopped"), supernet()
-    strategy = configured(controller, evaluator.space)
+    run = make_run(tmp_path / "stopped")
+    strategy, evaluator = begin()
     learn, rounds = strategy.learn, iter(range(99))
 
     def stops(rollout: Rollout) -> Any:
@@ -215,9 +223,9 @@ def test_a_search_that_stopped_goes_on_bit_by_bit(
     run.append("history", {"half": "a round that no checkpoint knows"})
     run.close()
 
-    resumed, evaluator = Run.resume(run.folder, 0), supernet()
+    resumed = Run.resume(run.folder, 0)
     assert resumed.stage_state["round"] == (stop_in if kept else 0)  # saved within the first round, too
-    play_search(configured(controller, evaluator.space), evaluator, resumed)
+    play_search(*begin(), resumed)
     resumed.close()
     for name in ("history.jsonl", "updates.jsonl"):
         assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes()

@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -93,3 +94,36 @@ def test_linear_feels_the_cost_everywhere(quality: float, low: float, factor: fl
 def test_rewards_say_what_they_need() -> None:
     for kind in KINDS.values():
         assert {"target", "unit"} <= {field.name for field in fields(kind)}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+@given(loss=st.floats(0, 5), first=st.floats(0, 4), second=st.floats(0, 4))
+def test_the_loss_falls_with_the_cost_as_the_reward_rises(kind: Any, loss: float, first: float, second: float) -> None:
+    """By as much as the reward itself, or its logarithm where it is a product."""
+    reward = kind(target=1000.0)
+    cheap, dear = 1000 * first, 1000 * second
+    task_loss = torch.tensor(loss, dtype=torch.float64)
+    losses = [reward.loss(task_loss, torch.tensor(cost, dtype=torch.float64)).item() for cost in (cheap, dear)]
+    quality = math.exp(-loss)
+    rewards = [reward(evaluation(quality, cost)) for cost in (cheap, dear)]
+    if kind in (Soft, Hard):
+        assert losses == pytest.approx([-math.log(each) for each in rewards], abs=1e-6)
+    else:
+        assert losses[0] - losses[1] == pytest.approx(rewards[1] - rewards[0], abs=1e-9)
+        assert reward.loss(task_loss + 1, torch.tensor(cheap)).item() == pytest.approx(losses[0] + 1)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+def test_the_loss_has_gradients_of_both(kind: Any) -> None:
+    reward = kind(target=1000.0)
+    task_loss, cost = (torch.tensor(value, requires_grad=True) for value in (0.5, 2000.0))
+    by_loss, by_cost = torch.autograd.grad(reward.loss(task_loss, cost), [task_loss, cost])
+    assert by_loss == 1 and by_cost > 0
+    nothing = torch.tensor(0.0, requires_grad=True)  # an architecture that passes its input on
+    (gradient,) = torch.autograd.grad(reward.loss(task_loss, nothing), [nothing], allow_unused=True)
+    assert gradient is None or gradient.isfinite()
+
+
+def test_without_a_cost_term_the_loss_is_that_of_the_task() -> None:
+    loss = Linear(target=1.0, alpha=2.0, beta=0.0).loss(torch.tensor(0.7), torch.tensor(5.0))
+    assert loss.item() == pytest.approx(1.4)
