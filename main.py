@@ -192,7 +192,7 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
     relaxation = relax(evaluator, reward)
     if task is not None and config.rungs.fidelities:
         assert isinstance(space, NetworkSpace)
-        cost = CostModel(space, cost_unit(config), task.input_shape, device)
+        cost = CostModel(space, "macs", task.input_shape, device)  # what is told is that of the cheap score
         alone = StandaloneEvaluator(space, task, cost, config.rungs.training, 1, config.seed, device)
         evaluator = RungsEvaluator(evaluator, alone, config.rungs)
     strategy = config.controller.build(
