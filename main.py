@@ -52,6 +52,7 @@ from controller.derive import (
 from controller.gradient import GradientStrategy
 from controller.ledger import Ledger
 from controller.ranking import agreement, choose_to_rank
+from controller.sampler import TrainingSampler
 from controller.search import Player, search
 from controller.strategy import RandomSearch, Strategy
 from envs.reward import Reward
@@ -203,6 +204,8 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
             f"search.batches_per_round: {strategy.name} learns before every training batch of the shared weights, so "
             "there must be at least 1 a round, got 0"
         )
+
+    TrainingSampler(config.search.sampler, strategy, config.seed)  # now, so that one that does not fit costs nothing
 
     def environments(num: int, fidelity: float, account: Evaluator = evaluator) -> Environments:
         return make_environments(config, space, account, reward, num, fidelity)

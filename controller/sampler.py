@@ -1,4 +1,4 @@
-"""Which architectures the shared weights are trained on: uniform or fair at first, then increasingly the policy's."""
+"""Which architectures the shared weights are trained on: drawn in one of three ways, then increasingly the policy's."""
 
 from typing import Literal
 
@@ -7,7 +7,15 @@ import numpy as np
 from child.space import Genotype, SearchSpace, derive_seed
 from controller.strategy import Strategy
 
-Base = Literal["uniform", "fair"]
+Base = Literal["uniform", "fair", "sandwich"]
+
+CHOSEN = ("operation", "input", "skip")
+"""Kinds of decisions whose choices have no size; those of all others go from the smallest to the largest."""
+
+
+def uniform_group(space: SearchSpace, rng: np.random.Generator) -> list[Genotype]:
+    """One random architecture."""
+    return space.sample(rng, 1)
 
 
 def fair_group(space: SearchSpace, rng: np.random.Generator) -> list[Genotype]:
@@ -23,17 +31,48 @@ def fair_group(space: SearchSpace, rng: np.random.Generator) -> list[Genotype]:
     return [space.canonical(row) for row in np.stack(columns, axis=1)]
 
 
+def sandwich_group(space: SearchSpace, rng: np.random.Generator) -> list[Genotype]:
+    """The largest sizes, the smallest, and two random architectures (Yu and Huang 2019, the sandwich rule).
+
+    What lies between is bounded by the two ends, so that these are trained all the time. Here each is a batch of its
+    own, where the paper adds the gradients of all four; and choices that have no size are drawn at random.
+    """
+    drawn = space.sample(rng, 4)
+    ends = []
+    for genotype, end in zip(drawn, (-1, 0), strict=False):
+        pairs = zip(genotype.tokens, space.decisions, strict=True)
+        ends.append(space.canonical([
+            token if decision.kind in CHOSEN else end % decision.num_choices for token, decision in pairs
+        ]))  # fmt: skip
+    return [*ends, *drawn[2:]]
+
+
+GROUPS = {"uniform": ("sampler", uniform_group), "fair": ("fair", fair_group), "sandwich": ("sandwich", sandwich_group)}
+"""How each base draws as many architectures as belong together, and what its draws are keyed by."""
+
+
 class TrainingSampler:
     """Draws an architecture per training batch, each following from (seed, number of the batch).
 
     Args:
-        base: `uniform` over legal choices, or `fair`.
+        base: `uniform` over legal choices, `fair`, or `sandwich` for spaces of sizes.
         strategy: Whose own proposals are mixed in.
         seed: The run's seed.
+
+    Raises:
+        ValueError: `sandwich` in a space without sizes.
     """
 
     def __init__(self, base: Base, strategy: Strategy, seed: int):
-        self.base, self.strategy, self.seed = base, strategy, seed
+        space = strategy.space
+        if base == "sandwich" and all(decision.kind in CHOSEN for decision in space.decisions):
+            raise ValueError(
+                f"search.sampler=sandwich is for spaces with sizes, such as mobile, and {space.name!r} has none; use "
+                "fair or uniform"
+            )
+        self.key, self.group = GROUPS[base]
+        self.size = len(self.group(space, np.random.default_rng(0)))
+        self.strategy, self.seed = strategy, seed
         self.policy_share = 0.0
 
     def __call__(self, num: int, step: int) -> list[Genotype]:
@@ -42,17 +81,10 @@ class TrainingSampler:
         rng = np.random.default_rng(derive_seed(self.seed, "sampler", "mix", step))
         from_policy = rng.random(num) < self.policy_share
         proposed = iter(self.strategy.sample(int(from_policy.sum()), step)) if from_policy.any() else iter(())
-        if self.base == "uniform":
-            keys = (derive_seed(self.seed, "sampler", batch) for batch in range(step, step + num))
-            drawn = [space.sample(np.random.default_rng(key), 1)[0] for key in keys]
-        else:
-            size = space.max_choices
-            first, last = step // size, (step + num - 1) // size
-            groups = range(first, last + 1)
-            fair = [
-                genotype
-                for group in groups
-                for genotype in fair_group(space, np.random.default_rng(derive_seed(self.seed, "fair", group)))
-            ]
-            drawn = fair[step - first * size :][:num]
-        return [next(proposed) if policy else base for policy, base in zip(from_policy, drawn, strict=True)]
+        first, last = step // self.size, (step + num - 1) // self.size
+        drawn = [
+            genotype
+            for number in range(first, last + 1)
+            for genotype in self.group(space, np.random.default_rng(derive_seed(self.seed, self.key, number)))
+        ][step - first * self.size :]
+        return [next(proposed) if policy else base for policy, base in zip(from_policy, drawn, strict=False)]

@@ -8,7 +8,7 @@ the same shared weights and validation batches, with as many evaluations.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
@@ -16,7 +16,7 @@ from gymnasium.vector import VectorEnv
 from child.space import OVER_BUDGET, Evaluation, Evaluator, Genotype, Improvement, Sampler, SearchSpace, derive_seed
 from controller.gradient import GradientStrategy
 from controller.ledger import Ledger
-from controller.sampler import TrainingSampler
+from controller.sampler import Base, TrainingSampler
 from controller.strategy import RandomSearch, Rollout, Strategy, Update
 from logbook.console import Console
 from logbook.run import Run
@@ -37,7 +37,7 @@ class SearchSettings:
         episodes: Architectures per update, B.
         warmup_batches: Training batches of the shared weights before the first update.
         batches_per_round: Training batches of the shared weights before each further update.
-        sampler: What the shared weights are trained on at first: `uniform` or `fair`.
+        sampler: What the shared weights are trained on at first: `uniform`, `fair` or `sandwich`.
         policy_share: The share of training batches that the policy draws by the last round, rising linearly.
         fidelity: The share of a full evaluation per architecture (of the validation data, or of the epochs).
         compare_random: Whether random search plays beside the strategy.
@@ -50,7 +50,7 @@ class SearchSettings:
     episodes: int = 16
     warmup_batches: int = 300
     batches_per_round: int = 10
-    sampler: Literal["uniform", "fair"] = "fair"
+    sampler: Base = "fair"
     policy_share: float = 1.0
     fidelity: float = 1.0
     compare_random: bool = True

@@ -219,6 +219,14 @@ def test_a_space_that_does_not_fit_the_task_is_named(tmp_path: Path, compose_tex
         build_parts(config)
 
 
+def test_what_does_not_fit_the_space_or_the_evaluator_is_named(compose_text: Compose) -> None:
+    config, _ = compose_text("search.sampler=sandwich", "space.min_layers=null")
+    with pytest.raises(ValueError, match=r"search.sampler=sandwich is for spaces with sizes.* 'macro' has none"):
+        build_parts(config)
+    config, _ = compose_text("search.sampler=sandwich")  # its depth is a size
+    build_parts(config)
+
+
 @pytest.mark.parametrize(
     ("shape", "needed"),
     [

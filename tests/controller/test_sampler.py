@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from child.mlp import MLPSpace
+from child.mobile import MobileSpace
 from child.space import Genotype, SearchSpace
 from controller.sampler import TrainingSampler, fair_group
 from controller.strategy import RandomSearch, Rollout, Strategy, Update
@@ -31,6 +33,10 @@ class Stubborn(Strategy):
 
     def sample(self, num: int, step: int) -> list[Genotype]:
         return [self.favourite] * num
+
+
+def sized() -> MobileSpace:
+    return MobileSpace((3, 8, 8), 3, channels=4, num_stages=2, max_depth=2, num_reductions=2, widths=(1, 2))
 
 
 def test_a_fair_group_trains_every_choice_equally_often(known: Any) -> None:
@@ -69,10 +75,10 @@ def test_uniform_draws_are_uniform(known: Any) -> None:
         np.testing.assert_allclose(np.bincount(column) / 4000, 0.25, atol=0.03)
 
 
-@pytest.mark.parametrize("base", ["uniform", "fair"])
+@pytest.mark.parametrize("base", ["uniform", "fair", "sandwich"])
 @pytest.mark.parametrize("parts", [(5, 5), (1, 9), (7, 2, 1), (3, 3, 4), (1,) * 10])
 def test_chunks_do_not_matter(known: Any, base: Any, parts: tuple[int, ...]) -> None:
-    space = known.CellSpace()
+    space = sized() if base == "sandwich" else known.CellSpace()
     sampler = TrainingSampler(base, RandomSearch(space, 0), seed=1)
     for start in (0, 4):
         whole, pieces, step = sampler(10, start), [], start
@@ -100,3 +106,30 @@ def test_draws_follow_from_the_seed(known: Any) -> None:
     for base in ("uniform", "fair"):
         first, again, other = (TrainingSampler(base, RandomSearch(space, 0), seed)(20, 3) for seed in (1, 1, 2))
         assert first == again != other
+
+
+def test_a_sandwich_has_both_ends_and_two_between() -> None:
+    space = sized()
+    drawn = TrainingSampler("sandwich", RandomSearch(space, 0), seed=3)(8, 0)
+    costs = [space.macs(genotype) for genotype in drawn]
+    some = [space.macs(genotype) for genotype in space.sample(np.random.default_rng(0), 300)]
+    for start in (0, 4):
+        assert costs[start] == max(*costs, *some) and costs[start + 1] == min(*costs, *some)
+    assert len(set(drawn)) == 6  # the ends are the same each time, what lies between is not
+    assert drawn == [TrainingSampler("sandwich", RandomSearch(space, 0), seed=3)(1, step)[0] for step in range(8)]
+
+
+def test_a_sandwich_draws_what_has_no_size(known: Any) -> None:
+    space = MLPSpace((7,), 3, num_layers=3, min_layers=3, widths=(4, 6, 8))
+    drawn = TrainingSampler("sandwich", RandomSearch(space, 0), seed=3)(400, 0)
+    for genotype in drawn[::4]:
+        assert [d.labels[t] for d, t in zip(space.decisions, genotype.tokens, strict=True) if d.kind == "width"] == [
+            "8"
+        ] * 3
+    activations = {genotype.tokens[space.decisions.index(next(d for d in space.decisions if d.kind == "operation"))]
+                   for genotype in drawn[::4]}  # fmt: skip
+    assert len(activations) == len(space.activations)
+    with pytest.raises(
+        ValueError, match=r"search.sampler=sandwich is for spaces with sizes, such as mobile, and 'flat'"
+    ):
+        TrainingSampler("sandwich", RandomSearch(known.FlatSpace(3, 4), 0), seed=3)
