@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import PIL
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from child.files import read_image
 from child.space import nearest
 from child.task import Task
 from child.transforms import Augmentation
@@ -76,7 +77,7 @@ def read_parts(path: str, size: int) -> dict[str, tuple[NDArray[np.uint8], NDArr
     files = {part: [file for group in classes.values() for file in group] for part, classes in listed.items()}
 
     def decode() -> dict[str, NDArray[Any]]:
-        read = {part: [_read_image(file, size) for file in group] for part, group in files.items()}
+        read = {part: [read_image(file, size, size) for file in group] for part, group in files.items()}
         color = any(image.ndim == 3 for group in read.values() for image in group)
         return {part: np.stack([_in_color(i) if color else i for i in group]) for part, group in read.items()}
 
@@ -108,21 +109,6 @@ def class_files(folder: Path, endings: Container[str], kind: str) -> dict[str, l
     if not found:
         raise ValueError(f"{folder} has no subfolders; expected one per class, each with its {kind}s")
     return found
-
-
-def _read_image(file: Path, size: int) -> NDArray[Any]:
-    """(size, size) where the file is gray, else (size, size, 3), uint8."""
-    try:
-        with Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image)
-            sixteen_bits = upright.mode.startswith("I")
-            if sixteen_bits:  # Pillow's own conversion clips instead of scaling
-                upright = Image.fromarray((np.asarray(upright, np.int64) >> 8).clip(0, 255).astype(np.uint8))
-            gray = upright.mode in ("1", "L", "LA")
-            square = ImageOps.fit(upright.convert("L" if gray else "RGB"), (size, size), Image.Resampling.BILINEAR)
-            return np.asarray(square, np.uint8)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the image {file}: {error}") from None
 
 
 def _in_color(image: NDArray[Any]) -> NDArray[Any]:

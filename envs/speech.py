@@ -4,8 +4,6 @@ Sounds are kept as 16-bit waves of one length; a network sees the logarithms of 
 """
 
 import math
-import struct
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +12,8 @@ import numpy as np
 import scipy
 import torch
 from numpy.typing import NDArray
-from scipy.io import wavfile
-from scipy.signal import resample_poly
 
+from child.files import read_wave
 from child.space import derive_seed, nearest
 from child.task import Task
 from child.transforms import LogMel, WaveAugmentation, centered
@@ -140,37 +137,6 @@ def speech(
         root.resolve().name, torch.from_numpy(waves), labels, seed, test_share, validation_share,
         fit=_features(rate, window, hop, bands), augmentation=augmentation or WaveAugmentation(),
     )  # fmt: skip
-
-
-def read_wave(path: Path, rate: int) -> NDArray[np.int16]:
-    """One channel of a WAV file, as 16-bit values at this rate.
-
-    Raises:
-        ValueError: It cannot be read, is cut short or empty; the message names it.
-    """
-    try:
-        with warnings.catch_warnings():
-            # SciPy only warns of a file that is cut short; of chunks that it does not know it need not warn.
-            warnings.simplefilter("ignore", wavfile.WavFileWarning)
-            warnings.filterwarnings("error", "Reached EOF", wavfile.WavFileWarning)
-            own_rate, values = wavfile.read(path)
-    except (OSError, ValueError, EOFError, struct.error, wavfile.WavFileWarning, ZeroDivisionError) as error:
-        raise ValueError(f"cannot read {path} as a WAV file: {error}") from None
-    if not values.size or own_rate < 1:
-        raise ValueError(f"cannot read {path} as a WAV file: it has no samples")
-    # 8 bits are stored from 0 to 255, 24 bits in the upper part of 32.
-    zero, full = {"u": (128.0, 128.0), "i": (0.0, 128.0 * 256 ** (values.itemsize - 1)), "f": (0.0, 1.0)}[
-        values.dtype.kind
-    ]
-    wave = (values.astype(np.float64) - zero) / full
-    if wave.ndim == 2:
-        wave = wave.mean(axis=1)
-    if not np.isfinite(wave).all():
-        raise ValueError(f"cannot read {path} as a WAV file: it has a value that is not finite")
-    if own_rate != rate:
-        common = math.gcd(own_rate, rate)
-        wave = resample_poly(wave, rate // common, own_rate // common)
-    return np.clip(np.round(wave * 32768), -32768, 32767).astype(np.int16)
 
 
 def stack(recordings: list[NDArray[np.int16]], length: int) -> NDArray[np.int16]:

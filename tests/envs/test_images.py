@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from child.files import read_image
 from child.task import Classification
 from envs import images as module
 from envs.images import images
@@ -26,8 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_second_time_nothing_is_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
-    read = module._read_image
-    monkeypatch.setattr(module, "_read_image", lambda file, size: decoded.append(file) or read(file, size))
+    monkeypatch.setattr(module, "read_image", lambda file, *size: decoded.append(file) or read_image(file, *size))
     first = images(str(folder), seed=1, size=8)
     assert len(decoded) == 16
     again = images(str(folder), seed=1, size=8)

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from scipy.io import wavfile
 
 from child.convnet import ConvNet1d
+from child.files import read_wave
 from child.network import Blueprint, TrainedNetwork, load_network, save_network
 from child.standalone import folds_of
 from child.task import Classification, Split, Task
 from child.transforms import LogMel, centered
 from envs import speech as module
-from envs.speech import read_wave, speech, spoken_digits
+from envs.speech import speech, spoken_digits
 
 DATA = Path(os.environ.get("LUBAN_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 SPEAKERS = ["ann", "bob", "cid", "dee", "eve", "fay"]

@@ -1,0 +1,68 @@
+"""From files to the values that networks are trained on and asked with: images and sounds."""
+
+import math
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from scipy.io import wavfile
+from scipy.signal import resample_poly
+
+
+def read_image(file: Path, height: int, width: int, mode: str | None = None) -> NDArray[np.uint8]:
+    """An image of any size and format, turned upright by its EXIF tag, scaled, and cropped to the middle.
+
+    Args:
+        file: Anything that Pillow reads.
+        height: In pixels.
+        width: In pixels.
+        mode: `L` for gray, (H, W), or `RGB`, (H, W, 3); None for whichever the file is.
+
+    Raises:
+        ValueError: It cannot be read; the message names it.
+    """
+    try:
+        with Image.open(file) as image:
+            upright = ImageOps.exif_transpose(image)
+            sixteen_bits = upright.mode.startswith("I")
+            if sixteen_bits:  # Pillow's own conversion clips instead of scaling
+                upright = Image.fromarray((np.asarray(upright, np.int64) >> 8).clip(0, 255).astype(np.uint8))
+            own = "L" if upright.mode in ("1", "L", "LA") else "RGB"
+            cropped = ImageOps.fit(upright.convert(mode or own), (width, height), Image.Resampling.BILINEAR)
+            return np.asarray(cropped, np.uint8)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read the image {file}: {error}") from None
+
+
+def read_wave(path: Path, rate: int) -> NDArray[np.int16]:
+    """One channel of a WAV file, as 16-bit values at this rate.
+
+    Raises:
+        ValueError: It cannot be read, is cut short or empty; the message names it.
+    """
+    try:
+        with warnings.catch_warnings():
+            # SciPy only warns of a file that is cut short; of chunks that it does not know it need not warn.
+            warnings.simplefilter("ignore", wavfile.WavFileWarning)
+            warnings.filterwarnings("error", "Reached EOF", wavfile.WavFileWarning)
+            own_rate, values = wavfile.read(path)
+    except (OSError, ValueError, EOFError, struct.error, wavfile.WavFileWarning, ZeroDivisionError) as error:
+        raise ValueError(f"cannot read {path} as a WAV file: {error}") from None
+    if not values.size or own_rate < 1:
+        raise ValueError(f"cannot read {path} as a WAV file: it has no samples")
+    # 8 bits are stored from 0 to 255, 24 bits in the upper part of 32.
+    zero, full = {"u": (128.0, 128.0), "i": (0.0, 128.0 * 256 ** (values.itemsize - 1)), "f": (0.0, 1.0)}[
+        values.dtype.kind
+    ]
+    wave = (values.astype(np.float64) - zero) / full
+    if wave.ndim == 2:
+        wave = wave.mean(axis=1)
+    if not np.isfinite(wave).all():
+        raise ValueError(f"cannot read {path} as a WAV file: it has a value that is not finite")
+    if own_rate != rate:
+        common = math.gcd(own_rate, rate)
+        wave = resample_poly(wave, rate // common, own_rate // common)
+    return np.clip(np.round(wave * 32768), -32768, 32767).astype(np.int16)
