@@ -400,7 +400,9 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
         groups = {name: within_target(group, parts.reward.target) for name, group in groups.items()}
     if not groups[strategy.name]:
         raise ValueError(f"no architecture could be evaluated; see 'failure' in {run.folder / 'history.jsonl'}")
-    tolerance = parts.evaluator.standard_error(groups[strategy.name][0].evaluation.quality)
+    # The task's own, but for shared weights that are judged by another quality than it has.
+    standard_error = getattr(parts.evaluator, "standard_error", at.task.standard_error)
+    tolerance = standard_error(groups[strategy.name][0].evaluation.quality)
     promising = {
         name: by_promise(group, space.macs, config.distill.budget, tolerance) for name, group in groups.items()
     }

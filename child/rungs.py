@@ -87,10 +87,6 @@ class RungsEvaluator:
                     found[genotype] = replace(found[genotype], quality=self._translate(quality, rung))
         return [found[genotype] for genotype in genotypes]
 
-    def standard_error(self, quality: float) -> float:
-        """Of a quality of the last rung."""
-        return self.alone.standard_error(quality)
-
     def improve(self, sampler: Sampler, num_batches: int) -> Improvement | None:
         """Train what the cheap scores come from."""
         return self.cheap.improve(sampler, num_batches)

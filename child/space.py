@@ -359,10 +359,6 @@ class Evaluator(Protocol):
         """Evaluate each on the same data, drawn by `seed`; a pure function of genotypes, weights and arguments."""
         ...
 
-    def standard_error(self, quality: float) -> float:
-        """Of a quality at full fidelity, by the chance of which samples there are; 0 where it is exact."""
-        ...
-
     def improve(self, sampler: Sampler, num_batches: int) -> Improvement | None:
         """Train shared weights on architectures that the sampler draws; None where there are none to train."""
         ...

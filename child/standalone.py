@@ -92,10 +92,6 @@ class StandaloneEvaluator:
         """How long an architecture is trained at that fidelity."""
         return max(1, round(fidelity * self.settings.epochs))
 
-    def standard_error(self, quality: float) -> float:
-        """Of a quality on the validation data of one fold."""
-        return self.folds[0].standard_error(quality)
-
     def improve(self, sampler: Sampler, num_batches: int) -> Improvement | None:
         """Nothing is shared, so there is nothing to train."""
         return None

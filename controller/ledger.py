@@ -61,10 +61,6 @@ class Ledger:
             return known
         return replace(known, genotype=genotype, charge=0.0)
 
-    def standard_error(self, quality: float) -> float:
-        """As the evaluator has it."""
-        return self.evaluator.standard_error(quality)
-
     def improve(self, sampler: Sampler, num_batches: int) -> Improvement | None:
         return self.evaluator.improve(sampler, num_batches)
 

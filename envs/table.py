@@ -100,10 +100,6 @@ class TableEvaluator:
         """Its place among all architectures by that figure, from 1."""
         return 1 + int((self.truth > self.true_quality(genotype)).sum())
 
-    def standard_error(self, quality: float) -> float:
-        """What is added as noise; the samples behind a table are not known."""
-        return self.noise / self.scale
-
     def improve(self, sampler: Sampler, num_batches: int) -> Improvement | None:
         """Nothing: a table has no weights."""
 

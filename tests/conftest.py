@@ -138,9 +138,6 @@ class TargetEvaluator:
             for genotype, quality, cost in zip(genotypes, qualities, costs, strict=True)
         ]
 
-    def standard_error(self, quality: float) -> float:
-        return 0.0
-
     def improve(self, sampler: Sampler, num_batches: int) -> Improvement | None:
         self.num_improved += num_batches
         return None

@@ -30,9 +30,6 @@ class Cheap:
     def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
         return [Evaluation(genotype, self.quality_of(genotype), 1.0, fidelity, seed) for genotype in genotypes]
 
-    def standard_error(self, quality: float) -> float:
-        return 0.0
-
     def improve(self, sampler: Any, num_batches: int) -> None:
         return None
 
