@@ -230,7 +230,7 @@ def synflow(network: nn.Module, shape: torch.Size) -> float:
             part.forward = lambda x: x  # type: ignore[method-assign] (as in the published measurements)
     network.double().eval()
     network(torch.ones(1, *shape, dtype=torch.float64)).sum().backward()
-    total = sum(float((p * p.grad).sum()) for p in network.parameters() if p.grad is not None)
+    total = sum(float((p.detach() * p.grad).sum()) for p in network.parameters() if p.grad is not None)
     return float(np.log1p(total))
 
 
