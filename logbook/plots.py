@@ -87,7 +87,7 @@ def reward_over_search(history: Evaluations) -> Figure:
         steps, rewards = [line["step"] for line in mine], [line["reward"] for line in mine]
         axes.scatter(steps, rewards, s=8, color=color, alpha=0.38, linewidths=0)
         rounds = _by_key(mine, "round")
-        middle = [np.mean([line["step"] for line in lines]) for lines in rounds.values()]
+        middle = [float(np.mean([line["step"] for line in lines])) for lines in rounds.values()]
         mean = [float(np.mean([line["reward"] for line in lines])) for lines in rounds.values()]
         # The searching strategy comes first in the history, and lies on top.
         marker = "o" if len(mean) == 1 else None
