@@ -1,6 +1,6 @@
 """One run of Luban, read top to bottom: search, derive, retrain, distill, test, report.
 
-python main.py                                    # scikit-learn's digits, two minutes on two cores
+python main.py                                    # scikit-learn's digits, three minutes on two cores
 python main.py env=arrays env.path=mine.npz       # your own images
 python main.py resume=outputs/<run>               # go on with a run that stopped
 """
