@@ -390,10 +390,10 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     searched = time.monotonic()
     history = run.read("history")
     names = list(dict.fromkeys(line["strategy"] for line in history))
-    draw = derive_seed(config.seed, "derive")
+    draw, choice = derive_seed(config.seed, "derive"), strategy.choice()
     candidates = derive(
         space, history, names, lambda num: parts.environments(num, 1.0), parts.evaluator, config.derive.candidates,
-        draw, {strategy.name: strategy.choice()},
+        draw, {strategy.name: choice},
     )  # fmt: skip
     groups = {name: [c for c in candidates if c.strategy == name] for name in names}
     if config.derive.within_target:
@@ -406,7 +406,7 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     promising = {
         name: by_promise(group, space.macs, config.distill.budget, tolerance) for name, group in groups.items()
     }
-    own = sorted(promising.pop(strategy.name), key=lambda c: c.genotype != strategy.choice())  # which comes first
+    own = sorted(promising.pop(strategy.name), key=lambda c: c.genotype != choice)  # which comes first
     others = promising.get(RandomSearch.name, [])
     chosen = [c.genotype for c in own[: config.retrain.top]]
     write_candidates(config, parts, run, groups, candidates, history)
@@ -426,7 +426,7 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
         "random_best": list(others[0].genotype.tokens) if others else None,
         "cheaper": [[list(c.genotype.tokens), c.evaluation.quality] for c in own],
         "num_equal": len(equal_to_best(groups[strategy.name], tolerance)),
-        "derived_by": strategy.name if own[0].genotype == strategy.choice() else None,
+        "derived_by": strategy.name if own[0].genotype == choice else None,
         "tolerance": tolerance,
         "num_evaluations": sum(line["strategy"] == strategy.name for line in history),
         "to_rank": to_rank,
@@ -490,18 +490,17 @@ def check_ranking(at: Setting, parts: Parts, found: dict[str, Any]) -> dict[str,
     config, run, to_rank, seed = at.config, at.run, found["to_rank"], derive_seed(at.config.seed, "ranking")
     if not to_rank:
         return found
-    epochs = max(1, round(config.ranking.fidelity * config.retrain.training.epochs))
     assert isinstance(parts.space, NetworkSpace)
     evaluator = StandaloneEvaluator(
         parts.space, at.task, CostModel(parts.space, "macs", at.task.input_shape, at.device),
-        replace(config.retrain.training, epochs=epochs), folds=1, seed=seed, device=at.device,
+        config.retrain.training, folds=1, seed=seed, device=at.device,
     )  # fmt: skip
 
     def train(line: dict[str, Any]) -> dict[str, Any]:
         if line["failure"]:
             return {"standalone": None, "failure": line["failure"], "seconds": 0.0}
         started = time.monotonic()
-        trained = evaluator.evaluate([Genotype.from_json(line["genotype"])], 1.0, seed)[0]
+        trained = evaluator.evaluate([Genotype.from_json(line["genotype"])], config.ranking.fidelity, seed)[0]
         quality = None if trained.failure else trained.quality
         return {"standalone": quality, "failure": trained.failure, "seconds": time.monotonic() - started}
 
@@ -516,7 +515,7 @@ def check_ranking(at: Setting, parts: Parts, found: dict[str, Any]) -> dict[str,
             {**line, "standalone": each["standalone"], "failure": each["failure"]}
             for line, each in zip(to_rank, trained, strict=True)
         ]
-        result = agreement(lines, seed)
+        result, epochs = agreement(lines, seed), evaluator.epochs(config.ranking.fidelity)
         sentence, taus = result.sentence(epochs), result.taus
         run.write("ranking.json", {"sentence": sentence, **taus, "epochs": epochs, "architectures": lines})
         run.log({f"ranking/{name}": value for name, value in taus.items() if value is not None})
@@ -559,23 +558,26 @@ def train_finals(at: Setting, found: dict[str, Any]) -> dict[str, Any]:
                                                    space.genotype(found["random_best"]))))  # fmt: skip
     wanted = space.macs(teacher) if config.baseline.match == "macs" else count_parameters(teacher_network)
     finals.append(train_hand_designed(at, wanted))
-    draw = derive_seed(config.seed, "random of like MACs")
-    for number, genotype in enumerate(random_of_like_macs(space, teacher, config.baseline.random, draw), 1):
-        finals.append(train_final(at, architecture(f"random{number}", f"Random {number}, of like MACs", genotype)))
+    random = []
+    if config.baseline.random:
+        draw = derive_seed(config.seed, "random of like MACs")
+        for number, genotype in enumerate(random_of_like_macs(space, teacher, config.baseline.random, draw), 1):
+            random.append(f"random{number}")
+            finals.append(train_final(at, architecture(random[-1], f"Random {number}, of like MACs", genotype)))
     share = space.macs(student) / space.macs(teacher)
     note = f"The student has {share:.1%} of the teacher's MACs (budget {config.distill.budget:.0%})."
     if not within:
         note += " No candidate was within the budget; this is the cheapest."
-    notes = [note]
+    notes = []
     if found["derived_by"]:
-        notes.insert(0, f"First of the teachers is what {found['derived_by']} derived, whatever it scores.")
+        notes.append(f"First of the teachers is what {found['derived_by']} derived, whatever it scores.")
     elif found["num_equal"] > 1:
-        notes.insert(
-            0,
+        notes.append(
             f"{found['num_equal']} candidates are as good as the best within a standard error "
-            f"({found['tolerance']:.4f}); of those, teachers with the better student come first.",
+            f"({found['tolerance']:.4f}); of those, teachers with the better student come first."
         )
-    choices = {"finals": finals, "notes": notes, "teacher": teachers[best]["name"]}
+    notes.append(note)
+    choices = {"finals": finals, "notes": notes, "teacher": teachers[best]["name"], "random": random}
     at.run.write("choices.json", choices)
     return choices
 
@@ -679,8 +681,8 @@ def test_finals(at: Setting, found: dict[str, Any], trained: dict[str, Any]) -> 
         })  # fmt: skip
         seconds[final["name"]] = final["seconds"]
     notes = [*found["warnings"], *trained["notes"]]
-    if config.baseline.random:
-        notes.append(beside_random(rows, trained["teacher"], task.metric_name))
+    if trained["random"]:
+        notes.append(beside_random(rows, trained["random"], trained["teacher"], task.metric_name))
     results = {
         "task": task.name,
         "metric": task.metric_name,
@@ -698,10 +700,10 @@ def test_finals(at: Setting, found: dict[str, Any], trained: dict[str, Any]) -> 
     return results
 
 
-def beside_random(rows: Sequence[Mapping[str, Any]], teacher: str, metric: str) -> str:
+def beside_random(rows: Sequence[Mapping[str, Any]], random: Sequence[str], teacher: str, metric: str) -> str:
     """How the teacher's test metric stands among those of random architectures of like MACs, in a sentence."""
     tested = {row["name"]: float(np.mean(row["test"])) for row in rows}
-    others = [tested[row["name"]] for row in rows if row["title"].startswith("Random ")]
+    others = [tested[name] for name in random]
     spread = f", standard deviation {np.std(others, ddof=1):.4f}" if len(others) > 1 else ""
     return (
         f"{len(others)} random architectures of like MACs, trained in the same way: median {metric} "

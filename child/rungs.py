@@ -8,6 +8,7 @@ the evaluations, a reward model above all, so learns from all rungs at once.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -81,10 +82,11 @@ class RungsEvaluator:
                         continue
                     results[-1][genotype] = evaluation.quality
             self.reached[rung] += results[-1].items()
+        pairs = self._pairs()
         for rung, result in enumerate(results):
             for genotype, quality in result.items():
                 if found[genotype].failure is None:
-                    found[genotype] = replace(found[genotype], quality=self._translate(quality, rung))
+                    found[genotype] = replace(found[genotype], quality=translate(quality, pairs[rung:]))
         return [found[genotype] for genotype in genotypes]
 
     def improve(self, sampler: Sampler, num_batches: int) -> Improvement | None:
@@ -127,13 +129,20 @@ class RungsEvaluator:
         self.spent += price
         return True
 
-    def _translate(self, quality: float, rung: int) -> float:
-        """What the last rung would say, as far as the architectures tell that reached one rung and the next."""
-        for lower, upper in zip(self.reached[rung:], self.reached[rung + 1 :], strict=False):
+    def _pairs(self) -> list[NDArray[np.float64]]:
+        """For each rung but the last, what architectures got there that reached the next, and what they got there."""
+        found = []
+        for lower, upper in pairwise(self.reached):
             there = dict(upper)
-            pairs = np.array([(low, there[genotype]) for genotype, low in lower if genotype in there][-RECENT:])
-            quality = line_through(pairs, quality)
-        return min(1.0, max(0.0, quality))
+            found.append(np.array([(low, there[genotype]) for genotype, low in lower if genotype in there][-RECENT:]))
+        return found
+
+
+def translate(quality: float, pairs: Sequence[NDArray[np.float64]]) -> float:
+    """What the last rung would say to a quality of one below, by the pairs of the rungs from there on."""
+    for each in pairs:
+        quality = line_through(each, quality)
+    return min(1.0, max(0.0, quality))
 
 
 def line_through(pairs: NDArray[np.float64], x: float) -> float:

@@ -198,12 +198,12 @@ class CrossEntropy(Classification):
         return scores.mean().item()
 
     def quality(self, metric: float) -> float:
-        """1 / (1 + nats / nats of a uniform guess), as for a text."""
-        return 1 / (1 + metric / math.log(len(self.classes)))
+        """As for a text."""
+        return _quality_of_nats(metric, len(self.classes))
 
     def standard_error(self, quality: float, targets: Tensor) -> float:
         """As for a text."""
-        return quality * (1 - quality) / math.sqrt(len(targets))
+        return _error_of_nats(quality, targets)
 
 
 @dataclass(frozen=True)
@@ -307,15 +307,23 @@ class Language:
     def quality(self, metric: float) -> float:
         """1 / (1 + nats per symbol / nats of a uniform guess): 1 for a perfect answer, 1/2 for the guess."""
         nats = metric * math.log(2) if self.unit == "characters" else math.log(metric)
-        return 1 / (1 + nats / math.log(len(self.symbols)))
+        return _quality_of_nats(nats, len(self.symbols))
 
     def standard_error(self, quality: float, targets: Tensor) -> float:
         """Taking a symbol's loss as spread about as much as its mean (as exponential)."""
-        return quality * (1 - quality) / math.sqrt(targets.numel())
+        return _error_of_nats(quality, targets)
 
     def by_loss(self) -> "Objective":
         """This is by the loss already."""
         return self
+
+
+def _quality_of_nats(nats: float, num_choices: int) -> float:
+    return 1 / (1 + nats / math.log(num_choices))
+
+
+def _error_of_nats(quality: float, targets: Tensor) -> float:
+    return quality * (1 - quality) / math.sqrt(targets.numel())
 
 
 OBJECTIVES = {kind.__name__: kind for kind in (Classification, Regression, Language)}

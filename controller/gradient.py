@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from child.space import Genotype, Relaxation, SearchSpace, derive_seed
+from child.space import Genotype, Relaxation, Sampler, SearchSpace, derive_seed
 from controller.reinforce import MAX_SKIPPED, ControllerError
 from controller.strategy import Rollout, Update, WholeStrategy
 
@@ -85,6 +85,9 @@ class GradientStrategy(WholeStrategy):
     def loss(self, choices: Tensor, step: int) -> Tensor:
         """The loss of an architecture step."""
         return self.relaxation.loss(choices, step)
+
+    def training_sampler(self, mixed: Sampler) -> Sampler:
+        return self.alternate
 
     def alternate(self, num: int, step: int) -> Iterator[Genotype | Tensor]:
         """For each of `num` training batches from number `step` on, an architecture step, then what to train on."""

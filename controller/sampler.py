@@ -82,9 +82,10 @@ class TrainingSampler:
         from_policy = rng.random(num) < self.policy_share
         proposed = iter(self.strategy.sample(int(from_policy.sum()), step)) if from_policy.any() else iter(())
         first, last = step // self.size, (step + num - 1) // self.size
+        start = step - first * self.size
         drawn = [
             genotype
             for number in range(first, last + 1)
             for genotype in self.group(space, np.random.default_rng(derive_seed(self.seed, self.key, number)))
-        ][step - first * self.size :]
-        return [next(proposed) if policy else base for policy, base in zip(from_policy, drawn, strict=False)]
+        ][start : start + num]
+        return [next(proposed) if policy else base for policy, base in zip(from_policy, drawn, strict=True)]

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from child.space import OVER_BUDGET, Evaluation, Evaluator, Genotype, Improvement, Sampler, SearchSpace, derive_seed
-from controller.gradient import GradientStrategy
+from child.space import OVER_BUDGET, Evaluation, Evaluator, Genotype, Improvement, SearchSpace, derive_seed
 from controller.ledger import Ledger
 from controller.sampler import Base, TrainingSampler
 from controller.strategy import RandomSearch, Rollout, Strategy, Update
@@ -187,7 +186,7 @@ def search(
     if settings.compare_random and not isinstance(strategy, RandomSearch):
         players.append(join(RandomSearch(strategy.space, seed)))
     mixed = TrainingSampler(settings.sampler, strategy, seed)
-    sampler: Sampler = strategy.alternate if isinstance(strategy, GradientStrategy) else mixed
+    sampler = strategy.training_sampler(mixed)
     round_number, trained = 0, Trained()
     if run.stage_state:
         round_number = run.stage_state["round"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from child.space import Evaluation, Genotype, Mask, SearchSpace, Tokens, derive_seed
+from child.space import Evaluation, Genotype, Mask, Sampler, SearchSpace, Tokens, derive_seed
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,10 @@ class Strategy(ABC):
         None where it has no opinion but the rewards.
         """
         return None
+
+    def training_sampler(self, mixed: Sampler) -> Sampler:
+        """What the shared weights are trained on: `mixed`, unless the strategy learns in step with them."""
+        return mixed
 
     def choice(self) -> Genotype | None:
         """The one architecture that the strategy stands for, whatever the scores; None where the scores decide."""
