@@ -6,7 +6,7 @@ Two runs at a time, each with one thread, in outputs/benchmark-digits/seed<k>. F
 every run. Writes benchmarks/results/digits.md and digits.json.
 """
 
-from whole_runs import ROOT, finish, write  # isort: skip
+from whole_runs import ROOT, finish, read_results, with_error, write  # isort: skip
 
 import json
 
@@ -25,7 +25,7 @@ def main() -> None:
 def summary(seed: int) -> dict:
     """The figures of one run: test accuracies, MACs, mean reward of the last fifth, hypervolume."""
     folder = FOLDER / f"seed{seed}"
-    results = json.loads((folder / "results.json").read_text())
+    rows = read_results(folder)["rows"]
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     rounds = 1 + max(line["round"] for line in history)
     late = [line for line in history if line["round"] >= 0.8 * rounds]
@@ -33,7 +33,7 @@ def summary(seed: int) -> dict:
         name: float(np.mean([line["reward"] for line in late if line["strategy"] == name]))
         for name in ("reinforce", "random")
     }
-    networks = {row["name"]: {"test": row["test"][0], "macs": row["macs"]} for row in results["rows"]}
+    networks = {name: {"test": row["test"][0], "macs": row["macs"]} for name, row in rows.items()}
     return {
         "seed": seed,
         "networks": networks,
@@ -76,11 +76,10 @@ def table(rows: list[dict]) -> str:
         )
     wins = sum(row["late_reward"]["reinforce"] > row["late_reward"]["random"] for row in rows)
     difference = np.array([row["hypervolume"]["reinforce"] - row["hypervolume"]["random"] for row in rows])
-    error = difference.std(ddof=1) / np.sqrt(len(rows))
     lines += [
         "",
         f"The policy's mean reward is the higher in {wins} of {len(rows)} seeds. Its front's hypervolume is",
-        f"{difference.mean():+.4f} ± {error:.4f} (standard error) that of random search.",
+        f"{with_error(difference, 4)} (standard error) that of random search.",
         "",
     ]
     return "\n".join(lines)

@@ -8,9 +8,7 @@ the best of three on validation data; all are trained in the same way, on 8,000 
 overrides for every run. Writes benchmarks/results/fashion_mnist.md and fashion_mnist.json.
 """
 
-from whole_runs import ROOT, finish, write  # isort: skip
-
-import json
+from whole_runs import ROOT, finish, read_results, with_error, write  # isort: skip
 
 import numpy as np
 
@@ -43,7 +41,7 @@ def main() -> None:
 
 def summary(seed: int) -> dict:
     """Of one run: each network's test accuracy, MACs and text, and the seconds that its training took."""
-    results = json.loads((FOLDER / f"seed{seed}" / "results.json").read_text())
+    results = read_results(FOLDER / f"seed{seed}")
     return {
         "seed": seed,
         "networks": {
@@ -82,10 +80,11 @@ def table(rows: list[dict]) -> str:
             f"{100 * networks['random_best']['test']:.2f}% | {hand[-1]:.2f}% | "
             f"{' | '.join(f'{each / 1e6:.2f} M' for each in macs)} |"
         )
+    ahead = [with_error(np.subtract(found, others), 2) for others in (median, hand)]
     slowest = max(each["seconds"] for row in rows for name, each in row["networks"].items() if name != "hand_designed")
     lines += [
         "",
-        f"The found network is {ahead(found, median)} points from the median random one and {ahead(found, hand)} from",
+        f"The found network is {ahead[0]} points from the median random one and {ahead[1]} from",
         f"the hand-designed one (mean of {len(rows)} seeds ± standard error). The longest training took {slowest:.0f}",
         f"seconds of one thread, all runs together {sum(row['seconds'] for row in rows) / 60:.0f} minutes of it.",
         "",
@@ -94,11 +93,6 @@ def table(rows: list[dict]) -> str:
         "",
     ]  # fmt: skip
     return "\n".join(lines)
-
-
-def ahead(mine: list[float], others: list[float]) -> str:
-    gains = np.array(mine) - np.array(others)
-    return f"{gains.mean():+.2f} ± {gains.std(ddof=1) / np.sqrt(len(gains)):.2f}"
 
 
 if __name__ == "__main__":

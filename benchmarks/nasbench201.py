@@ -9,19 +9,15 @@ Each strategy is the one of its config file, played through the environment with
 benchmarks/results/nasbench201.jsonl, so that a run that was stopped loses nothing; delete the file to begin again.
 """
 
-from timing import RESULTS, ROOT  # isort: skip
+from whole_runs import RESULTS, finish_lines, read_lines  # isort: skip
 
 import functools
-import json
 import math
-import multiprocessing
 import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("LUBAN_DATA", str(ROOT.parent / "shared" / "data"))
 
 import gymnasium
 import matplotlib.pyplot as plt
@@ -186,26 +182,18 @@ def main() -> None:
     unknown = [row for row in rows if row not in ROWS]
     if unknown:
         sys.exit(f"unknown row {unknown[0]!r}; rows: {', '.join(ROWS)}")
-    RESULTS.mkdir(exist_ok=True)
     found: dict[str, list[dict[str, Any]]] = {}
-    for text in LINES.read_text().splitlines() if LINES.exists() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue  # cut off by a stop
+    for line in read_lines(LINES):
         found.setdefault(line["row"], []).append(line)
     done = {(line["row"], line["seed"]) for lines in found.values() for line in lines}
     jobs = [(row, seed) for row in rows for seed in range(ROWS[row][1]) if (row, seed) not in done]
     jobs.sort(key=lambda job: job[1] // 50)  # fifty seeds of every row first, so that an early look shows all rows
     started = time.monotonic()
-    with multiprocessing.Pool(os.cpu_count()) as pool, LINES.open("a") as file:  # one thread each
-        for number, line in enumerate(pool.imap_unordered(play, jobs), 1):
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            found.setdefault(line["row"], []).append(line)
-            if number % 100 == 0:
-                left = (time.monotonic() - started) / number * (len(jobs) - number) / 60
-                print(f"{number}/{len(jobs)} searches, about {left:.0f} min left", file=sys.stderr, flush=True)
+    for number, line in enumerate(finish_lines(LINES, play, jobs), 1):
+        found.setdefault(line["row"], []).append(line)
+        if number % 100 == 0:
+            left = (time.monotonic() - started) / number * (len(jobs) - number) / 60
+            print(f"{number}/{len(jobs)} searches, about {left:.0f} min left", file=sys.stderr, flush=True)
     record(found)
 
 

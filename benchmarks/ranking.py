@@ -1,18 +1,16 @@
 """How truly shared weights rank: the supernet of NAS-Bench-201 against the table of true accuracies.
 
-    LUBAN_DATA=... python benchmarks/ranking.py            # what is recorded; goes on where it was stopped
-    LUBAN_DATA=... python benchmarks/ranking.py NAME ...   # only these settings of SETTINGS
+    python benchmarks/ranking.py            # what is recorded; goes on where it was stopped
+    python benchmarks/ranking.py NAME ...   # only these settings of SETTINGS
 
 A small supernet learns CIFAR-10 (JPEG) at 16x16, then scores 1,000 random architectures on validation images; their
-test accuracies after 200 epochs, from the table, are never seen by it. Two settings at a time, each with one thread.
+test accuracies after 200 epochs, from the table, are never seen by it. One run on each core, with one thread.
 Beside it, on the same architectures: multiply-accumulates, parameters, two scores at initialization, and the mean of
 the ranks by score and by MACs. Writes benchmarks/results/ranking.jsonl, a line per run, and ranking.md.
 """
 
-from whole_runs import RESULTS, ROOT  # isort: skip
+from whole_runs import RESULTS, finish_lines, read_lines  # isort: skip
 
-import json
-import multiprocessing
 import os
 import sys
 import time
@@ -31,14 +29,14 @@ from child.nasbench201 import NASBench201Space
 from child.space import Genotype, derive_seed
 from child.supernet import Score, Statistics, SupernetEvaluator
 from child.task import Task
-from child.training import TrainingSettings, keep_freed_memory
+from child.training import TrainingSettings
 from child.transforms import Augmentation
+from conf.launch import compose
 from controller.sampler import Base, TrainingSampler
 from controller.strategy import RandomSearch
 from envs.cifar10 import cifar10
 from envs.table import TableEvaluator
 
-os.environ.setdefault("LUBAN_DATA", str(ROOT.parent / "shared" / "data"))
 DATA = os.environ["LUBAN_DATA"]
 LINES = RESULTS / "ranking.jsonl"
 CPU = torch.device("cpu")
@@ -91,38 +89,27 @@ def main() -> None:
     unknown = [name for name in names if name not in SETTINGS]
     if unknown:
         sys.exit(f"there is no setting {unknown[0]!r}; there are: {', '.join(SETTINGS)}")
-    known = {(line["setting"], line["seed"]) for line in lines()}
+    known = {(line["setting"], line["seed"]) for line in read_lines(LINES)}
     wanted = [(name, seed) for name in names for seed in range(SETTINGS[name].seeds) if (name, seed) not in known]
-    RESULTS.mkdir(exist_ok=True)
-    with multiprocessing.get_context("spawn").Pool(2, torch.set_num_threads, [1]) as pool:
-        for line in pool.imap_unordered(run, wanted):
-            with LINES.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            print(f"{line['setting']}, seed {line['seed']}: tau {line['score']['tau'][0]:.3f}, above 90% "
-                  f"{line['score']['tau above 90%'][0]:.3f}, {line['seconds']:.0f} s", flush=True)  # fmt: skip
-    text = table(lines())
+    for line in finish_lines(LINES, run, wanted):
+        print(f"{line['setting']}, seed {line['seed']}: tau {line['score']['tau'][0]:.3f}, above 90% "
+              f"{line['score']['tau above 90%'][0]:.3f}, {line['seconds']:.0f} s", flush=True)  # fmt: skip
+    text = table(read_lines(LINES))
     (RESULTS / "ranking.md").write_text(text)
     print(text)
-
-
-def lines() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.exists() else []
 
 
 @cache
 def truth() -> TableEvaluator:
     """The table: its report is the accuracy after 200 epochs, its costs are the published MACs."""
-    return TableEvaluator(
-        NASBench201Space(), f"{DATA}/nasbench201_cifar10.csv.gz", ["e01", "e02", "e12", "e03", "e13", "e23"],
-        "valid_acc_12ep", "test_acc_200ep", "macs_m",
-    )  # fmt: skip
+    return compose("env=nasbench201").evaluator.build((), space=NASBench201Space())
 
 
 def run(job: tuple[str, int]) -> dict[str, Any]:
     """Train one supernet, score architectures, and compare."""
     name, seed = job
     setting = SETTINGS[name]
-    keep_freed_memory()
+    torch.set_num_threads(1)
     augmentation = Augmentation(shift=2, flip=True)
     task = cifar10(f"{DATA}/cifar10_jpeg.tar.xz", 0, augmentation=augmentation, size=setting.size)
     space = NASBench201Space(task.input_shape, task.num_outputs, **setting.space)
@@ -137,11 +124,10 @@ def run(job: tuple[str, int]) -> dict[str, Any]:
     draw = np.random.default_rng(derive_seed(seed, "architectures"))
     genotypes = list(dict.fromkeys(space.sample(draw, 2 * NUM_ARCHITECTURES)))[:NUM_ARCHITECTURES]
     fidelity = setting.images / len(task.validation)
-    found = [evaluator.evaluate([genotype], fidelity, seed)[0].quality for genotype in genotypes]
+    score = np.array([each.quality for each in evaluator.evaluate(genotypes, fidelity, seed)])
     finished = time.monotonic()
     true = np.array([truth().true_quality(genotype) for genotype in genotypes])
     macs = np.array([truth().cost(genotype) for genotype in genotypes])
-    score = np.array(found)
     predictors = {
         "score": score,
         "MACs": macs,

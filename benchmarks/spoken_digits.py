@@ -6,14 +6,10 @@ Two runs at a time, each with one thread, in outputs/benchmark-spoken-digits/<sp
 for every run. Writes benchmarks/results/spoken_digits.md and spoken_digits.json.
 """
 
-from whole_runs import ROOT, finish, write  # isort: skip
-
-import json
-import os
+from whole_runs import ROOT, finish, read_results, with_error, write  # isort: skip
 
 import numpy as np
 
-os.environ.setdefault("LUBAN_DATA", str(ROOT.parent / "shared" / "data"))
 FOLDER = ROOT / "outputs" / "benchmark-spoken-digits"
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 
@@ -29,8 +25,10 @@ def main() -> None:
 
 def summary(speaker: str) -> dict:
     """The mean test accuracy and the MACs of each network of one run."""
-    results = json.loads((FOLDER / speaker / "results.json").read_text())
-    networks = {row["name"]: {"test": float(np.mean(row["test"])), "macs": row["macs"]} for row in results["rows"]}
+    results = read_results(FOLDER / speaker)
+    networks = {
+        name: {"test": float(np.mean(row["test"])), "macs": row["macs"]} for name, row in results["rows"].items()
+    }
     return {"speaker": speaker, "networks": networks, "seconds": sum(results["seconds"].values())}
 
 
@@ -53,10 +51,9 @@ def table(rows: list[dict]) -> str:
         each = " | ".join(f"{value:.1f}%" for value in tests[name])
         lines.append(f"| {name} | {each} | {tests[name].mean():.2f}% | {macs[name].mean():.0f} k |")
     difference = tests["teacher"] - tests["hand_designed"]
-    error = difference.std(ddof=1) / np.sqrt(len(rows))
     lines += [
         "",
-        f"The found network is {difference.mean():+.2f} ± {error:.2f} points (standard error over the speakers) from",
+        f"The found network is {with_error(difference, 2)} points (standard error over the speakers) from",
         f"the hand-designed one, above it for {(difference > 0).sum()} of {len(rows)}. "
         f"The runs took {sum(row['seconds'] for row in rows) / 60:.0f} minutes of one thread together.",
         "",

@@ -3,13 +3,11 @@
 python benchmarks/table_search.py      # half a minute, one thread
 """
 
-from timing import ROOT, interleaved, record  # isort: skip
+from timing import interleaved, record  # isort: skip
 
 import os
 import tempfile
 from pathlib import Path
-
-os.environ.setdefault("LUBAN_DATA", str(ROOT.parent / "shared" / "data"))
 
 import torch
 

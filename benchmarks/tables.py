@@ -8,7 +8,7 @@ fold's test rows are read once. Two folds at a time, each with one thread, in ou
 arguments are overrides for every run. Writes benchmarks/results/tables.md and tables.json.
 """
 
-from whole_runs import ROOT, finish, write  # isort: skip
+from whole_runs import ROOT, finish, read_results, with_error, write  # isort: skip
 
 import json
 import warnings
@@ -78,7 +78,7 @@ def tuned(name: Name, fold: int) -> float:
 
 def searched(name: Name, fold: int) -> dict[str, Any]:
     """Test figures of a run's networks, and what was found."""
-    rows = {row["name"]: row for row in json.loads((FOLDER / f"{name}{fold}" / "results.json").read_text())["rows"]}
+    rows = read_results(FOLDER / f"{name}{fold}")["rows"]
     return {
         "found": rows["teacher"]["test"][0],
         "random": rows["random_best"]["test"][0],
@@ -102,8 +102,7 @@ def table(rows: list[dict]) -> str:
         sides = [np.array([row[side] for row in mine]) for side in ("found", "random", "scikit_learn")]
         gain = sides[0] - sides[2]
         cells = [f"{side.mean():.4f} ± {side.std(ddof=1):.4f}" for side in sides]
-        error = gain.std(ddof=1) / np.sqrt(len(gain))
-        lines.append(f"| {name} | {' | '.join(cells)} | {gain.mean():+.4f} ± {error:.4f} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {with_error(gain, 4)} |")
     return "\n".join([*lines, ""])
 
 

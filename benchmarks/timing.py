@@ -1,6 +1,7 @@
 """Timing of alternatives side by side in one run: interleaved, medians, recorded as a table and as JSON."""
 
 import json
+import os
 import platform
 import statistics
 import sys
@@ -13,6 +14,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))
+os.environ.setdefault("LUBAN_DATA", str(ROOT.parent / "shared" / "data"))
 
 from child.space import Evaluation  # noqa: E402
 from child.training import keep_freed_memory  # noqa: E402

@@ -1,15 +1,13 @@
 """Searched cells against an LSTM of the same number of parameters, in bits per character of tiny Shakespeare.
 
-    LUBAN_DATA=... python benchmarks/tiny_shakespeare.py   # about an hour on two cores; goes on where it was stopped
+    python benchmarks/tiny_shakespeare.py   # about an hour on two cores; goes on where it was stopped
 
 Three seeds, two runs at a time, each with one thread, in outputs/benchmark-tiny-shakespeare/seed<k>. All networks learn
 for the same steps in the same way; the LSTM's learning rate is the best of three on validation data. Further arguments
 are overrides for every run. Writes benchmarks/results/tiny_shakespeare.md and tiny_shakespeare.json.
 """
 
-from whole_runs import ROOT, finish, write  # isort: skip
-
-import json
+from whole_runs import ROOT, finish, read_results, write  # isort: skip
 
 import numpy as np
 
@@ -31,13 +29,13 @@ def main() -> None:
 
 def summary(seed: int) -> dict:
     """Of one run: test bits per character, parameters and description of each network."""
-    results = json.loads((FOLDER / f"seed{seed}" / "results.json").read_text())
+    rows = read_results(FOLDER / f"seed{seed}")["rows"]
     return {
         "seed": seed,
         "networks": {
-            row["name"]: {"test": row["test"][0], "parameters": row["parameters"], "text": row["text"]}
-            for row in results["rows"]
-            if not row["name"].startswith("student")
+            name: {"test": row["test"][0], "parameters": row["parameters"], "text": row["text"]}
+            for name, row in rows.items()
+            if not name.startswith("student")
         },
     }
 

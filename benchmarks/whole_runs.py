@@ -1,15 +1,18 @@
-"""Whole runs of `main.py` for a benchmark: two at a time, each goes on where it was stopped, results kept."""
+"""Long benchmarks in pieces, whole runs of `main.py` or jobs of a line each: what was stopped goes on, all is kept."""
+
+from timing import RESULTS, ROOT  # isort: skip
 
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-sys.path.insert(0, str(ROOT))
+import numpy as np
 
 Job = tuple[str, Path, Sequence[str]]
 """What to call a run, its folder, and its overrides."""
@@ -31,6 +34,39 @@ def _run(job: Job) -> None:
     done = subprocess.run([sys.executable, "main.py", *arguments], cwd=ROOT, capture_output=True, text=True)
     last = done.stdout.strip().splitlines()[-1] if done.returncode == 0 else done.stderr
     print(f"{title}: {last}", flush=True)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The results of a run, with its rows by their names."""
+    results = json.loads((folder / "results.json").read_text())
+    return {**results, "rows": {row["name"]: row for row in results["rows"]}}
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The jobs that are finished, without a last line that a stop cut off."""
+    found = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def finish_lines(path: Path, run: Callable[[Any], dict[str, Any]], jobs: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """Run jobs, one on each core, and write down what each gives as a line of the file, as soon as it is there."""
+    path.parent.mkdir(exist_ok=True)
+    with multiprocessing.Pool(os.cpu_count()) as pool, path.open("a") as file:
+        for line in pool.imap_unordered(run, jobs):
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            yield line
+
+
+def with_error(gains: Sequence[float] | np.ndarray, digits: int) -> str:
+    """The mean with its sign, and its standard error."""
+    error = np.std(gains, ddof=1) / np.sqrt(len(gains))
+    return f"{np.mean(gains):+.{digits}f} ± {error:.{digits}f}"
 
 
 def write(name: str, rows: list[dict], text: str) -> None:
