@@ -8,6 +8,8 @@
 
 from timing import Constant, interleaved, record  # isort: skip
 
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import torch
@@ -79,8 +81,7 @@ def main() -> None:
         )  # fmt: skip
         strategy = Reinforce(space, 0, 100, PolicySettings())
         tokens = np.random.default_rng(0).integers(0, 2, (len(space.decisions), num))
-        rollout = play(environment, strategy, 0, 0)
-        rollout.rewards[:] = np.random.default_rng(0).random(num)
+        rewards = np.random.default_rng(0).random(num)
 
         def step_only(environment=environment, tokens=tokens):
             environment.reset(seed=0)
@@ -90,9 +91,8 @@ def main() -> None:
         def draw(environment=environment, strategy=strategy):
             play(environment, strategy, 1, 0)
 
-        def learn(strategy=strategy, rollout=rollout, environment=environment):
-            play(environment, strategy, 1, 0)
-            strategy.learn(rollout)
+        def learn(strategy=strategy, rewards=rewards, environment=environment):
+            strategy.learn(replace(play(environment, strategy, 1, 0), rewards=rewards))
 
         alternatives = {"plain": draw_plain, "plain+": learn_plain, "env": step_only, "draw": draw, "learn": learn}
         seconds = interleaved(alternatives, 30 if num < 256 else 12)

@@ -1,6 +1,7 @@
 """Timing of alternatives side by side in one run: interleaved, medians, recorded as a table and as JSON."""
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -22,16 +23,25 @@ from child.training import keep_freed_memory  # noqa: E402
 keep_freed_memory()  # as every run does
 
 
+TURN = 0.02
+"""Seconds that a turn takes at least: a quick call is repeated so long, so that the caches are its own."""
+
+
 def interleaved(alternatives: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """The median seconds of one call of each, taken in turns so that a slow moment hits all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
-    for call in alternatives.values():
+    calls = {}
+    for name, call in alternatives.items():
         call()
+        start = time.perf_counter()
+        call()
+        calls[name] = math.ceil(TURN / (time.perf_counter() - start))
     for _ in range(repeats):
         for name, call in alternatives.items():
             start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
+            for _ in range(calls[name]):
+                call()
+            seconds[name].append((time.perf_counter() - start) / calls[name])
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 

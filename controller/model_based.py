@@ -10,10 +10,11 @@ from torch import nn
 
 from child.space import Genotype, SearchSpace, derive_seed
 from controller.cost_model import Demand
-from controller.policy import LSTMPolicy, PolicySettings, check_connections
+from controller.policy import LSTMPolicy, PolicySettings
 from controller.ranks import normal_scores
 from controller.reward_model import RewardModel, expected_improvement
 from controller.strategy import Rollout, Update, WholeStrategy
+from controller.walk import check_connections
 
 
 class ModelBased(WholeStrategy):

@@ -1,19 +1,16 @@
 """The LSTM policy of ENAS (Pham et al. 2018), for any search space and many episodes at once.
 
-One LSTM call per block of decisions: a single decision, or all skip decisions of one layer, which are independent of
-each other given the state. Its input is what the previous block chose: the embedding of a token, or the mean of the
-anchors that were connected. The anchor of a node is the state after its last operation token was read, or learned
-where no decision shapes it (an input of a cell); connections attend to anchors by v . tanh(W1 anchor + W2 h). Logits
-are divided by a temperature and squashed by a tanh.
+The state that decides a block of decisions comes from `controller/walk.py`. A head reads a choice from it; connections
+attend to the anchors of the nodes that they may name by v . tanh(W1 anchor + W2 h). Logits are divided by a temperature
+and squashed by a tanh.
 Differences from the public code: the layer without skip tokens needs no LSTM call of its own.
 
-Letters: B episodes, T decisions, C the largest number of choices, D decisions of one block, H hidden size.
+Letters: B episodes, T decisions, C the largest number of choices, N blocks, A anchors, D decisions (or sources) of one
+block, P pairs of a connecting block and a source, H hidden size.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,9 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from child.space import Decision, SearchSpace
-
-CONNECTIONS = ("skip", "input")
+from child.space import SearchSpace
+from controller.walk import Cell, Route, Walk, blocks_of, given_nodes, states_and_anchors
 
 
 @dataclass(frozen=True)
@@ -58,74 +54,6 @@ class PolicySettings:
 
 
 @dataclass(frozen=True)
-class Block:
-    """Consecutive decisions that one LSTM call serves: steps `start` to `stop`."""
-
-    start: int
-    stop: int
-    kind: str
-    table: str
-    node: int
-    sources: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The parameters as the steps of one rollout read them, made once for all of them.
-
-    They are transposed to (inputs, outputs), and scaled so that every tanh(x) = 2 sigmoid(2x) - 1 is left with its
-    sigmoid, which PyTorch computes three times faster on the processor; the temperature is divided out too.
-
-    Args:
-        inputs, recurrent: What the LSTM's input and state add to its gates, (H, 4H) each.
-        bias: Of the gates, (4H).
-        start: What the first input adds to the gates, (1, 4H).
-        tables: Per table what each token adds to the gates, (choices, 4H).
-        heads: The output weights, (H, choices) each.
-        attention: None in a space without connections.
-        floor: The least that squashed logits can be, ().
-    """
-
-    inputs: Tensor
-    recurrent: Tensor
-    bias: Tensor
-    start: Tensor
-    tables: dict[str, Tensor]
-    heads: dict[str, Tensor]
-    attention: "Attention | None"
-    floor: Tensor
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Likewise of the attention: `key` and `query` (H, H), `score` (H), and what its tanh leaves over, `offset` ()."""
-
-    key: Tensor
-    query: Tensor
-    score: Tensor
-    offset: Tensor
-
-    def scores(self, keys_and_queries: Tensor) -> Tensor:
-        """The score of keys plus queries (B, D, H), v . tanh of them, scaled: (B, D)."""
-        scores = torch.addmv(self.offset, keys_and_queries.sigmoid().flatten(0, 1), self.score)
-        return scores.unflatten(0, keys_and_queries.shape[:2])
-
-
-@dataclass
-class Memory:
-    """The recurrent state of B episodes, (B, H) each, and the anchors of the nodes so far.
-
-    The LSTM's cell is kept doubled, as its tanh reads it.
-    """
-
-    weights: Weights
-    hidden: Tensor
-    twice_cell: Tensor
-    anchors: dict[int, Tensor] = field(default_factory=dict)
-    keys: dict[int, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Distribution:
     """What the policy thinks of given architectures.
 
@@ -142,24 +70,47 @@ class Distribution:
     probabilities: Tensor
 
 
-def blocks_of(decisions: Sequence[Decision]) -> list[Block]:
-    """Group decisions: the skips of one node together, everything else alone."""
-    blocks: list[Block] = []
-    for step, decision in enumerate(decisions):
-        last = blocks[-1] if blocks else None
-        if decision.kind == "skip" and last is not None and (last.kind, last.node) == ("skip", decision.node):
-            blocks[-1] = Block(last.start, step + 1, "skip", last.table, last.node, last.sources + decision.sources)
-        else:
-            table = f"{decision.kind}{decision.num_choices}"
-            blocks.append(Block(step, step + 1, decision.kind, table, decision.node, decision.sources))
-    return blocks
+@dataclass(frozen=True)
+class Weights:
+    """The parameters as a rollout reads them, made once for all of it.
+
+    They are scaled so that every tanh(x) = 2 sigmoid(2x) - 1 is left with its sigmoid, which PyTorch computes three
+    times faster on the processor; the temperature is divided out too.
+
+    Args:
+        cell: Those of the LSTM.
+        heads: The output weights, (H, choices) each.
+        attention: None in a space without connections.
+        floor: The least that squashed logits can be, ().
+    """
+
+    cell: Cell
+    heads: dict[str, Tensor]
+    attention: "Attention | None"
+    floor: Tensor
 
 
-def given_nodes(decisions: Sequence[Decision]) -> list[int]:
-    """The nodes that may be connected to and that no decision shapes, such as the inputs of a cell."""
-    shaped = {decision.node for decision in decisions if decision.kind not in CONNECTIONS}
-    read = {source for decision in decisions if decision.kind in CONNECTIONS for source in decision.sources}
-    return sorted(read - shaped)
+@dataclass(frozen=True)
+class Attention:
+    """Likewise of the attention: `key` and `query` (H, H), `score` (H), and what its tanh leaves over, `offset` ()."""
+
+    key: Tensor
+    query: Tensor
+    score: Tensor
+    offset: Tensor
+
+    def scores(self, keys_and_queries: Tensor) -> Tensor:
+        """The score of keys plus queries (P, B, H), v . tanh of them, scaled: (P, B)."""
+        return torch.add(self.offset, keys_and_queries.sigmoid() @ self.score)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What B episodes carry from block to block: the walk so far, and the keys of its anchors, (A, B, H)."""
+
+    weights: Weights
+    walk: Walk
+    keys: Tensor
 
 
 class LSTMPolicy(nn.Module):
@@ -172,28 +123,19 @@ class LSTMPolicy(nn.Module):
         hidden = settings.hidden
         self.start = nn.Parameter(torch.empty(1, hidden))
         self.gates = nn.Linear(2 * hidden, 4 * hidden)  # one fused map: input, forget and output gate, candidate
-        doubled = torch.ones(4 * hidden)
-        doubled[3 * hidden :] = 2  # the candidate is a tanh
-        self.register_buffer("doubled", doubled, persistent=False)
-        connecting = [number for number, block in enumerate(self.blocks) if block.kind in CONNECTIONS]
+        connecting = [number for number, block in enumerate(self.blocks) if block.connects]
         self.attends = bool(connecting)
-        self.tables: dict[str, list[int]] = {}
+        tables: dict[str, list[int]] = {}
         for number, block in enumerate(self.blocks):
-            if block.kind not in CONNECTIONS:
-                self.tables.setdefault(block.table, []).append(number)
-        sizes = {
-            name: space.decisions[self.blocks[numbers[0]].start].num_choices for name, numbers in self.tables.items()
-        }
+            if not block.connects:
+                tables.setdefault(block.table, []).append(number)
+        sizes = {name: space.decisions[self.blocks[numbers[0]].start].num_choices for name, numbers in tables.items()}
         self.embeddings = nn.ModuleDict({name: nn.Embedding(size, hidden) for name, size in sizes.items()})
-        self.served = self.tables  # the blocks that a head decides
+        served = tables  # the blocks that a head decides
         if settings.own_heads:
-            self.served = {
-                f"{table}_{number}": [number] for table, numbers in self.tables.items() for number in numbers
-            }
-        self.head_of = {number: head for head, numbers in self.served.items() for number in numbers}
-        outputs = {
-            head: space.decisions[self.blocks[numbers[0]].start].num_choices for head, numbers in self.served.items()
-        }
+            served = {f"{table}_{number}": [number] for table, numbers in tables.items() for number in numbers}
+        self.head_of = {number: head for head, numbers in served.items() for number in numbers}
+        outputs = {head: space.decisions[self.blocks[numbers[0]].start].num_choices for head, numbers in served.items()}
         self.heads = nn.ModuleDict({name: nn.Linear(hidden, size, bias=False) for name, size in outputs.items()})
         if self.attends:
             self.key = nn.Linear(hidden, hidden, bias=False)
@@ -209,17 +151,17 @@ class LSTMPolicy(nn.Module):
                 nn.init.zeros_(parameter)
         doubled = torch.ones(4 * hidden)
         doubled[3 * hidden :] = 2  # the candidate is a tanh
+        self.route = Route(self.blocks, self.given, sizes)
+        self._plan_logits(connecting, served)
         self.register_buffer("doubled", doubled, persistent=False)
-        self._plan_attention(connecting)
 
-    def _plan_attention(self, connecting: list[int]) -> None:
-        """Number the pairs (decision, source) whose scores all connections are made of.
+    def _plan_logits(self, connecting: list[int], served: dict[str, list[int]]) -> None:
+        """Number the pairs (block, source) whose scores all connections are made of.
 
-        `evaluate` works on the choices table by table, then on the inputs, then on the skips; `choice_steps` and
+        `evaluate` works on the choices head by head, then on the inputs, then on the skips; `choice_steps` and
         `skip_steps` say which decisions those are.
         """
-        pairs = [(place, source) for place, number in enumerate(connecting) for source in self.blocks[number].sources]
-        steps = [self.blocks[number].start for numbers in self.tables.values() for number in numbers]
+        steps = [self.blocks[number].start for numbers in served.values() for number in numbers]
         skip_steps, skip_pairs, first = [], [], 0
         self.input_pairs: list[tuple[int, int]] = []
         for number in connecting:
@@ -232,14 +174,15 @@ class LSTMPolicy(nn.Module):
                 steps.append(block.start)
                 self.input_pairs.append((first, stop))
             first = stop
-        self.nodes = sorted({source for _, source in pairs})
+        anchors = torch.arange(self.route.num_anchors)
         for name, values in (
             ("connecting", connecting),
-            ("pair_query", [place for place, _ in pairs]),
-            ("pair_key", [self.nodes.index(source) for _, source in pairs]),
+            ("pair_query", [place for place, number in enumerate(connecting) for _ in self.blocks[number].sources]),
+            ("pair_key", [anchor for number in connecting for anchor in anchors[self.route.sources[number]].tolist()]),
             ("choice_steps", steps),
             ("skip_steps", skip_steps),
             ("skip_pairs", skip_pairs),
+            *((f"served_{head}", numbers) for head, numbers in served.items()),
         ):
             self.register_buffer(name, torch.tensor(values, dtype=torch.int64), persistent=False)
 
@@ -251,89 +194,87 @@ class LSTMPolicy(nn.Module):
         return episodes.tokens.T.copy()
 
     def begin(self, num: int) -> Memory:
-        """The state before the first decision of `num` episodes."""
-        zeros = self.start.new_zeros(num, self.settings.hidden)
-        anchors = {node: self.given_anchors[place].expand(num, -1) for place, node in enumerate(self.given)}
-        return Memory(self._weights(), zeros, zeros, anchors)
+        """What `num` episodes carry before their first decision."""
+        weights = self._weights()
+        walk = Walk(self.route, weights.cell, num)
+        keys = torch.empty_like(walk.anchors)
+        if weights.attention is not None:
+            keys[: len(self.given)] = (weights.cell.given @ weights.attention.key)[:, None]
+        return Memory(weights, walk, keys)
 
-    def advance(self, memory: Memory, number: int, previous: Tensor | None) -> Tensor:
-        """Read what the block before `number` chose, (B, D'), and give the state that decides this one, (B, H)."""
-        before = self.blocks[number - 1] if number else None
-        weights = memory.weights
-        read = weights.start if before is None or previous is None else self._read(memory, before, previous)
-        gates = torch.addmm(read, memory.hidden, weights.recurrent).sigmoid()
-        opening, keeping, showing, candidate = gates.chunk(4, dim=1)  # the last still as a sigmoid: tanh = 2 s - 1
-        kept = torch.sub(keeping * memory.twice_cell, opening, alpha=2)
-        memory.twice_cell = torch.addcmul(kept, opening, candidate, value=4)
-        memory.hidden = torch.addcmul(-showing, showing, memory.twice_cell.sigmoid(), value=2)
-        if self.attends and before is not None and before.kind not in CONNECTIONS and before.node >= 0:
-            memory.anchors[before.node] = memory.hidden
-        return memory.hidden
+    def ask(self, memory: Memory, number: int, tokens: Tensor) -> Tensor:
+        """Go on to block `number`, given the tokens so far (T, B), and give the logits that decide it.
 
-    def logits(self, memory: Memory, number: int) -> Tensor:
-        """The logits of block `number` in the state after `advance`: (B, choices), or of each skip (B, D).
-
-        A skip decision has the logits (-x, x), of which this gives x.
+        Those of a choice are (choices, B). A skip decision has the logits (-x, x), of which this gives x: (D, B).
         """
-        block, weights = self.blocks[number], memory.weights
-        attention = weights.attention
-        if block.kind not in CONNECTIONS or attention is None:
-            return self._squash(weights, memory.hidden @ weights.heads[self.head_of[number]])
-        for source in block.sources:
-            if source not in memory.keys:
-                memory.keys[source] = memory.anchors[source] @ attention.key
-        keys = torch.stack([memory.keys[source] for source in block.sources], dim=1)  # (B, D, H)
-        query = memory.hidden @ attention.query
-        return self._squash(weights, attention.scores(keys + query[:, None]))
+        weights, attention, route = memory.weights, memory.weights.attention, self.route
+        state = memory.walk.step(number, tokens)
+        if attention is None or not self.blocks[number].connects:
+            scaled = weights.heads[self.head_of[number]].t() @ state.t()
+        else:
+            scaled = attention.scores(memory.keys[route.sources[number]] + state @ attention.query)
+        if attention is not None and number in route.anchor_at:
+            torch.mm(state, attention.key, out=memory.keys[route.anchor_at[number]])
+        return self._squash(weights, scaled)
 
-    def evaluate(self, tokens: Tensor, masks: Tensor, prior: float) -> Distribution:
-        """The distribution at given architectures, with gradient: tokens (B, T), legal choices (B, T, C).
+    def evaluate(self, tokens: Tensor, masks: Tensor, prior: float, walk: Walk | None = None) -> Distribution:
+        """The distribution at given architectures, with gradient.
 
         Only the LSTM walks step by step; logits, log-probabilities and entropies of all decisions are computed at once.
+
+        Args:
+            tokens: (B, T).
+            masks: Their legal choices, (B, T, C).
+            prior: The density of skip connections from which the divergence is taken.
+            walk: The walk in which they were drawn, if the weights are still the same; else it is walked again.
         """
-        memory = self.begin(len(tokens))
-        states = []
-        for number in range(len(self.blocks)):
-            previous = tokens[:, self.blocks[number - 1].start : self.blocks[number - 1].stop] if number else None
-            states.append(self.advance(memory, number, previous))
-        logits, skips = self._all_logits(memory, torch.stack(states, dim=1))
+        weights = self._weights()
+        tokens, masks = tokens.t(), masks.transpose(0, 1)  # the decisions first, as the walk has them
+        if walk is None:
+            with torch.no_grad():
+                walk = Walk(self.route, weights.cell, tokens.shape[1]).to_end(tokens)
+        states, anchors = states_and_anchors(walk, weights.cell, tokens)
+        logits, skips = self._all_logits(weights, states, anchors)
         choice_steps, skip_steps = self.get_buffer("choice_steps"), self.get_buffer("skip_steps")
-        legal = masks.index_select(1, choice_steps)
-        chosen, entropy, probabilities = categorical(logits, legal, tokens.index_select(1, choice_steps))
-        log_probability, entropy = chosen.sum(dim=1), entropy.sum(dim=1)
-        mean = tokens.new_zeros(masks.shape[1:], dtype=logits.dtype)
+        legal = masks.index_select(0, choice_steps)
+        chosen, entropy, probabilities = categorical(logits, legal, tokens.index_select(0, choice_steps))
+        log_probability, entropy = chosen.sum(dim=0), entropy.sum(dim=0)
+        mean = logits.new_zeros(len(tokens), self.space.max_choices)
         mean[choice_steps] = mean_where_open(probabilities.detach(), legal)
         divergence = log_probability.new_zeros(())
         if len(skip_steps):
-            legal = masks.index_select(1, skip_steps)[:, :, :2]
-            chosen, skip_entropy, yes = bernoulli(skips, legal, tokens.index_select(1, skip_steps))
-            log_probability, entropy = log_probability + chosen.sum(dim=1), entropy + skip_entropy.sum(dim=1)
+            legal = masks.index_select(0, skip_steps)[:, :, :2]
+            chosen, skip_entropy, yes = bernoulli(skips, legal, tokens.index_select(0, skip_steps))
+            log_probability, entropy = log_probability + chosen.sum(dim=0), entropy + skip_entropy.sum(dim=0)
             is_open = (legal.sum(dim=2) == 2).to(yes.dtype)
             # KL(p || prior) = -entropy(p) - p log(prior) - (1 - p) log(1 - prior)
             crossed = math.log((1 - prior) / prior) * yes - math.log(1 - prior)
-            divergence = (crossed * is_open - skip_entropy).sum(dim=1) / is_open.sum(dim=1).clamp(min=1)
+            divergence = (crossed * is_open - skip_entropy).sum(dim=0) / is_open.sum(dim=0).clamp(min=1)
             both = torch.stack([1 - yes, yes], dim=2).detach()
             mean[skip_steps, :2] = mean_where_open(both, legal)
-        return Distribution(log_probability, entropy, divergence.expand(len(tokens)), mean)
+        return Distribution(log_probability, entropy, divergence.expand_as(entropy), mean)
 
-    def _all_logits(self, memory: Memory, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of all decisions from the states that decide the blocks, (B, blocks, H).
+    def _all_logits(self, weights: Weights, states: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of all decisions from the states that decide the blocks, (N, B, H), and the anchors, (A, B, H).
 
-        Those of `choice_steps`, (B, choice steps, C), and the x of `skip_steps`, (B, skip steps).
+        Those of `choice_steps`, (choice steps, B, C), and the x of `skip_steps`, (skip steps, B).
         """
-        weights, attention = memory.weights, memory.weights.attention
-        choices = [self._squash(weights, states[:, at] @ weights.heads[head]) for head, at in self.served.items()]
-        skips = states.new_zeros(len(states), 0)
+        attention = weights.attention
+        choices = [
+            self._squash(weights, states.index_select(0, self.get_buffer(f"served_{name}")) @ head)
+            for name, head in weights.heads.items()
+        ]
+        skips = states.new_zeros(0, states.shape[1])
         if attention is not None:
-            keys = torch.stack([memory.anchors[node] for node in self.nodes], dim=1) @ attention.key
-            queries = states.index_select(1, self.get_buffer("connecting")) @ attention.query
-            mixed = keys.index_select(1, self.get_buffer("pair_key"))
-            mixed = mixed + queries.index_select(1, self.get_buffer("pair_query"))
-            scores = self._squash(weights, attention.scores(mixed))  # (B, pairs)
-            choices += [scores[:, None, first:stop] for first, stop in self.input_pairs]
-            skips = scores.index_select(1, self.get_buffer("skip_pairs"))
+            keys = anchors @ attention.key
+            queries = states.index_select(0, self.get_buffer("connecting")) @ attention.query
+            mixed = keys.index_select(0, self.get_buffer("pair_key"))
+            mixed = mixed + queries.index_select(0, self.get_buffer("pair_query"))
+            scores = self._squash(weights, attention.scores(mixed))  # (P, B)
+            choices += [scores[first:stop].t()[None] for first, stop in self.input_pairs]
+            skips = scores.index_select(0, self.get_buffer("skip_pairs"))
         padded = [functional.pad(logits, (0, self.space.max_choices - logits.shape[2])) for logits in choices]
-        return torch.cat(padded, dim=1), skips
+        return torch.cat(padded), skips
 
     def _weights(self) -> Weights:
         hidden, constant = self.settings.hidden, self.settings.tanh_constant
@@ -342,39 +283,24 @@ class LSTMPolicy(nn.Module):
         doubled = self.get_buffer("doubled")
         gates, bias = self.gates.weight.t().contiguous() * doubled, self.gates.bias * doubled
         embeddings: list[Any] = [table.weight for table in self.embeddings.values()]
-        read = torch.addmm(bias, torch.cat([self.start, *embeddings]), gates[:hidden])
-        start, *tables = read.split([1, *map(len, embeddings)])
         outputs: list[Any] = [head.weight for head in self.heads.values()]
-        heads = (torch.cat(outputs).t().contiguous() * scale).split([*map(len, outputs)], dim=1)
+        heads = (torch.cat(outputs) * scale).t().split([*map(len, outputs)], dim=1)
         attention = None
         if self.attends:
-            key, query, score = (linear.weight.t().contiguous() for linear in (self.key, self.query, self.score))
-            score = scale * score[:, 0]
-            attention = Attention(2 * key, 2 * query, 2 * score, -score.sum())
+            score = 2 * scale * self.score.weight[0]
+            attention = Attention(2 * self.key.weight.t(), 2 * self.query.weight.t(), score, -0.5 * score.sum())
         return Weights(
-            inputs=gates[:hidden],
-            recurrent=gates[hidden:],
-            bias=bias,
-            start=start,
-            tables=dict(zip(self.embeddings, tables, strict=True)),
+            cell=Cell(
+                gates[:hidden],
+                gates[hidden:],
+                bias,
+                torch.addmm(bias, torch.cat([self.start, *embeddings]), gates[:hidden]),
+                self.given_anchors if self.given else self.start[:0],
+            ),
             heads=dict(zip(self.heads, heads, strict=True)),
             attention=attention,
-            floor=bias.new_tensor(-(constant or 0.0)),
+            floor=self.start.new_tensor(-(constant or 0.0)),
         )
-
-    def _read(self, memory: Memory, before: Block, previous: Tensor) -> Tensor:
-        """What the last choice adds to the gates, (B, 4H): an embedding, or the mean of the connected anchors."""
-        weights = memory.weights
-        if before.kind not in CONNECTIONS:
-            return functional.embedding(previous[:, 0], weights.tables[before.table])
-        anchors = torch.stack([memory.anchors[source] for source in before.sources], dim=1)  # (B, D, H)
-        if before.kind == "input":
-            chosen = anchors[torch.arange(len(previous), device=previous.device), previous[:, 0]]
-            return torch.addmm(weights.bias, chosen, weights.inputs)
-        connected = previous.to(anchors.dtype)
-        shares = connected / (1 + connected.sum(dim=1, keepdim=True))
-        mean = (shares[:, :, None] * anchors).sum(dim=1)  # several times faster than a batched product here
-        return torch.addmm(weights.bias, mean, weights.inputs)
 
     def _squash(self, weights: Weights, scaled: Tensor) -> Tensor:
         """What is constant * tanh(logits / temperature), of what `Weights` has scaled."""
@@ -383,7 +309,7 @@ class LSTMPolicy(nn.Module):
 
 
 def categorical(logits: Tensor, legal: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability of the tokens and entropy, (B, D) each, and all probabilities, (B, D, C)."""
+    """Log-probability of the tokens and entropy, (D, B) each, and all probabilities, (D, B, C)."""
     illegal = legal == 0
     log_probabilities = logits.masked_fill(illegal, -math.inf).log_softmax(dim=2)
     probabilities = log_probabilities.exp()
@@ -392,7 +318,7 @@ def categorical(logits: Tensor, legal: Tensor, tokens: Tensor) -> tuple[Tensor, 
 
 
 def bernoulli(x: Tensor, legal: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same of two choices with the logits (-x, x), and the probability of the second: (B, D) each."""
+    """The same of two choices with the logits (-x, x), and the probability of the second: (D, B) each."""
     twice = x + x
     is_open = (legal.sum(dim=2) == 2).to(x.dtype)
     rising = functional.softplus(twice)  # -log(1 - p)
@@ -402,10 +328,10 @@ def bernoulli(x: Tensor, legal: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor,
 
 
 def mean_where_open(probabilities: Tensor, masks: Tensor) -> Tensor:
-    """The mean over the episodes (B, T, C) that had more than one legal choice, (T, C); over all where none had."""
+    """The mean over the episodes (D, B, C) that had more than one legal choice, (D, C); over all where none had."""
     choosing = (masks.sum(dim=2, keepdim=True) > 1).to(probabilities.dtype)
-    weights = torch.where(choosing.sum(dim=0) > 0, choosing, 1.0)
-    return (probabilities * weights).sum(dim=0) / weights.sum(dim=0)
+    weights = torch.where(choosing.sum(dim=1, keepdim=True) > 0, choosing, 1.0)
+    return (probabilities * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 class Episodes:
@@ -416,72 +342,54 @@ class Episodes:
     """
 
     def __init__(self, policy: LSTMPolicy, num: int, seed: int):
-        decisions = policy.space.decisions
         self.policy = policy
-        with torch.inference_mode():
+        with torch.no_grad():  # what follows from the weights that are made here needs no gradient either
             self.memory = policy.begin(num)
-        self.block_of = {block.start: number for number, block in enumerate(policy.blocks)}
         # Minus the logarithm of an exponential variable is a Gumbel variable; a float32 draw can be exactly 0.
-        total = num * sum(decision.num_choices for decision in decisions)
-        drawn = np.random.default_rng(seed).standard_exponential(total, np.float32)
+        drawn = np.random.default_rng(seed).standard_exponential(num * int(policy.space.full_masks.sum()), np.float32)
         self.noise = -np.log(np.maximum(drawn, np.finfo(np.float32).tiny))
         self.num_used = 0
-        self.tokens = np.zeros((len(decisions), num), np.int64)
-        self.unmasked = [row.tobytes() * num for row in policy.space.full_masks]
-        self.first = 0
-        self.scores: NDArray[np.float32] | None = None  # of the current block, (B, choices), but for skips
-        self.drawn: NDArray[np.int64] = self.tokens  # the current block's tokens where everything is legal, (D, B)
+        self.tokens = np.zeros((len(policy.space.decisions), num), np.int64)
+        self._tokens = torch.from_numpy(self.tokens)  # the same memory
+        self._unmasked = [row.tobytes() * num for row in policy.space.full_masks]
+        self._number, self._first, self._stop = -1, 0, 0  # of the current block
+        self._scores: NDArray[np.float32] | None = None  # (choices, B), but for skips
+        self._drawn: NDArray[Any] = self.tokens  # its tokens where everything is legal, (D, B)
 
     def next(self, step: int, mask: NDArray[np.int8]) -> NDArray[np.int64]:
         """The tokens of this step, (B), legal under the mask (B, C)."""
-        number = self.block_of.get(step)
-        if number is not None:
-            self._ask(number)
-        tokens = self.drawn[step - self.first]
-        if mask.tobytes() != self.unmasked[step]:
-            if self.scores is None:  # of two choices, where one is legal it is taken
+        if step == self._stop:
+            self._ask()
+        tokens = self._drawn[step - self._first]
+        if mask.tobytes() != self._unmasked[step]:
+            if self._scores is None:  # of two choices, where one is legal it is taken
                 tokens = np.where(mask[:, 0] == 1, tokens * mask[:, 1], 1)
             else:
-                tokens = np.where(mask[:, : self.scores.shape[1]] == 1, self.scores, -np.inf).argmax(axis=1)
-        self.tokens[step] = tokens
-        return tokens
+                tokens = np.where(mask[:, : len(self._scores)].T == 1, self._scores, -np.inf).argmax(axis=0)
+        drawn = self.tokens[step]
+        drawn[:] = tokens
+        return drawn
 
-    @torch.inference_mode()
-    def _ask(self, number: int) -> None:
-        """Draw the tokens of a block's decisions."""
-        policy = self.policy
-        block, before = policy.blocks[number], policy.blocks[number - 1]
-        device = policy.start.device
-        previous = torch.from_numpy(self.tokens[before.start : before.stop].T).to(device) if number else None
-        policy.advance(self.memory, number, previous)
-        logits = policy.logits(self.memory, number).cpu().numpy()
-        self.first = block.start
+    def walk(self, tokens: NDArray[np.int64]) -> Walk | None:
+        """The way in which all was drawn, if it gave the architectures (B, T), in this order."""
+        finished = self._stop == len(self.tokens)
+        return self.memory.walk if finished and np.array_equal(tokens.T, self.tokens) else None
+
+    def _ask(self) -> None:
+        """Draw the tokens of the next block's decisions."""
+        self._number += 1
+        block = self.policy.blocks[self._number]
+        logits = self.policy.ask(self.memory, self._number, self._tokens).numpy()
+        self._first, self._stop = block.start, block.stop
         if block.kind == "skip":
-            no, yes = self._noise((2, *logits.T.shape))
-            self.scores = None
-            self.drawn = (logits.T + yes > no - logits.T).astype(np.int64)
+            no, yes = self._noise((2, *logits.shape))
+            self._scores = None
+            self._drawn = logits + yes > no - logits
         else:
-            self.scores = logits + self._noise(logits.shape)
-            self.drawn = self.scores.argmax(axis=1)[None]
+            self._scores = logits + self._noise(logits.T.shape).T
+            self._drawn = self._scores.argmax(axis=0)[None]
 
     def _noise(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """The next of the noise."""
         first, self.num_used = self.num_used, self.num_used + math.prod(shape)
         return self.noise[first : self.num_used].reshape(shape)
-
-
-def check_connections(space: SearchSpace) -> None:
-    """Prove that the policy can read a space: every connection comes after the operations of the nodes it names.
-
-    Raises:
-        ValueError: A skip or input decision names a node whose decisions of another kind all come later.
-    """
-    seen = set(given_nodes(space.decisions))
-    blocks = blocks_of(space.decisions)
-    for before, block in pairwise([None, *blocks]):
-        if before is not None and before.kind not in CONNECTIONS:
-            seen.add(before.node)
-        missing = set(block.sources) - seen if block is not None and block.kind in CONNECTIONS else set()
-        if missing:
-            name = space.decisions[block.start].name if block is not None else ""
-            raise ValueError(f"decision {name!r} connects to node {min(missing)}, which has no operation before it")

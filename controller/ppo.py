@@ -7,6 +7,7 @@ from child.space import SearchSpace
 from controller.policy import Distribution, PolicySettings
 from controller.reinforce import Baseline, Reinforce
 from controller.strategy import Update
+from controller.walk import Walk
 
 
 class PPO(Reinforce):
@@ -54,10 +55,10 @@ class PPO(Reinforce):
         self.epochs, self.clip_ratio = epochs, clip_ratio
         self._drawn_at: Tensor | None = None  # log-probabilities under the policy that drew the episodes
 
-    def _improve(self, tokens: Tensor, masks: Tensor, advantage: Tensor) -> Update | None:
+    def _improve(self, tokens: Tensor, masks: Tensor, advantage: Tensor, walk: Walk | None = None) -> Update | None:
         self._drawn_at, update = None, None
-        for _ in range(self.epochs):
-            update = super()._improve(tokens, masks, advantage)
+        for epoch in range(self.epochs):
+            update = super()._improve(tokens, masks, advantage, walk if epoch == 0 else None)
             if update is None:
                 return None
         return update

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from child.space import Genotype, SearchSpace, derive_seed
-from controller.policy import Distribution, Episodes, LSTMPolicy, PolicySettings, check_connections
+from controller.policy import Distribution, Episodes, LSTMPolicy, PolicySettings
 from controller.strategy import Rollout, Strategy, Update
+from controller.walk import Walk, check_connections
 
 MAX_SKIPPED = 5
 
@@ -83,7 +84,8 @@ class Reinforce(Strategy):
         self.skip_prior, self.skip_weight, self.clip = skip_prior, skip_weight, clip
         torch.manual_seed(derive_seed(seed, "policy", "weights"))
         self.policy = LSTMPolicy(space, policy)
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=learning_rate)
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=learning_rate, fused=True)
+        self._episodes: Episodes | None = None  # drawn by the policy as it is, and not yet learned from
         self.num_learned = 0
         self.num_skipped_in_a_row = 0
         self.mean_reward: float | None = None
@@ -92,6 +94,7 @@ class Reinforce(Strategy):
         self._episodes = Episodes(self.policy, num, derive_seed(self.seed, "policy", "act", round_number))
 
     def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+        assert self._episodes is not None, "begin() comes before act()"
         return self._episodes.next(int(observation["step"][0]), observation["action_mask"])
 
     def learn(self, rollout: Rollout) -> Update:
@@ -109,17 +112,20 @@ class Reinforce(Strategy):
             self.mean_reward = float(rewards.mean())
         advantage = advantages(rewards, self.baseline, self.mean_reward)
         subtracted = self.mean_reward if self.baseline == "ema" else float(rewards.mean())
-        update = self._improve(
-            torch.from_numpy(rollout.tokens[finite]), torch.from_numpy(rollout.masks[finite]), advantage
-        )
+        tokens, masks = rollout.tokens[finite], rollout.masks[finite]
+        walk, self._episodes = self._episodes and self._episodes.walk(tokens), None
+        update = self._improve(torch.from_numpy(tokens), torch.from_numpy(masks), advantage, walk)
         if update is None:
             return self._skip(len(rollout.rewards))
         self.mean_reward += (1 - self.baseline_decay) * (float(rewards.mean()) - self.mean_reward)
         return replace(update, baseline=0.0 if self.baseline == "none" else subtracted, num_skipped=num_lost)
 
-    def _improve(self, tokens: Tensor, masks: Tensor, advantage: Tensor) -> Update | None:
-        """One gradient step on architectures (B, T) with their advantages (B); None where it is not finite."""
-        chosen = self.policy.evaluate(tokens, masks, self.skip_prior)
+    def _improve(self, tokens: Tensor, masks: Tensor, advantage: Tensor, walk: Walk | None = None) -> Update | None:
+        """One gradient step on architectures (B, T) with their advantages (B); None where it is not finite.
+
+        `walk` is the way in which the policy, as it is now, has drawn them.
+        """
+        chosen = self.policy.evaluate(tokens, masks, self.skip_prior, walk)
         loss = self.loss(chosen, advantage)
         norm = self._step(loss)
         if norm is None:
@@ -170,6 +176,7 @@ class Reinforce(Strategy):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.policy.load_state_dict(state["policy"])
+        self._episodes = None
         self.optimizer.load_state_dict(state["optimizer"])
         self.num_learned = state["num_learned"]
         self.num_skipped_in_a_row = state["num_skipped_in_a_row"]

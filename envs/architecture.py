@@ -22,7 +22,7 @@ from envs.reward import Reward
 Observation = dict[str, NDArray[Any]]
 
 # Found once, since a step takes a few microseconds.
-_INT64, _UINT64, _largest = np.dtype(np.int64), np.dtype(np.uint64), np.maximum.reduce
+_INT64, _UINT64, _less = np.dtype(np.int64), np.dtype(np.uint64), np.less
 
 
 def _observation_space(space: SearchSpace) -> Dict:
@@ -62,6 +62,8 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._num_steps = len(space.decisions)
         self._num_choices = [decision.num_choices for decision in space.decisions]
+        self._limits = list(np.array(self._num_choices, np.uint64)[:, None].repeat(num_envs, axis=1))
+        self._all = np.ones(num_envs, bool).tobytes()
         self._rows = np.arange(num_envs)
         # What no episode changes is made once, read-only; observations get copies, as Gymnasium's checker asks.
         closing = np.zeros((1, space.max_choices), np.int8)
@@ -90,7 +92,8 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         self._step = 0
         self._tokens = np.full((self.num_envs, self._num_steps), -1, np.int16)
         self._mask = self._next_mask()
-        return self._observation(), {"action_mask": self._mask.copy()}
+        observation = self._observation()
+        return observation, {"action_mask": observation["action_mask"]}
 
     def step(
         self, actions: NDArray[np.integer[Any]]
@@ -105,21 +108,21 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         if step == self._num_steps:
             raise RuntimeError("the episodes are over; call reset() before step()")
         actions = np.asarray(actions)
-        if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
+        if actions.shape != self._rows.shape or actions.dtype.kind not in "iu":
             raise ValueError(f"expected {self.num_envs} integer actions, got {actions!r:.200}")
         self._check(step, actions)
         self._tokens[:, step] = actions
         self._step = step + 1
         self._mask = self._next_mask()
-        info: dict[str, Any] = {"action_mask": self._mask.copy()}
+        observation = self._observation()
+        info: dict[str, Any] = {"action_mask": observation["action_mask"]}
         if self._step < self._num_steps:
-            return self._observation(), self._unpaid, self._live, self._live, info
-        rewards = np.zeros(self.num_envs)
+            return observation, self._unpaid, self._live, self._live, info
+        evaluations = self._evaluate()
         info["evaluation"] = np.empty(self.num_envs, object)
-        for row, evaluation in zip(range(self.num_envs), self._evaluate(), strict=True):
-            info["evaluation"][row] = evaluation
-            rewards[row] = self.reward(evaluation)
-        return self._observation(), rewards, self._over, self._live, info
+        info["evaluation"][:] = evaluations
+        rewards = np.array([self.reward(evaluation) for evaluation in evaluations], np.float64)
+        return observation, rewards, self._over, self._live, info
 
     def action_masks(self) -> NDArray[np.bool_]:
         """The legal next tokens, (B, C), as sb3-contrib asks for them."""
@@ -131,7 +134,7 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
             legal = known & (self._mask[self._rows, np.where(known, actions, 0)] == 1)
         else:
             # The usual case in one pass: read as unsigned, a negative number is a huge one.
-            if actions.dtype == _INT64 and int(_largest(actions.view(_UINT64))) < self._num_choices[step]:
+            if actions.dtype == _INT64 and _less(actions.view(_UINT64), self._limits[step]).tobytes() == self._all:
                 return
             legal = (actions >= 0) & (actions < self._num_choices[step])
         if not legal.all():

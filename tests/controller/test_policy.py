@@ -1,13 +1,13 @@
 """The LSTM policy: what it draws is what it says it draws."""
 
 import math
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from child.micro import MicroSpace
 from child.mlp import MLPSpace
@@ -15,14 +15,13 @@ from child.mobile import MobileSpace
 from child.recurrent import RecurrentSpace
 from child.space import Decision, SearchSpace
 from controller.policy import (
+    Distribution,
     Episodes,
     LSTMPolicy,
-    Memory,
     PolicySettings,
-    blocks_of,
-    check_connections,
     mean_where_open,
 )
+from controller.walk import Walk, blocks_of, check_connections, states_and_anchors
 
 SPREAD = PolicySettings(hidden=12, temperature=1.0, tanh_constant=None, init=1.0)  # far from uniform
 
@@ -58,11 +57,6 @@ def draw(policy: LSTMPolicy, num: int, seed: int) -> np.ndarray:
     return episodes.tokens.T
 
 
-def ask(policy: LSTMPolicy, memory: Memory, number: int, previous: Tensor | None) -> Tensor:
-    policy.advance(memory, number, previous)
-    return policy.logits(memory, number)
-
-
 def test_one_block_per_lstm_call(known: Any) -> None:
     blocks = blocks_of(known.tiny_macro(4, 2).decisions)
     assert [(b.start, b.stop, b.kind, b.node, b.sources) for b in blocks] == [
@@ -84,8 +78,8 @@ def test_one_block_per_lstm_call(known: Any) -> None:
 def test_a_block_costs_one_call(space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = policy_of(space)
     calls = []
-    advance = policy.advance
-    monkeypatch.setattr(policy, "advance", lambda *given: (calls.append(given[1]), advance(*given))[1])
+    step = Walk.step
+    monkeypatch.setattr(Walk, "step", lambda *given: (calls.append(given[1]), step(*given))[1])
     draw(policy, 5, 0)
     assert calls == list(range(len(policy.blocks)))
 
@@ -106,11 +100,11 @@ def test_the_cell_is_an_lstm(known: Any) -> None:
     inputs: Tensor = policy.start.expand(2, -1)
     state = (torch.zeros(2, hidden).double(), torch.zeros(2, hidden).double())
     for number in range(4):
-        logits = ask(policy, memory, number, tokens[:, number - 1 : number] if number else None)
+        logits = policy.ask(memory, number, tokens.t())
         state = cell(inputs, state)
-        torch.testing.assert_close(memory.hidden, state[0])
-        torch.testing.assert_close(memory.twice_cell, 2 * state[1])
-        torch.testing.assert_close(logits, policy.heads["operation3"](state[0]))
+        torch.testing.assert_close(memory.walk.states[number], state[0])
+        torch.testing.assert_close(memory.walk.cells[number + 1], 2 * state[1])
+        torch.testing.assert_close(logits.t(), policy.heads["operation3"](state[0]))
         inputs = policy.embeddings["operation3"](tokens[:, number])
 
 
@@ -120,23 +114,15 @@ def test_attention_by_hand(known: Any) -> None:
     policy = policy_of(known.two_operations(3))
     tokens = torch.tensor([[2, 0, 1, 1, 0, 1, 0]])  # three layers; layer 2 adds layer 1; layer 3 adds layer 1
     memory = policy.begin(1)
-    states, logits = [], []
-    for number, block in enumerate(policy.blocks):
-        before = policy.blocks[number - 1]
-        logits.append(ask(policy, memory, number, tokens[:, before.start : before.stop] if number else None))
-        states.append(memory.hidden)
-        if block.kind == "operation" and block.node == 2:
-            # Layer 2's one connection was read: the sum of its anchors over one more than their number.
-            read = policy._read(memory, before, tokens[:, before.start : before.stop])
-            hidden = policy.settings.hidden
-            gates = functional.linear(states[2] / 2, policy.gates.weight[:, :hidden], policy.gates.bias)
-            gates[:, 3 * hidden :] *= 2  # the candidate's, as a sigmoid reads it
-            torch.testing.assert_close(read, gates)
+    logits = [policy.ask(memory, number, tokens.t()) for number in range(len(policy.blocks))]
     assert [b.kind for b in policy.blocks] == ["depth", "operation", "operation", "skip", "operation", "skip"]
+    states = memory.walk.states
     anchors = [states[2], states[3]]  # after the operations of layers 1 and 2
+    # Layer 2's one connection was read: the sum of its anchors over one more than their number.
+    torch.testing.assert_close(memory.walk.means[4], anchors[0] / 2)
     for source in range(2):
         score = policy.score(torch.tanh(policy.key(anchors[source]) + policy.query(states[5])))[:, 0]
-        torch.testing.assert_close(logits[5][:, source], score)
+        torch.testing.assert_close(logits[5][source], score)
 
 
 @torch.no_grad()
@@ -144,13 +130,10 @@ def test_inputs_choose_among_anchors(known: Any) -> None:
     policy = policy_of(known.CellSpace())
     tokens = torch.from_numpy(draw(policy, 4, 0))
     memory = policy.begin(4)
-    logits = policy.begin(0).hidden
-    for number in range(len(policy.blocks)):
-        before = policy.blocks[number - 1]
-        logits = ask(policy, memory, number, tokens[:, before.start : before.stop] if number else None)
-    query = policy.query(memory.hidden)
-    scores = [policy.score(torch.tanh(policy.key(memory.anchors[node]) + query)) for node in (0, 1)]
-    torch.testing.assert_close(logits, torch.cat(scores, dim=1))
+    logits = [policy.ask(memory, number, tokens.t()) for number in range(len(policy.blocks))]
+    query = policy.query(memory.walk.states[-1])
+    scores = [policy.score(torch.tanh(policy.key(anchor) + query)) for anchor in memory.walk.anchors[:2]]
+    torch.testing.assert_close(logits[-1], torch.stack(scores)[:, :, 0])
 
 
 @torch.no_grad()
@@ -237,8 +220,8 @@ def test_closed_decisions_do_not_count_in_the_mean_probabilities(known: Any) -> 
 
 
 def test_mean_where_open_by_hand() -> None:
-    probabilities = torch.tensor([[[0.2, 0.8]], [[0.6, 0.4]], [[1.0, 0.0]]])
-    masks = torch.tensor([[[1, 1]], [[1, 1]], [[1, 0]]])
+    probabilities = torch.tensor([[[0.2, 0.8], [0.6, 0.4], [1.0, 0.0]]])
+    masks = torch.tensor([[[1, 1], [1, 1], [1, 0]]])
     torch.testing.assert_close(mean_where_open(probabilities, masks), torch.tensor([[0.4, 0.6]]))
 
 
@@ -247,12 +230,8 @@ def test_mean_where_open_by_hand() -> None:
 def test_squashing_bounds_the_logits(space: SearchSpace, constant: float) -> None:
     wild = PolicySettings(hidden=12, temperature=0.01, tanh_constant=constant, init=5.0)
     policy = policy_of(space, wild)
-    memory, largest = policy.begin(8), 0.0
-    tokens = torch.from_numpy(draw(policy, 8, 0))
-    for number in range(len(policy.blocks)):
-        before = policy.blocks[number - 1]
-        logits = ask(policy, memory, number, tokens[:, before.start : before.stop] if number else None)
-        largest = max(largest, float(logits.abs().max()))
+    memory, tokens = policy.begin(8), torch.from_numpy(draw(policy, 8, 0))
+    largest = max(float(policy.ask(memory, number, tokens.t()).abs().max()) for number in range(len(policy.blocks)))
     assert 0.9 * constant < largest <= constant + 1e-12
 
 
@@ -263,7 +242,8 @@ def test_temperature_divides_and_tanh_squashes(known: Any) -> None:
         policy_of(space, PolicySettings(8, temperature, constant, 1.0)) for temperature, constant in
         ((1.0, None), (5.0, None), (5.0, 2.5))
     )  # fmt: skip
-    logits, cooled, bent = (ask(policy, policy.begin(1), 0, None) for policy in (plain, cool, squashed))
+    nothing = torch.empty(0, 1)
+    logits, cooled, bent = (policy.ask(policy.begin(1), 0, nothing) for policy in (plain, cool, squashed))
     torch.testing.assert_close(cooled, logits / 5)
     torch.testing.assert_close(bent, 2.5 * torch.tanh(logits / 5))
 
@@ -281,12 +261,8 @@ def test_skip_divergence_by_hand(known: Any) -> None:
     torch.testing.assert_close(chosen.skip_divergence.tolist(), [0.0, expected, expected])
     certain = policy_of(known.two_operations(3))
     genotype = [space.canonical([1, 0, 0, 1, 0, 0, 0])]
-    memory = certain.begin(1)
-    tokens = torch.tensor([genotype[0].tokens])
-    logits = memory.hidden
-    for number in range(4):
-        before = certain.blocks[number - 1]
-        logits = ask(certain, memory, number, tokens[:, before.start : before.stop] if number else None)
+    memory, tokens = certain.begin(1), torch.tensor([genotype[0].tokens])
+    logits = [certain.ask(memory, number, tokens.t()) for number in range(4)][-1]
     yes = float(torch.sigmoid(2 * logits[0, 0]))  # of the logits (-x, x)
     no = 1 - yes
     by_hand = no * math.log(no / (1 - prior)) + yes * math.log(yes / prior)
@@ -359,3 +335,80 @@ def test_what_no_decision_shapes_has_an_anchor_that_learns() -> None:
     policy.evaluate(*batch_of(space, space.sample(np.random.default_rng(0), 20)), 0.4).log_probability.sum().backward()
     assert policy.given_anchors.grad is not None
     assert (policy.given_anchors.grad.abs().sum(dim=1) > 0).all()
+
+
+def test_the_gradient_is_that_of_small_differences(space: SearchSpace) -> None:
+    """The way back through the LSTM is written by hand; every parameter is moved a little, one number at a time."""
+    policy = policy_of(space, PolicySettings(hidden=3, temperature=1.0, tanh_constant=2.5, init=0.7))
+    genotypes = space.sample(np.random.default_rng(0), 3)
+    batch = batch_of(space, genotypes)
+    weights = torch.tensor([0.7, -1.3, 0.4]).double()
+
+    def value(*parameters: Tensor) -> Tensor:
+        chosen = torch.func.functional_call(_Evaluate(policy), dict(zip(names, parameters, strict=True)), batch)
+        return (weights * (chosen.log_probability + 0.3 * chosen.entropy + 0.2 * chosen.skip_divergence)).sum()
+
+    names = [f"policy.{name}" for name, _ in policy.named_parameters()]
+    assert torch.autograd.gradcheck(value, tuple(policy.parameters()))
+
+
+class _Evaluate(torch.nn.Module):
+    def __init__(self, policy: LSTMPolicy):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, tokens: Tensor, masks: Tensor) -> Distribution:
+        return self.policy.evaluate(tokens, masks, 0.4)
+
+
+def test_the_walk_of_a_draw_is_learned_from_as_it_is(space: SearchSpace) -> None:
+    policy = policy_of(space)
+    episodes = Episodes(policy, 5, 0)
+    for step in range(len(space.decisions)):
+        assert step > policy.blocks[-1].start or episodes.walk(episodes.tokens.T) is None  # unfinished
+        episodes.next(step, space.mask(episodes.tokens[:step].T))
+    tokens = episodes.tokens.T.copy()
+    walk = episodes.walk(tokens)
+    assert walk is not None and episodes.walk(tokens[:4]) is None and episodes.walk(tokens[::-1].copy()) is None
+    masks = torch.from_numpy(np.array(space.masks(tokens)))
+    found = []
+    for known in (walk, None):
+        policy.zero_grad()
+        chosen = policy.evaluate(torch.from_numpy(tokens), masks, 0.4, known)
+        (chosen.log_probability.sum() + chosen.entropy.sum()).backward()
+        found.append([chosen.log_probability.detach(), *(parameter.grad for parameter in policy.parameters())])
+    for drawn, walked in zip(*found, strict=True):
+        assert drawn is not None and torch.equal(drawn, walked)
+
+
+def test_a_walk_does_not_keep_itself_alive(known: Any) -> None:
+    policy = policy_of(known.tiny_macro(3, 2))
+    episodes = Episodes(policy, 4, 0)
+    tokens, _ = batch_of(policy.space, policy.space.sample(np.random.default_rng(0), 4))
+    walk = episodes.memory.walk.to_end(tokens.t())
+    states, anchors = states_and_anchors(walk, policy._weights().cell, tokens.t())
+    kept = weakref.ref(states)
+    assert states.requires_grad
+    del states, anchors, walk, episodes
+    assert kept() is None
+
+
+def test_an_anchor_that_is_named_twice_is_credited_twice() -> None:
+    class Twice(SearchSpace):
+        name = "twice"
+        decisions = (
+            Decision("a", "operation", ("x", "y"), 0),
+            Decision("b", "input", ("a", "a again"), 1, (0, 0)),
+            Decision("c", "operation", ("x", "y"), 1),
+        )
+
+    space = Twice()
+    policy = policy_of(space, PolicySettings(hidden=3, temperature=1.0, tanh_constant=None, init=0.7))
+    genotypes = [space.genotype(tokens) for tokens in ((0, 0, 1), (1, 1, 0))]
+    names = [f"policy.{name}" for name, _ in policy.named_parameters()]
+
+    def value(*parameters: Tensor) -> Tensor:
+        given = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(_Evaluate(policy), given, batch_of(space, genotypes)).log_probability.sum()
+
+    assert torch.autograd.gradcheck(value, tuple(policy.parameters()))
