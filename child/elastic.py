@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from child.norm import BatchNorm2d
 from child.space import Genotype, NetworkSpace
 
 
@@ -64,7 +65,7 @@ class ElasticLinear(nn.Linear):
         return functional.linear(input, crop(self.weight, (outputs, input.shape[1])), bias)
 
 
-class ElasticBatchNorm2d(nn.BatchNorm2d):
+class ElasticBatchNorm2d(BatchNorm2d):
     """Batch normalization of as many channels as come.
 
     Running statistics of the shared channels mix all sizes, and so are of use in a fixed network alone: shared weights
@@ -73,23 +74,4 @@ class ElasticBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""
-        channels = input.shape[1]
-        if channels == self.num_features:
-            return super().forward(input)
-        mean, var, count = self.running_mean, self.running_var, self.num_batches_tracked
-        assert mean is not None and var is not None and count is not None
-        momentum = self.momentum
-        if self.training and self.track_running_stats:
-            count.add_(1)
-            momentum = 1 / float(count) if momentum is None else momentum
-        keeps = not self.training or self.track_running_stats
-        return functional.batch_norm(
-            input,
-            mean[:channels] if keeps else None,
-            var[:channels] if keeps else None,
-            self.weight[:channels],
-            self.bias[:channels],
-            self.training,
-            0.0 if momentum is None else momentum,
-            self.eps,
-        )
+        return self.normalize(input, input.shape[1])

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from child.chain import ChainSpace, brackets, run_together
+from child.norm import BatchNorm2d
 from child.operations import MACRO_OPERATIONS, conv, parameter_free, prepare, sides
 from child.space import Decision, Genotype, Graph, nearest
 
@@ -176,18 +177,18 @@ class MacroNetwork(nn.Module):
         channels, dims = space.channels, space.dims
         every = tuple((name, ()) for name in space.operations)
         chosen = [every] * space.num_layers if self.fixed is None else [(layer,) for layer in self.fixed]
-        self.stem = nn.Sequential(conv(space.input_channels, channels, 3, dims=dims), nn.BatchNorm2d(channels))
+        self.stem = nn.Sequential(conv(space.input_channels, channels, 3, dims=dims), BatchNorm2d(channels))
         self.operations = nn.ModuleList(
             nn.ModuleDict({name: MACRO_OPERATIONS[name].build(channels, dims) for name, _ in options})
             for options in chosen
         )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in chosen)
+        self.norms = nn.ModuleList(BatchNorm2d(channels) for _ in chosen)
         everything = tuple((space.operations[0], tuple(range(layer))) for layer in range(space.num_layers))
         reductions = space._reductions(everything if self.fixed is None else self.fixed)
         self.reductions = nn.ModuleDict(
             {
                 f"{layer + 1}at{level}": nn.Sequential(
-                    nn.Conv2d(channels, channels, sides(2, dims), sides(2, dims), bias=False), nn.BatchNorm2d(channels)
+                    nn.Conv2d(channels, channels, sides(2, dims), sides(2, dims), bias=False), BatchNorm2d(channels)
                 )
                 for layer, level in sorted(reductions)
             }

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from child.norm import BatchNorm2d
 from child.operations import MICRO_OPERATIONS, DropPath, parameter_free, prepare, relu_conv_norm
 from child.space import CostUnit, Decision, Genotype, Graph, RelaxedSpace, nearest
 from child.task import WithAuxiliary
@@ -347,7 +348,7 @@ class Cell(nn.Module):
             {branch_name(*branch): MICRO_OPERATIONS[branch[3]].build(channels) for branch in sorted(branches)}
         )
         self.projections = nn.ModuleDict({str(end): nn.Conv2d(channels, channels, 1, bias=False) for end in ends})
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm = BatchNorm2d(channels)
         self.drop_path = DropPath(0.0 if nodes is None else space.drop_path)
 
     def forward(self, older: Tensor, newer: Tensor, nodes: Nodes | Blend) -> Tensor:
@@ -390,10 +391,10 @@ class AuxiliaryHead(nn.Module):
             nn.ReLU(),
             nn.AdaptiveAvgPool2d(2),
             nn.Conv2d(channels, narrow, 1, bias=False),
-            nn.BatchNorm2d(narrow),
+            BatchNorm2d(narrow),
             nn.ReLU(),
             nn.Conv2d(narrow, wide, 2, bias=False),
-            nn.BatchNorm2d(wide),
+            BatchNorm2d(wide),
             nn.ReLU(),
         )
         self.classifier = nn.Linear(wide, num_outputs)
@@ -418,7 +419,7 @@ class MicroNetwork(nn.Module):
         self.fixed = None if genotype is None else space.cells(space.check(genotype))
         channels, last = space.channels, space.stage_size(NUM_STAGES - 1)[0]
         self.stem = nn.Sequential(
-            nn.Conv2d(space.input_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+            nn.Conv2d(space.input_channels, channels, 3, padding=1, bias=False), BatchNorm2d(channels)
         )
         self.cells = nn.ModuleList(
             Cell(space, place, None if self.fixed is None else self.fixed[place.cell]) for place in space.places

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from child.chain import run_together
 from child.elastic import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear, ElasticSpace
+from child.norm import BatchNorm2d
 from child.operations import prepare
 from child.space import Decision, Genotype, Graph, Mask, Tokens
 
@@ -293,7 +294,7 @@ class MobileNetwork(nn.Module):
         blocks = space.blocks(space.largest) if self.fixed is None else self.fixed
         self.stem = nn.Sequential(
             nn.Conv2d(space.input_channels, space.channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(space.channels),
+            BatchNorm2d(space.channels),
             nn.ReLU6(),
         )
         self.blocks = nn.ModuleDict({block.name: InvertedResidual(block, space.stride(block)) for block in blocks})

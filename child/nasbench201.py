@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from child.norm import BatchNorm2d
 from child.operations import NASBENCH201_OPERATIONS, parameter_free, prepare, relu_conv_norm
 from child.space import CostUnit, Decision, Genotype, Graph, RelaxedSpace, nearest
 
@@ -273,7 +274,7 @@ class ResidualReduction(nn.Module):
 def pooling_reduction(inputs: int) -> nn.Module:
     """Half the size and twice the channels: the 2x2 mean, a 1x1 convolution and its normalization."""
     return nn.Sequential(
-        nn.AvgPool2d(2, ceil_mode=True), nn.Conv2d(inputs, 2 * inputs, 1, bias=False), nn.BatchNorm2d(2 * inputs)
+        nn.AvgPool2d(2, ceil_mode=True), nn.Conv2d(inputs, 2 * inputs, 1, bias=False), BatchNorm2d(2 * inputs)
     )
 
 
@@ -320,12 +321,12 @@ class NASBench201Network(nn.Module):
         self.fixed = None if genotype is None else space.edges(space.check(genotype))
         share = space.share_edges and self.fixed is None
         widths = [space.stage_size(stage)[0] for stage in range(space.num_stages)]
-        self.stem = nn.Sequential(nn.Conv2d(inputs, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]))
+        self.stem = nn.Sequential(nn.Conv2d(inputs, widths[0], 3, padding=1, bias=False), BatchNorm2d(widths[0]))
         self.reductions = nn.ModuleList(REDUCTIONS[space.reduction](width) for width in widths[:-1])
         self.stages = nn.ModuleList(
             nn.ModuleList(Cell(width, self.fixed, share) for _ in range(space.cells_per_stage)) for width in widths
         )
-        self.norm = nn.BatchNorm2d(widths[-1])
+        self.norm = BatchNorm2d(widths[-1])
         self.classifier = nn.Linear(widths[-1], outputs)
         prepare(self)
 

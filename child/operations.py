@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from child.norm import BatchNorm2d
+
 
 def sides(size: int, dims: int, height: int = 1) -> tuple[int, int]:
     """A kernel or stride of this size: in both directions of an image, or along a sequence alone."""
@@ -33,15 +35,13 @@ def prepare(network: nn.Module) -> None:
 
 def conv_norm_relu(inputs: int, outputs: int, kernel: int, stride: int = 1, dims: int = 2) -> nn.Sequential:
     """Convolution that keeps the size (at stride 1), batch normalization, ReLU in place of its own input."""
-    return nn.Sequential(
-        conv(inputs, outputs, kernel, stride, dims=dims), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-    )
+    return nn.Sequential(conv(inputs, outputs, kernel, stride, dims=dims), BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 def relu_conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
     """ReLU, convolution that keeps the size (at stride 1), batch normalization: the order inside cells."""
     convolve = nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2, bias=False)
-    return nn.Sequential(nn.ReLU(), convolve, nn.BatchNorm2d(outputs))
+    return nn.Sequential(nn.ReLU(), convolve, BatchNorm2d(outputs))
 
 
 def convolution(channels: int, kernel: int, dims: int = 2) -> nn.Module:
@@ -74,7 +74,7 @@ def separable_twice(channels: int, kernel: int) -> nn.Module:
     layers: list[nn.Module] = []
     for fresh in (False, True):  # what a normalization gave is nobody else's
         depthwise = conv(channels, channels, kernel, groups=channels)
-        layers += [nn.ReLU(inplace=fresh), depthwise, conv(channels, channels, 1), nn.BatchNorm2d(channels)]
+        layers += [nn.ReLU(inplace=fresh), depthwise, conv(channels, channels, 1), BatchNorm2d(channels)]
     return nn.Sequential(*layers)
 
 

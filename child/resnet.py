@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from child.norm import BatchNorm2d
 from child.operations import conv, conv_norm_relu, prepare
 
 
@@ -19,12 +20,12 @@ class ResidualBlock(nn.Module):
         self.body = nn.Sequential(
             *conv_norm_relu(inputs, outputs, 3, stride, dims=dims),
             conv(outputs, outputs, 3, dims=dims),
-            nn.BatchNorm2d(outputs),
+            BatchNorm2d(outputs),
         )
         self.stride = stride
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(conv(inputs, outputs, 1), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(conv(inputs, outputs, 1), BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         # Sliced, not strided: the backward pass of a strided 1x1 convolution over 2 to 6 channels in channels-last

@@ -123,7 +123,7 @@ def test_values_reach_their_place() -> None:
         ("distill.training.epochs=0", ["distill.training", "epochs must be above 0, got 0"]),
         ("distill.budget=0", ["distill.budget is a share of the teacher's MACs in (0, 1], got 0.0"]),
         ("derive.candidates=0", ["derive.candidates must be at least 1, got 0"]),
-        ("ranking.random=-1", ["ranking.finalists and ranking.random must be at least 0", "got 4, -1 and 0.15"]),
+        ("ranking.random=-1", ["ranking.finalists and ranking.random must be at least 0", "got 4, -1 and 0.1"]),
         ("ranking.fidelity=0", ["ranking.fidelity in (0, 1]", "and 0.0"]),
         ("baseline.learning_rates=0.1", ["baseline.learning_rates: expected a list such as [1,2], got 0.1"]),
         ("rungs.fidelities=[0.5,0.2]", ["rungs.fidelities must rise within (0, 1], got [0.5, 0.2]"]),
