@@ -127,13 +127,13 @@ class RankingSettings:
     Args:
         finalists: The most promising of the strategy.
         random: Random architectures; 0 of both for no check.
-        fidelity: The share of the final training's epochs. At 0.15 eight architectures cost 1.2 final trainings, of the
+        fidelity: The share of the final training's epochs. At 0.1 eight architectures cost 0.8 final trainings, of the
             eight that the epochs of a default run amount to.
     """
 
     finalists: int = 4
     random: int = 4
-    fidelity: float = 0.15
+    fidelity: float = 0.1
 
     def __post_init__(self) -> None:
         if min(self.finalists, self.random) < 0 or not 0 < self.fidelity <= 1:
