@@ -36,6 +36,11 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
+def shuffled(split: Split, count: int, seed: int) -> Split:
+    """So many samples drawn by the seed, in no order: batches of one class would have statistics of their own."""
+    return split.take(torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count])
+
+
 class SupernetEvaluator:
     """Quality from shared weights, on validation data.
 
@@ -70,6 +75,7 @@ class SupernetEvaluator:
         self.space, self.task, self.cost, self.settings = space, task.to(device), cost, settings
         self.judged = self.task if score == "metric" else replace(self.task, objective=task.objective.by_loss())
         self.statistics, self.recalibration_batches, self.device = statistics, recalibration_batches, device
+        self.seed = seed
         torch.manual_seed(derive_seed(seed, "supernet", "weights"))
         self.network: Any = space.network().to(device)
         self.training = Training(self.network, self.task, settings, num_steps, seed, "supernet", device)
@@ -93,10 +99,7 @@ class SupernetEvaluator:
     def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
         """Score architectures on the same share `fidelity` of the validation data, drawn by `seed`."""
         split = self.task.validation
-        if fidelity < 1:
-            draw = torch.Generator().manual_seed(derive_seed(seed, "validation"))
-            count = max(1, round(fidelity * len(split)))
-            split = split.take(torch.randperm(len(split), generator=draw)[:count])
+        split = shuffled(split, max(1, round(fidelity * len(split))), derive_seed(seed, "validation"))
         unique = list(dict.fromkeys(genotypes))
         targets = split.targets.cpu()
         found = {}
@@ -151,9 +154,8 @@ class SupernetEvaluator:
     def _recalibrated(self, genotype: Genotype, split: Split) -> Tensor:
         norms = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
         before = [({name: value.clone() for name, value in norm.named_buffers()}, norm.momentum) for norm in norms]
-        train = self.task.train.take(
-            range(min(len(self.task.train), self.recalibration_batches * self.settings.batch_size))
-        )
+        count = min(len(self.task.train), self.recalibration_batches * self.settings.batch_size)
+        train = shuffled(self.task.train, count, derive_seed(self.seed, "recalibration"))
         batch_size = self.settings.batch_size
         self.network.eval()
         try:

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from child.cost import CostModel
 from child.macro import MacroSpace
-from child.space import Genotype, NetworkSpace
-from child.supernet import Score, Statistics, SupernetEvaluator, batch_statistics
+from child.space import Genotype, NetworkSpace, derive_seed
+from child.supernet import Score, Statistics, SupernetEvaluator, batch_statistics, shuffled
 from child.task import Task
 from child.training import TrainingError, TrainingSettings
 
@@ -267,8 +267,10 @@ def test_recalibration_gathers_statistics_from_training_batches(
     for dropout in (part for part in fixed.modules() if isinstance(part, nn.Dropout)):
         dropout.eval()
     with torch.no_grad():
+        drawn = shuffled(task.train, 32, derive_seed(evaluator.seed, "recalibration")).inputs
+        assert not torch.equal(drawn, task.train.inputs[:32])  # which may all be of one class
         for start in (0, 16):  # two batches of 16
-            fixed(task.preprocessing(task.train.inputs[start : start + 16]))
+            fixed(task.preprocessing(drawn[start : start + 16]))
         expected = fixed.eval()(task.preprocessing(task.validation.inputs))
     scores = evaluator._scores([genotype], task.validation)[0]
     assert isinstance(scores, Tensor)
@@ -323,6 +325,8 @@ def test_fidelity_takes_its_share_of_the_validation_data(
     everything = {tuple(row) for row in task.preprocessing(task.validation.inputs).flatten(1).tolist()}
     assert len(everything) == 24
     assert set(samples(1.0, 0)) == everything
+    # Data often lie sorted by class, and batches of one class have statistics of their own.
+    assert samples(1.0, 0) != [tuple(row) for row in task.preprocessing(task.validation.inputs).flatten(1).tolist()]
     for fidelity, num in ((0.5, 12), (0.25, 6), (0.1, 2), (0.001, 1)):
         drawn = samples(fidelity, 0)
         assert len(drawn) == len(set(drawn)) == num
