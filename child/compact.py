@@ -36,7 +36,7 @@ def pack(state: Mapping[str, Tensor]) -> bytes:
     for name, value in state.items():
         value = value.detach().cpu().contiguous()
         # Vectors are left out, and what is all one value: fresh normalizations are equal, but they are not the same.
-        if value.dtype == torch.float32 and value.ndim > 1 and value.numel() and bool((value != value.view(-1)[0]).any()):
+        if value.dtype == torch.float32 and value.ndim > 1 and len(value.unique()) > 1:
             key = (tuple(value.shape), value.numpy().tobytes())
             if key in seen:
                 packed[name] = {"same": seen[key]}

@@ -211,7 +211,8 @@ def load_network(folder: str | Path, plugins: Sequence[str] = ()) -> TrainedNetw
 def resize(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Give layers the sizes of these weights, in place; the values stay undefined until they are loaded."""
     for prefix, layer in module.named_modules():
-        for held in (layer._parameters, layer._buffers):
+        tables: tuple[Any, ...] = (layer._parameters, layer._buffers)
+        for held in tables:
             for name, value in held.items():
                 wanted = weights.get(f"{prefix}.{name}" if prefix else name)
                 if value is None or wanted is None or value.shape == wanted.shape:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from child.share import FineTuning
 from child.space import derive_seed
 from child.task import Task
 
@@ -26,6 +27,43 @@ Importance = Literal["magnitude", "bn_scale", "taylor"]
 
 Kept = Mapping[str, int]
 """How many units of each group stay."""
+
+
+@dataclass(frozen=True)
+class PruneSettings:
+    """How channels are removed.
+
+    Args:
+        training: After every round.
+        unit: What is brought down, `macs` or `parameters`; None for that of the goal, else macs.
+        share: To this share of the original's; None for that of the goal, or half where there is none.
+        ratios: `global` compares channels across groups, `uniform` keeps the same share of every group, and with
+            `search` the controller finds a ratio for each.
+        importance: As of `score_units`.
+        rounds: In so many steps, each the same share of what is left.
+        least: The share of a group that stays in any case.
+        multiple: Of how many channels the rest should be.
+        choices: The shares removed that `search` chooses from.
+    """
+
+    training: FineTuning
+    unit: Literal["macs", "parameters"] | None = None
+    share: float | None = None
+    ratios: Literal["global", "uniform", "search"] = "global"
+    importance: Importance = "magnitude"
+    rounds: int = 1
+    least: float = 0.1
+    multiple: int = 4
+    choices: tuple[float, ...] = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
+
+    def __post_init__(self) -> None:
+        if self.share is not None and not 0 < self.share < 1:
+            raise ValueError(f"prune.share is a share of the original's in (0, 1), got {self.share:g}")
+        if self.rounds < 1 or self.multiple < 1 or not 0 <= self.least < 1:
+            raise ValueError(
+                "prune needs rounds >= 1, multiple >= 1 and least in [0, 1), got "
+                f"{self.rounds}, {self.multiple} and {self.least:g}"
+            )
 
 
 @dataclass(frozen=True)
@@ -71,8 +109,7 @@ def trace(module: nn.Module, input_shape: Sequence[int]) -> tuple[Any, list[Grou
     """Torch-pruning's dependency graph of a network, and the groups in it that do not reach its outputs.
 
     Raises:
-        ImportError: torch-pruning is not installed.
-        ValueError: The network cannot be traced.
+        ValueError: The network cannot be traced, or torch-pruning is not installed.
     """
     tp = _torch_pruning()
     module.eval()
@@ -119,8 +156,8 @@ def score_units(
         input_shape: Of one sample.
         groups: Those of `find_groups`.
         importance: `magnitude`, the squared norm of all weights of a channel, coming and going (Fang et al. 2023);
-            `bn_scale`, the scale of batch normalization (Liu et al. 2017), magnitude where there is none; `taylor`, what
-            the loss would change by to first order (Molchanov et al. 2019).
+            `bn_scale`, the scale of batch normalization (Liu et al. 2017), magnitude where there is none; `taylor`,
+            what the loss would change by to first order (Molchanov et al. 2019).
         task: For `taylor`, whose gradients are those of training batches.
         num_batches: For `taylor`.
         batch_size: For `taylor`.
@@ -356,5 +393,5 @@ def _torch_pruning() -> Any:
     try:
         import torch_pruning
     except ImportError:
-        raise ImportError("pruning needs torch-pruning; install it with: pip install '.[prune]'") from None
+        raise ValueError("pruning needs torch-pruning; install it with: pip install '.[prune]'") from None
     return torch_pruning

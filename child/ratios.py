@@ -7,14 +7,13 @@ the search loop and the environment search it as any other space.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from child.prune import Group, gather_statistics, keep_shares, remove_units
 from child.space import Decision, Evaluation, Genotype, Improvement, Sampler, SearchSpace, derive_seed
 from child.task import Task
 from child.training import grade
-
-import torch
 
 
 class RatioSpace(SearchSpace):
@@ -88,9 +87,7 @@ class PruningEvaluator:
 
     def left(self, genotype: Genotype) -> nn.Module:
         """What is left of the network."""
-        return remove_units(
-            self.module, self.task.input_shape, self.space.groups, self.scores, self.kept(genotype)
-        )
+        return remove_units(self.module, self.task.input_shape, self.space.groups, self.scores, self.kept(genotype))
 
     def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
         """Score each on the same share `fidelity` of the validation data, drawn by `seed`."""

@@ -7,6 +7,7 @@ included, goes on with the same codes and the same zeros, and `child/compact.py`
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -154,8 +155,8 @@ def hold(module: nn.Module) -> nn.Module:
             else:
                 continue
             parametrize.register_parametrization(layer, name, how)
-            original = layer.parametrizations[name]  # type: ignore[index]
-            original.original = held.setdefault(id(weight), original.original)  # layers that were tied stay tied
+            made: Any = layer.parametrizations[name]  # type: ignore[index]
+            made.original = held.setdefault(id(weight), made.original)  # layers that were tied stay tied
     return module
 
 

@@ -45,10 +45,9 @@ def cut_connections(module: nn.Module, sparsity: float, scope: Literal["global",
     with torch.no_grad():
         # A weight that several layers share is one.
         weights = list({id(getattr(layer, name)): getattr(layer, name) for layer, name in weights_of(module)}.values())
-        sizes = [weight.abs().flatten() for weight in weights]
-        parts = [torch.cat(sizes)] if scope == "global" else sizes
-        for number, weight in enumerate(weights):
-            among = parts[0] if scope == "global" else parts[number]
-            count = round(sparsity * len(among))
-            if count:
-                weight[weight.abs() <= among.kthvalue(count).values] = 0
+        for together in [weights] if scope == "global" else [[weight] for weight in weights]:
+            sizes = torch.cat([weight.abs().flatten() for weight in together])
+            live = torch.ones_like(sizes)
+            live[sizes.argsort(stable=True)[: round(sparsity * len(sizes))]] = 0
+            for weight, part in zip(together, live.split([weight.numel() for weight in together]), strict=True):
+                weight.mul_(part.view(weight.shape))
