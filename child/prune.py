@@ -133,7 +133,8 @@ def trace(module: nn.Module, input_shape: Sequence[int]) -> tuple[Any, list[Grou
     names = {layer: name for name, layer in module.named_modules()}
     groups = []
     for each in found:
-        if all(item.dep.target.outputs for item in each):  # else it reaches the end of the network
+        ends = (item.dep for item in each if not item.dep.target.outputs)
+        if not any(graph.is_out_channel_pruning_fn(dep.handler) for dep in ends):  # else they are the network's outputs
             layer = each[0].dep.target.module
             groups.append(Group(names[layer], len(each[0].idxs), _num_parts(item.dep.target.module for item in each)))
     return graph, groups

@@ -85,10 +85,10 @@ def launch(start: Callable[[Config, str], None], kind: type[Config] = RunConfig,
         sys.exit(max(status for _, status in failed))
 
 
-def compose(*overrides: str) -> RunConfig:
+def compose(*overrides: str, kind: type[Config] = RunConfig, name: str = "config") -> Config:
     """The typed config that these overrides give, for tests and benchmarks that run parts of a run."""
     with hydra.initialize_config_module("conf", version_base="1.3"):
-        return resolve(hydra.compose("config", list(overrides)), list(overrides))[0]
+        return resolve(hydra.compose(name, list(overrides)), list(overrides), kind)[0]
 
 
 def resolve(composed: DictConfig, overrides: list[str], kind: type[Config] = RunConfig) -> tuple[Config, str]:

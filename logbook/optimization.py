@@ -21,7 +21,7 @@ def row_line(row: Mapping[str, Any], metric: str) -> str:
     """A network in a line."""
     return (
         f"{row['title']}: validation {metric} {_with_error(row, metric)}, {human(row['macs'])} MACs, "
-        f"{human(row['parameters'])} parameters, {human(row['bytes'])}B, {row['latency_ms']:.2f} ms for 64"
+        f"{human(row['parameters'])} parameters, {human(row['bytes'])}B"
     )
 
 
