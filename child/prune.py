@@ -95,7 +95,9 @@ def find_groups(module: nn.Module, input_shape: Sequence[int]) -> list[Group]:
     Raises:
         ValueError: The network cannot be traced, or has no such group.
     """
-    groups = [group for group in trace(module, input_shape)[1] if _is_sound(module, input_shape, group)]
+    groups = [group for group in trace(module, input_shape)[1] if group.num_units > 1]
+    if not _are_sound(module, input_shape, groups):
+        groups = [group for group in groups if _are_sound(module, input_shape, [group])]
     if not groups:
         raise ValueError(
             f"{type(module).__name__} has no channels that can be pruned: none of its convolutions and linear layers "
@@ -216,9 +218,9 @@ def keep_shares(
     kept = {}
     for group in groups:
         step = max(1, multiple // group.num_parts)
-        share = max(least, shares[group.name])
-        wanted = max(step, step * round(share * group.num_units / step))
-        kept[group.name] = max(1, min(group.num_units, wanted))
+        wanted = max(least, shares[group.name]) * group.num_units
+        rounded = max(step, step * round(wanted / step))
+        kept[group.name] = group.num_units if round(wanted) == group.num_units else min(group.num_units, rounded)
     return kept
 
 
@@ -230,7 +232,8 @@ def uniform(groups: Sequence[Group], scores: Mapping[str, Tensor], share: float)
 def across(groups: Sequence[Group], scores: Mapping[str, Tensor], share: float) -> dict[str, float]:
     """Of all units of all groups that share stays, the most important of them, wherever they are."""
     every = torch.cat([scores[group.name] for group in groups]).sort(descending=True).values
-    bar = every[min(len(every) - 1, math.floor(share * len(every)))]
+    num = math.floor(share * len(every))
+    bar = every[num] if num < len(every) else -math.inf
     return {group.name: (scores[group.name] > bar).float().mean().item() for group in groups}
 
 
@@ -322,19 +325,19 @@ def _gather_gradients(module: nn.Module, task: Task, num_batches: int, batch_siz
         (task.loss(module(inputs.to(device)), targets.to(device)) / num_batches).backward()
 
 
-def _is_sound(module: nn.Module, input_shape: Sequence[int], group: Group) -> bool:
-    """Whether a network without a third of the group's units answers as one whose next layers do not look at them."""
-    if group.num_units < 2:
-        return False
-    units = list(range(0, group.num_units, 3))[: group.num_units - 1]
+def _are_sound(module: nn.Module, input_shape: Sequence[int], groups: Sequence[Group]) -> bool:
+    """Whether a network without a third of the groups' units answers as one whose next layers do not look at them."""
     device = next(module.parameters()).device
     generator = torch.Generator().manual_seed(0)
     inputs = torch.rand(3, *input_shape, generator=generator).to(device)
     smaller, blind = copy.deepcopy(module), copy.deepcopy(module)
     try:
-        graph, _ = trace(smaller, input_shape)
-        _remove(graph, smaller, group, units)
-        comparable = _blind(trace(blind, input_shape)[0], blind, group, units)
+        removing, blinding = (trace(each, input_shape)[0] for each in (smaller, blind))
+        comparable = True
+        for group in groups:
+            units = list(range(0, group.num_units, 3))[: group.num_units - 1]
+            comparable &= _blind(blinding, blind, group, units)
+            _remove(removing, smaller, group, units)
         with torch.no_grad():
             given, wanted = smaller(inputs), blind(inputs)
     except Exception:  # whatever goes wrong in a network of the user's, the group is left alone
