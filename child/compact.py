@@ -99,11 +99,12 @@ def _size(parts: Mapping[str, NDArray[Any]]) -> int:
 
 def _restore(shape: tuple[int, ...], values: Tensor, codes: Tensor | None, mask: Tensor | None) -> Tensor:
     num = math.prod(shape)
-    inside = None if mask is None else np.unpackbits(mask.numpy(), count=num).astype(bool)
+    inside = None if mask is None else _bits(mask.numpy(), num).astype(bool)
     found = values.numpy()
     if codes is not None:
-        wanted = num if inside is None else int(inside.sum())
-        found = found[_from_bits(codes.numpy(), _width(len(found)), wanted)]
+        width, wanted = _width(len(found)), num if inside is None else int(inside.sum())
+        rows = _bits(codes.numpy(), wanted * width).reshape(wanted, width)
+        found = found[np.packbits(np.pad(rows, ((0, 0), (8 - width, 0))), axis=1)[:, 0]]
     if inside is not None:
         dense = np.zeros(num, np.float32)
         dense[inside] = found
@@ -120,6 +121,7 @@ def _to_bits(codes: NDArray[Any], width: int) -> NDArray[np.uint8]:
     return np.packbits(np.unpackbits(codes.astype(np.uint8)[:, None], axis=1)[:, 8 - width :])
 
 
-def _from_bits(packed: NDArray[np.uint8], width: int, num: int) -> NDArray[np.int64]:
-    rows = np.unpackbits(packed, count=num * width).reshape(num, width)
-    return np.packbits(np.pad(rows, ((0, 0), (8 - width, 0))), axis=1)[:, 0].astype(np.int64)
+def _bits(packed: NDArray[np.uint8], num: int) -> NDArray[np.uint8]:
+    if len(packed) != -(-num // 8):
+        raise ValueError(f"{num} bits do not take {len(packed)} bytes")
+    return np.unpackbits(packed, count=num)

@@ -128,14 +128,14 @@ class Codebook(nn.Module):
 class Mask(nn.Module):
     """A weight whose zeros stay zero."""
 
-    live: Tensor
+    dead: Tensor
 
     def __init__(self, weight: Tensor):
         super().__init__()
-        self.register_buffer("live", (weight != 0).to(weight.dtype), persistent=False)
+        self.register_buffer("dead", weight == 0, persistent=False)
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight * self.live
+        return weight.masked_fill(self.dead, 0.0)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight
@@ -145,8 +145,8 @@ def hold(module: nn.Module) -> nn.Module:
     """Make a network keep its shared values and its zeros in training; the same network."""
     held: dict[int, nn.Parameter] = {}
     with torch.no_grad():
-        for layer, name in list(weights_of(module)):
-            weight = getattr(layer, name)
+        found = [(layer, name, getattr(layer, name)) for layer, name in weights_of(module)]
+        for layer, name, weight in found:
             num_values = len(weight.unique())
             if 2 <= num_values <= MOST_VALUES and weight.numel() >= WEIGHTS_PER_VALUE * num_values:
                 how: nn.Module = Codebook(weight)
@@ -154,6 +154,7 @@ def hold(module: nn.Module) -> nn.Module:
                 how = Mask(weight)
             else:
                 continue
+            layer._parameters[name] = nn.Parameter(weight.clone())  # for its place in memory is used again
             parametrize.register_parametrization(layer, name, how)
             made: Any = layer.parametrizations[name]  # type: ignore[index]
             made.original = held.setdefault(id(weight), made.original)  # layers that were tied stay tied
@@ -162,14 +163,18 @@ def hold(module: nn.Module) -> nn.Module:
 
 def release(module: nn.Module) -> nn.Module:
     """Plain weights again, with the values that they have; the same network."""
-    tied: dict[int, nn.Parameter] = {}
-    for layer in list(module.modules()):
-        if parametrize.is_parametrized(layer):
-            for name in list(layer.parametrizations):  # type: ignore[arg-type]
-                original = id(layer.parametrizations[name].original)  # type: ignore[index]
-                parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
-                layer._parameters[name] = tied.setdefault(original, layer._parameters[name])  # type: ignore[arg-type]
+    tied: dict[int, Any] = {}
+    held = [layer for layer in module.modules() if parametrize.is_parametrized(layer)]
+    found = [(layer, name, made, made.original) for layer in held for name, made in _parametrizations(layer)]
+    for layer, name, made, original in found:
+        made.original = nn.Parameter(original.detach().clone())  # for its place in memory is used again
+        parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
+        layer._parameters[name] = tied.setdefault(id(original), layer._parameters[name])
     return module
+
+
+def _parametrizations(layer: Any) -> list[tuple[str, Any]]:
+    return list(layer.parametrizations.items())
 
 
 def weights_of(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:

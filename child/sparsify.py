@@ -47,7 +47,7 @@ def cut_connections(module: nn.Module, sparsity: float, scope: Literal["global",
         weights = list({id(getattr(layer, name)): getattr(layer, name) for layer, name in weights_of(module)}.values())
         for together in [weights] if scope == "global" else [[weight] for weight in weights]:
             sizes = torch.cat([weight.abs().flatten() for weight in together])
-            live = torch.ones_like(sizes)
-            live[sizes.argsort(stable=True)[: round(sparsity * len(sizes))]] = 0
-            for weight, part in zip(together, live.split([weight.numel() for weight in together]), strict=True):
-                weight.mul_(part.view(weight.shape))
+            cut = torch.zeros_like(sizes, dtype=torch.bool)
+            cut[sizes.argsort(stable=True)[: round(sparsity * len(sizes))]] = True
+            for weight, part in zip(together, cut.split([weight.numel() for weight in together]), strict=True):
+                weight.masked_fill_(part.view(weight.shape), 0.0)

@@ -133,9 +133,7 @@ def test_every_space_stays_a_network(
         macs = []
         for layer in smaller.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
-                layer.register_forward_hook(
-                    lambda layer, _, out: macs.append(out[0].numel() * layer.weight[0].numel())
-                )
+                layer.register_forward_hook(lambda layer, _, out: macs.append(out[0].numel() * layer.weight[0].numel()))
         smaller(inputs[:1])
         counted = sum(macs)
         assert count_macs(smaller, shape) == counted
@@ -277,7 +275,9 @@ def test_the_largest_that_costs_no_more(family: Callable) -> None:
     scores = score_units(module, SHAPE, groups, "magnitude")
     cost = partial(count_macs, input_shape=SHAPE)
     wanted = 0.4 * cost(module)
-    smaller = fit(module, SHAPE, groups, scores, lambda at: keep_shares(groups, family(groups, scores, at)), cost, wanted)
+    smaller = fit(
+        module, SHAPE, groups, scores, lambda at: keep_shares(groups, family(groups, scores, at)), cost, wanted
+    )
     assert 0.3 * cost(module) < cost(smaller) <= wanted
     assert cost(fit(module, SHAPE, groups, scores, lambda at: keep_shares(groups, family(groups, scores, at)), cost,
                     cost(module))) == cost(module)  # fmt: skip
