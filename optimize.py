@@ -187,7 +187,7 @@ def build(config: OptimizeConfig) -> tuple[torch.device, Task, Blueprint, nn.Mod
     model = config.model
     if model.path is not None:
         network = load_network(find_network(model.path), config.plugins)
-        check_task(network, task, model.path)
+        check_task("model.path", network, task, model.path)
         blueprint, original, module = network.blueprint, network.module, network.module
     else:
         assert model.part is not None
@@ -197,10 +197,12 @@ def build(config: OptimizeConfig) -> tuple[torch.device, Task, Blueprint, nn.Mod
         original = None if model.weights is None else with_weights(module, Path(model.weights))
     check_fit("model", lambda: module, task)
     check_goals(config, module, task)
+    if "distill" in config.steps:
+        teachers_on_disk(config, task)
     return device, task, blueprint, original
 
 
-def check_task(network: TrainedNetwork, task: Task, path: str) -> None:
+def check_task(key: str, network: TrainedNetwork, task: Task, path: str) -> None:
     """Prove that a network was trained for this task, on this very split of its data."""
     for what, its, ours in (
         ("inputs of shape", network.input_shape, task.input_shape),
@@ -209,7 +211,7 @@ def check_task(network: TrainedNetwork, task: Task, path: str) -> None:
     ):
         if its != ours:
             raise ConfigError(
-                f"model.path: {path} was trained for {what} {its!s:.120}, but the task {task.name} has {ours!s:.120}; "
+                f"{key}: {path} was trained for {what} {its!s:.120}, but the task {task.name} has {ours!s:.120}; "
                 "give the env and the seed that it was trained with (another seed may split off other test data)"
             )
 
@@ -390,7 +392,9 @@ def distill(at: Setting, step: Step) -> float:
 
     def compute() -> float:
         started = time.monotonic()
-        teachers = [network for name in settings.teachers for network in teachers_of(at, name, step)]
+        teachers = [at.load({"original": "original", "self": step.before}[name]).module
+                    for name in settings.teachers if name in KNOWN_TEACHERS]  # fmt: skip
+        teachers += [teacher.to(at.device) for teacher in teachers_on_disk(at.config, at.task)]
         teacher = teachers[0] if len(teachers) == 1 else Ensemble(teachers)
         network = at.load(step.before)
         inputs = at.task.preprocessing(at.task.train.inputs[:2])
@@ -419,6 +423,7 @@ STEPS: dict[str, Callable[[Setting, Step], float]] = {
 }
 
 CALLED = {"macs": "multiply-accumulates", "parameters": "parameters", "bytes": "bytes"}
+KNOWN_TEACHERS = ("original", "self")
 HELPFUL = {"macs": ("prune",), "parameters": ("prune", "share"), "bytes": ("prune", "sparsify", "share")}
 """The steps that bring a cost down."""
 
@@ -546,17 +551,18 @@ def search_ratios(
     return {"tokens": list(best[1].tokens), "seconds": time.monotonic() - started}
 
 
-def teachers_of(at: Setting, name: str, step: Step) -> list[nn.Module]:
-    """The networks that a name in `distill.teachers` stands for."""
-    if name in ("original", "self"):
-        return [at.load("original" if name == "original" else step.before).module]
-    folders = sorted(
-        folder for folder in Path(name).glob("networks/teacher*") if "-seed" not in folder.name
-    ) or [find_network(name)]  # fmt: skip
-    networks = [load_network(folder, at.config.plugins) for folder in folders]
-    for network in networks:
-        check_task(network, at.task, name)
-    return [network.module.to(at.device) for network in networks]
+def teachers_on_disk(config: OptimizeConfig, task: Task) -> list[nn.Module]:
+    """Those that `distill.teachers` names by a path: of a run folder all of its teachers, else a network."""
+    found = []
+    for name in config.distill.teachers:
+        if name in KNOWN_TEACHERS:
+            continue
+        several = [folder for folder in Path(name).glob("networks/teacher*") if "-seed" not in folder.name]
+        for folder in sorted(several) or [find_network(name)]:
+            network = load_network(folder, config.plugins)
+            check_task("distill.teachers", network, task, name)
+            found.append(network.module)
+    return found
 
 
 def fresh(at: Setting, network: TrainedNetwork) -> nn.Module:

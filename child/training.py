@@ -100,7 +100,10 @@ def check_fit(key: str, build: Callable[[], nn.Module], task: Task) -> None:
     two = task.train.take(range(min(2, len(task.train))))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            task.objective.scores(build().eval()(task.preprocessing(two.inputs)), two.targets)
+            outputs = build().eval()(task.preprocessing(two.inputs))
+            task.objective.scores(outputs, two.targets)
+            if outputs.shape[-1] != task.num_outputs:
+                raise ValueError(f"it gives {outputs.shape[-1]} outputs, and {task.num_outputs} are needed")
         except (RuntimeError, ValueError, IndexError) as error:
             given = f"inputs {task.input_shape}, targets {tuple(two.targets.shape[1:]) or 'of one value'}"
             raise ValueError(f"{key}: does not fit the task {task.name} ({given}): {error}") from None

@@ -98,7 +98,7 @@ def _cells(results: Mapping[str, Any]) -> list[dict[str, str]]:
             "note": row["note"],
             "validation": _with_error(row, metric),
         }
-        cells["loss"] = f"{scale * sign * (first['validation'][0] - row['validation'][0]):+.2f}"
+        cells["loss"] = f"{scale * sign * (first['validation'][0] - row['validation'][0]) + 0.0:+.2f}"
         cells["test"] = score(row["test"][0], metric, 2) if row["test"] else "-"
         for key in ("macs", "parameters", "bytes"):
             cells[key] = human(row[key]) + ("" if row is first else f" ({row[key] / max(1, first[key]):.1%})")

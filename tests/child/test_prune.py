@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,6 +83,22 @@ def pruned(module: nn.Module, shape: tuple[int, ...], share: float = 0.5) -> nn.
     return remove_units(module, shape, groups, scores, keep_shares(groups, uniform(groups, scores, share)))
 
 
+def macs_by_layer(module: nn.Module, inputs: Tensor) -> int:
+    """Counted from what every layer gives: an output takes a multiplication by each of its weights."""
+    found = []
+
+    def count(layer: nn.Module, given: object, outputs: Tensor) -> None:
+        found.append(outputs[0].numel() * layer.weight[0].numel())  # type: ignore[index, operator]
+
+    handles = [
+        layer.register_forward_hook(count) for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)
+    ]
+    module(inputs)
+    for handle in handles:
+        handle.remove()
+    return sum(found)
+
+
 def sizes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in module.state_dict().items()}
 
@@ -130,13 +147,7 @@ def test_every_space_stays_a_network(
         outputs = smaller(inputs)
         assert outputs.shape == module.eval()(inputs).shape and bool(outputs.isfinite().all())
         torch.testing.assert_close(torch.cat([smaller(x[None]) for x in inputs]), outputs, rtol=1e-3, atol=1e-4)
-        macs = []
-        for layer in smaller.modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                layer.register_forward_hook(lambda layer, _, out: macs.append(out[0].numel() * layer.weight[0].numel()))
-        smaller(inputs[:1])
-        counted = sum(macs)
-        assert count_macs(smaller, shape) == counted
+        assert count_macs(smaller, shape) == macs_by_layer(smaller, inputs[:1])
 
 
 @pytest.mark.parametrize("make", [Mixed, lambda: ResNet(SHAPE, 3, 8)], ids=["mixed", "resnet"])
@@ -158,15 +169,12 @@ def test_channels_that_nothing_reads_can_go(make: Callable[[], nn.Module], unset
         prune_out = graph.get_pruner_of_module(layer).prune_out_channels
         for dep, idxs in graph.get_pruning_group(layer, prune_out, gone):
             reader = layers.get(own.get(dep.target.module, "-"))
-            if isinstance(reader, nn.Linear) and dep.handler.__name__ == "prune_in_channels":
-                reader.weight.data[:, idxs] = 0
-            elif isinstance(reader, nn.Conv2d) and reader.groups == 1 and dep.handler.__name__ == "prune_in_channels":
-                reader.weight.data[:, idxs] = 0
-            elif isinstance(reader, nn.Conv2d) and reader.groups == 2 and dep.handler.__name__ == "prune_in_channels":
+            if dep.handler.__name__ == "prune_in_channels" and isinstance(reader, nn.Linear | nn.Conv2d):
+                weight, num_parts = reader.weight.data, getattr(reader, "groups", 1)
+                inputs_of_part, outputs_of_part = weight.shape[1], weight.shape[0] // num_parts
                 for idx in idxs:
-                    half = reader.out_channels // 2
-                    part, place = divmod(idx, reader.in_channels // 2)
-                    reader.weight.data[part * half : (part + 1) * half, place] = 0
+                    part, place = divmod(idx, inputs_of_part)
+                    weight[part * outputs_of_part : (part + 1) * outputs_of_part, place] = 0
         torch.testing.assert_close(remove_units(module, SHAPE, groups, scores, kept)(inputs), dead(inputs))
 
 
@@ -177,16 +185,16 @@ def test_groups_go_through_residuals_concatenation_and_grouped_convolutions() ->
     units = {name: (group.num_units, group.num_parts) for name, group in groups.items()}
     assert units == {stream: (4, 2), "grouped": (6, 2), "side": (4, 1), "mix": (6, 1), "hidden": (10, 1)}
     smaller = pruned(Mixed(), SHAPE)
-    layers = dict(smaller.named_modules())
-    assert layers["depthwise"].groups == layers["depthwise"].in_channels == layers["body"].out_channels  # type: ignore
+    layers: dict[str, Any] = dict(smaller.named_modules())
+    assert layers["depthwise"].groups == layers["depthwise"].in_channels == layers["body"].out_channels
     assert layers["grouped"].groups == 2 and layers["grouped"].in_channels == layers["stem"].out_channels == 4
     assert layers["grouped"].out_channels == 6 and layers["last"].out_features == 3
 
 
 def test_what_relies_on_fixed_numbers_is_left_alone() -> None:
     assert [group.name for group in find_groups(Fixed(), SHAPE)] == ["first"]
-    smaller = pruned(Fixed(), SHAPE)
-    assert smaller.first.out_channels == 4 and smaller.second.out_channels == 6  # type: ignore[union-attr]
+    smaller: Any = pruned(Fixed(), SHAPE)
+    assert smaller.first.out_channels == 4 and smaller.second.out_channels == 6
     assert smaller(torch.rand(3, *SHAPE)).shape == (3, 3)
 
 
@@ -198,14 +206,14 @@ def test_blocks_keep_their_shortcuts_and_squeeze_all_that_is_left() -> None:
     groups = find_groups(module, SHAPE)
     scores = score_units(module, SHAPE, groups, "magnitude")
     kept = {group.name: min(group.num_units, 6) for group in groups}  # so that inputs and outputs are equally many
-    smaller = remove_units(module, SHAPE, groups, scores, kept)
-    block = smaller.blocks["stage1_block1"]  # type: ignore[index]
-    x = torch.rand(2, 6, 8, 8)
+    smaller: Any = remove_units(module, SHAPE, groups, scores, kept)
+    block = smaller.blocks["stage1_block1"]
+    squeeze, x = block.squeeze, torch.rand(2, 6, 8, 8)
     y = nn.functional.relu6(block.expand_norm(block.expand(x)))
     y = block.squeeze(nn.functional.relu6(block.depthwise_norm(block.depthwise(y))))
     torch.testing.assert_close(block(x), block.project_norm(block.project(y)))
-    means = torch.relu(nn.functional.linear(y.mean(dim=(2, 3)), block.squeeze.reduce.weight, block.squeeze.reduce.bias))
-    assert means.shape[1] == block.squeeze.reduce.out_features == block.squeeze.expand.in_features
+    means = torch.relu(nn.functional.linear(y.mean(dim=(2, 3)), squeeze.reduce.weight, squeeze.reduce.bias))
+    assert means.shape[1] == squeeze.reduce.out_features == squeeze.expand.in_features
 
 
 def test_a_resized_network_comes_back(tmp_path: Path, unsettle: Callable[[nn.Module], None]) -> None:
@@ -227,9 +235,9 @@ def test_a_resized_network_comes_back(tmp_path: Path, unsettle: Callable[[nn.Mod
 
 
 @pytest.mark.parametrize("importance", ["magnitude", "bn_scale", "taylor"])
-def test_importance_finds_the_channel_that_does_nothing(importance, task: Task) -> None:
+def test_importance_finds_the_channel_that_does_nothing(importance: Any, task: Task) -> None:
     torch.manual_seed(0)
-    module = ResNet(SHAPE, 3, 8).eval()
+    module: Any = ResNet(SHAPE, 3, 8).eval()
     block = module.stages[0].body
     with torch.no_grad():
         for weights in (block[0].weight, block[1].weight, block[1].bias):
@@ -244,7 +252,7 @@ def test_importance_finds_the_channel_that_does_nothing(importance, task: Task) 
 
 def test_taylor_is_gradient_times_weight(task: Task) -> None:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), nn.Linear(6, 3))
+    module: Any = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), nn.Linear(6, 3))
     (group,) = find_groups(module, SHAPE)
     scores = score_units(module, SHAPE, [group], "taylor", task, num_batches=1, batch_size=48)
     inputs, targets = task.preprocessing(task.train.inputs), task.train.targets  # all of them, in another order
@@ -287,7 +295,7 @@ def test_the_largest_that_costs_no_more(family: Callable) -> None:
 
 def test_statistics_are_those_of_the_training_batches(task: Task) -> None:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(192, 3))
+    module: Any = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(192, 3))
     norm = module[0]
     gather_statistics(module, task, num_batches=1, batch_size=48, seed=0)
     inputs = task.preprocessing(task.train.inputs)
