@@ -1,4 +1,4 @@
-"""Models made smaller, tiny ones: what the folder holds at the end, what is refused, and that a stop changes nothing."""
+"""Models made smaller, tiny ones: what the folder holds at the end, what is refused, that a stop changes nothing."""
 
 import json
 import re
