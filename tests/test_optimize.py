@@ -221,6 +221,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     assert again["chosen"] == first["chosen"]
 
 
+@pytest.mark.slow
 def test_a_run_is_gone_on_with_and_asked_about_files(finished: Path, run_optimize: Any, tmp_path: Path) -> None:
     """What came out is a run's student like any other: it can be made smaller again."""
     run = run_optimize(tmp_path, f"model.path={finished}", "steps=[share]", "share.values=4", "goal.max_loss=100")
@@ -284,29 +285,41 @@ def test_a_language_model_is_made_smaller(run_optimize: Any, tmp_path: Path) -> 
     assert results["honored"] and not results["higher_is_better"]
 
 
-def test_a_module_of_the_users_by_the_command_line(tmp_path: Path) -> None:
+def test_a_module_of_the_users(run_optimize: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pruned, distilled, shared, chosen and asked again."""
-    (tmp_path / "mymodule.py").write_text(MODULE)
-    command = [sys.executable, str(ROOT / "optimize.py"), "model._target_=mymodule.Net", "plugins=[mymodule]",
-               "goal.macs=0.5", "steps=[prune,distill,share]", *TINY, f"output={tmp_path}", "name=run"]  # fmt: skip
-    done = subprocess.run(
-        command, cwd=tmp_path, env={"PATH": "", "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    (tmp_path / "ownmodule.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = run_optimize(
+        tmp_path, "model._target_=ownmodule.Net", "plugins=[ownmodule]", "goal.macs=0.5", "steps=[prune,distill,share]"
     )
-    assert done.returncode == 0 and done.stderr == "", done.stderr[-2000:]
-    results = load(tmp_path / "run" / "results.json")
+    results = load(run / "results.json")
     assert 0.3 < results["rows"][1]["macs"] / results["rows"][0]["macs"] <= 0.5 and results["honored"]
-    assert re.search(r"2\. distill .*│", done.stdout) and "Report: " in done.stdout
-    with pytest.raises(ValueError, match=r"refused to build 'mymodule\.Net'"):
-        load_network(tmp_path / "run" / "networks" / "student")
-    sys.path.insert(0, str(tmp_path))
-    try:
-        network = load_network(tmp_path / "run" / "networks" / "student", ["mymodule"])
-    finally:
-        sys.path.remove(str(tmp_path))
+    with pytest.raises(ValueError, match=r"refused to build 'ownmodule\.Net'"):
+        load_network(run / "networks" / "student")
+    network = load_network(run / "networks" / "student", ["ownmodule"])
     images = np.zeros((5, 1, 8, 8), np.uint8)
     torch.testing.assert_close(network.predict(images)[:1], network.predict(images[:1]))
     grouped: Any = network.module.get_submodule("grouped")
     assert grouped.groups == 2 and grouped.in_channels < 8
+
+
+@pytest.mark.slow
+def test_by_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "mymodule.py").write_text(MODULE)
+    own = ["model._target_=mymodule.Net", "plugins=[mymodule]", "goal.macs=0.5", "steps=[prune]"]
+
+    def type_in(*overrides: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "optimize.py"), *own, *TINY, f"output={tmp_path}", "name=run", *overrides]
+        return subprocess.run(
+            command, cwd=tmp_path, env={"PATH": "", "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+        )
+
+    done = type_in()
+    assert done.returncode == 0 and done.stderr == "", done.stderr[-2000:]
+    assert re.search(r"1\. prune .*│", done.stdout) and "Report: " in done.stdout
+    wrong = type_in("goal.macs=1.5")
+    assert wrong.returncode == 2
+    assert wrong.stderr == "luban: goal.macs is a share of the original's, and 1.5 is more than it has\n"
 
 
 def line(compose_text: Any, output: Path, *overrides: str) -> str:

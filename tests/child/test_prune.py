@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from child.cost import count_macs, count_parameters
 from child.lstm import LSTMLanguageModel
 from child.mobile import MobileSpace
-from child.network import Blueprint, TrainedNetwork, load_network, save_network
+from child.network import Blueprint, TrainedNetwork, load_network, resize, save_network
 from child.prune import (
     Group,
     across,
@@ -147,6 +147,10 @@ def test_every_space_stays_a_network(
         outputs = smaller(inputs)
         assert outputs.shape == module.eval()(inputs).shape and bool(outputs.isfinite().all())
         torch.testing.assert_close(torch.cat([smaller(x[None]) for x in inputs]), outputs, rtol=1e-3, atol=1e-4)
+        again = network_space.network(genotype).eval()
+        resize(again, smaller.state_dict())
+        again.load_state_dict(smaller.state_dict())
+        assert again(inputs).equal(outputs)
         assert count_macs(smaller, shape) == macs_by_layer(smaller, inputs[:1])
 
 
