@@ -65,7 +65,7 @@ LATENCY_BATCH = 64
 """Samples of a forward pass that is timed."""
 LATENCY_ROUNDS = 3
 STATISTICS_BATCHES = 8
-"""Training batches from which normalizations gather statistics after channels were removed; AMC takes a few too."""
+"""Training batches that normalizations take statistics from after channels were removed, and `taylor` its gradients."""
 FINALISTS = 5
 """Ratios of a search that are scored again on all validation data: more would be judged by its noise."""
 
