@@ -34,7 +34,7 @@ from child.space import CostUnit, Evaluator, Genotype, Graph, NetworkSpace, Rela
 from child.standalone import StandaloneEvaluator
 from child.supernet import SupernetEvaluator
 from child.task import Task
-from child.training import LossOf, TrainingSettings, keep_freed_memory, measure
+from child.training import LossOf, TrainingSettings, check_fit, choose_device, keep_freed_memory, measure
 from conf.launch import launch
 from conf.schema import ConfigError, Part, RunConfig, read
 from controller.collapse import name_collapse
@@ -224,17 +224,6 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
     return Parts(device, task, space, final_space, reward, evaluator, strategy, environments, join)
 
 
-def check_fit(key: str, build: Callable[[], nn.Module], task: Task) -> None:
-    """Prove on two samples that a network reads what the task gives, and gives what is compared with the answers."""
-    two = task.train.take(range(min(2, len(task.train))))
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        try:
-            task.objective.scores(build().eval()(task.preprocessing(two.inputs)), two.targets)
-        except (RuntimeError, ValueError, IndexError) as error:
-            given = f"inputs {task.input_shape}, targets {tuple(two.targets.shape[1:]) or 'of one value'}"
-            raise ConfigError(f"{key}: does not fit the task {task.name} ({given}): {error}") from None
-
-
 def build_final_space(config: RunConfig, space: SearchSpace, shapes: dict[str, Any]) -> SearchSpace:
     """The space of the final networks: that of the search, but for the arguments in `retrain.space`."""
     if not config.retrain.space:
@@ -247,13 +236,6 @@ def build_final_space(config: RunConfig, space: SearchSpace, shapes: dict[str, A
             "finds could not be built; set it for the search too, under space"
         )
     return final_space
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The device that the config names; with `auto` the first CUDA device where there is one."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: cuda was asked for, but PyTorch sees no CUDA device; allowed here: auto, cpu")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def cost_unit(config: RunConfig) -> CostUnit:

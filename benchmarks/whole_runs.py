@@ -1,4 +1,4 @@
-"""Long benchmarks in pieces, whole runs of `main.py` or jobs of a line each: what was stopped goes on, all is kept."""
+"""Long benchmarks in pieces, whole runs of a script or jobs of a line each: what was stopped goes on, all is kept."""
 
 from timing import RESULTS, ROOT  # isort: skip
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,20 @@ Job = tuple[str, Path, Sequence[str]]
 """What to call a run, its folder, and its overrides."""
 
 
-def finish(jobs: Iterable[Job]) -> None:
+def finish(jobs: Iterable[Job], script: str = "main.py") -> None:
     """Run what has no results yet, each with one thread; the command line's arguments are overrides for every run."""
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(_run, jobs))
+        list(pool.map(partial(_run, script), jobs))
 
 
-def _run(job: Job) -> None:
+def _run(script: str, job: Job) -> None:
     title, folder, overrides = job
     if (folder / "results.json").exists():
         return
     begun = any(folder.glob("checkpoints/*.ckpt"))
     new = [*overrides, f"name={folder.name}", f"output={folder.parent}", "threads=1", *sys.argv[1:]]
     arguments = [f"resume={folder}"] if begun else new
-    done = subprocess.run([sys.executable, "main.py", *arguments], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, script, *arguments], cwd=ROOT, capture_output=True, text=True)
     last = done.stdout.strip().splitlines()[-1] if done.returncode == 0 else done.stderr
     print(f"{title}: {last}", flush=True)
 

@@ -167,7 +167,7 @@ class MLP(nn.Module):
         number = len(outputs) - 1
         y = ACTIVATIONS[layer.activation](self.hidden[number](outputs[-1], layer.width))
         for source in layer.skips:
-            y = y + first(outputs[source + 1], layer.width)
+            y = y + first(outputs[source + 1], y.shape[1])
         return (*outputs, y)
 
     def _finish(self, outputs: tuple[Tensor, ...]) -> Tensor:

@@ -253,11 +253,12 @@ class SqueezeExcitation(nn.Module):
         self.reduce = ElasticLinear(channels, squeezed(channels))
         self.expand = ElasticLinear(squeezed(channels), channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same."""
+    def forward(self, x: Tensor, elastic: bool = False) -> Tensor:
+        """(B, C, H, W) to the same; elastic as that of a smaller block, which fewer channels come from."""
         channels = x.shape[1]
-        means = functional.relu(self.reduce(x.mean(dim=(2, 3)), squeezed(channels)))
-        return x * functional.hardsigmoid(self.expand(means, channels))[:, :, None, None]
+        between, outputs = (squeezed(channels), channels) if elastic else (None, None)
+        means = functional.relu(self.reduce(x.mean(dim=(2, 3)), between))
+        return x * functional.hardsigmoid(self.expand(means, outputs))[:, :, None, None]
 
 
 class InvertedResidual(nn.Module):
@@ -265,6 +266,7 @@ class InvertedResidual(nn.Module):
 
     def __init__(self, block: Block, stride: int):
         super().__init__()
+        self.block = block
         self.expand = ElasticConv2d(block.inputs, block.hidden, 1)
         self.expand_norm = ElasticBatchNorm2d(block.hidden)
         self.depthwise = ElasticConv2d(block.hidden, block.hidden, block.kernel, stride, groups=block.hidden)
@@ -279,9 +281,11 @@ class InvertedResidual(nn.Module):
         y = functional.relu6(self.expand_norm(self.expand(x, hidden)), inplace=True)
         y = functional.relu6(self.depthwise_norm(self.depthwise(y, kernel=kernel)), inplace=True)
         if self.squeeze is not None and (block is None or block.squeeze):
-            y = self.squeeze(y)
+            y = self.squeeze(y, elastic=block is not None)
         y = self.project_norm(self.project(y, outputs))
-        return x + y if x.shape == y.shape else y
+        # By the block, not by what comes: a pruned network must not add where the whole one did not.
+        block = block or self.block
+        return x + y if block.inputs == block.outputs and x.shape[2:] == y.shape[2:] else y
 
 
 class MobileNetwork(nn.Module):

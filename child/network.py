@@ -3,6 +3,8 @@
 outputs/<run>/networks/student/network.json          format, how to build it, input, objective, preprocessing
 outputs/<run>/networks/student/weights.safetensors   weights and running statistics
 outputs/<run>/networks/student/SHA256SUMS            of both files; `sha256sum -c SHA256SUMS` checks them too
+
+A network whose channels were pruned is built as it was, and its layers then take the sizes of the weights (`resize`).
 """
 
 import hashlib
@@ -18,9 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from child.compact import pack, unpack
 from child.space import Genotype, NetworkSpace
 from child.task import OBJECTIVES, Classification, Objective, Preprocessing, Regression
 from child.transforms import PREPROCESSINGS
@@ -33,11 +35,13 @@ class Blueprint:
     """How to build a network: a class by its import path, with plain arguments.
 
     With `tokens` the class is a search space and the network is that architecture; without, the class is the network.
+    `resized` says that its layers have other sizes than those that it is built with, since channels were pruned.
     """
 
     target: str
     arguments: dict[str, Any]
     tokens: tuple[int, ...] | None = None
+    resized: bool = False
 
     @classmethod
     def of(cls, space: NetworkSpace, genotype: Genotype) -> "Blueprint":
@@ -145,15 +149,14 @@ def save_network(network: TrainedNetwork, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     description = {
         "format": FORMAT,
-        "build": asdict(network.blueprint),
+        "build": {key: value for key, value in asdict(network.blueprint).items() if key != "resized" or value},
         "input_shape": list(network.input_shape),
         "objective": part_to_json(network.objective),
         "preprocessing": part_to_json(network.preprocessing),
     }
-    tensors = {name: value.cpu().contiguous() for name, value in network.module.state_dict().items()}
     contents = {
         "network.json": json.dumps(description, indent=2).encode() + b"\n",
-        "weights.safetensors": save(tensors),
+        "weights.safetensors": pack(network.module.state_dict()),
     }
     sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in contents.items())
     for name, data in {**contents, "SHA256SUMS": sums.encode()}.items():
@@ -184,16 +187,84 @@ def load_network(folder: str | Path, plugins: Sequence[str] = ()) -> TrainedNetw
             raise ValueError(f"{folder / 'network.json'} has format {description['format']}, expected {FORMAT}")
         build = description["build"]
         tokens = None if build["tokens"] is None else tuple(build["tokens"])
-        blueprint = Blueprint(build["target"], build["arguments"], tokens)
+        blueprint = Blueprint(build["target"], build["arguments"], tokens, build.get("resized", False))
         objective = part_from_json(description["objective"], OBJECTIVES)
         preprocessing = part_from_json(description["preprocessing"], PREPROCESSINGS)
+        input_shape = description["input_shape"]
         module = blueprint.build(plugins)
-        module.load_state_dict(load(contents["weights.safetensors"]))
-        return TrainedNetwork(module, blueprint, description["input_shape"], objective, preprocessing)
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder / 'network.json'} is not a network description: {error!r}") from None
-    except (SafetensorError, RuntimeError) as error:
+    try:
+        weights, same = unpack(contents["weights.safetensors"])
+        if blueprint.resized:
+            resize(module, weights)
+        module.load_state_dict(weights)
+        tie(module, same)
+        if blueprint.resized:  # whose layers might not fit each other
+            with torch.no_grad():
+                module.eval()(torch.zeros(1, *input_shape))
+    except (SafetensorError, RuntimeError, ValueError) as error:
         raise ValueError(f"{folder / 'weights.safetensors'} does not fit the network: {error}") from None
+    return TrainedNetwork(module, blueprint, input_shape, objective, preprocessing)
+
+
+def resize(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give layers the sizes of these weights, in place; the values stay undefined until they are loaded."""
+    for prefix, layer in module.named_modules():
+        tables: tuple[Any, ...] = (layer._parameters, layer._buffers)
+        for held in tables:
+            for name, value in held.items():
+                wanted = weights.get(f"{prefix}.{name}" if prefix else name)
+                if value is None or wanted is None or value.shape == wanted.shape:
+                    continue
+                if value.ndim != wanted.ndim:
+                    raise ValueError(f"{prefix}.{name} has shape {tuple(wanted.shape)}, not like {tuple(value.shape)}")
+                fresh = torch.empty_like(wanted, device=value.device)
+                held[name] = nn.Parameter(fresh) if held is layer._parameters else fresh
+        _adopt_sizes(layer)
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _adopt_sizes(layer: nn.Module) -> None:
+    """What a layer says of its size, made to agree with its weights."""
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor):
+        return
+    match layer:
+        case nn.modules.conv._ConvNd():
+            first, second = weight.shape[:2]
+            if layer.groups == layer.out_channels > 1:  # depthwise: a group for each channel
+                layer.groups = first
+            inputs, outputs = (first, second * layer.groups) if layer.transposed else (second * layer.groups, first)
+            layer.in_channels, layer.out_channels = inputs, outputs
+        case nn.Linear():
+            layer.out_features, layer.in_features = weight.shape
+        case nn.modules.batchnorm._NormBase():
+            layer.num_features = len(weight)
+        case nn.GroupNorm():
+            layer.num_channels = len(weight)
+        case nn.LayerNorm():
+            layer.normalized_shape = tuple(weight.shape)
+        case nn.Embedding():
+            layer.num_embeddings, layer.embedding_dim = weight.shape
+        case nn.PReLU():
+            layer.num_parameters = len(weight)
+
+
+def tie(module: nn.Module, same: Mapping[str, str]) -> None:
+    """Let parameters that are the same be one, so that they are counted and trained once."""
+    for name, other in same.items():
+        (layer, own), (source, its) = (
+            (module.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]) for path in (name, other)
+        )
+        if own in layer._parameters and its in source._parameters:
+            layer._parameters[own] = source._parameters[its]
+
+
+def find_network(path: str | Path) -> Path:
+    """The folder of a network: of a run folder its student's, else the folder itself."""
+    inside = Path(path) / "networks" / "student"
+    return inside if inside.is_dir() else Path(path)
 
 
 def _read(path: Path) -> bytes:

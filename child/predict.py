@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from child.files import read_image, read_wave
-from child.network import TrainedNetwork, load_network
+from child.network import TrainedNetwork, find_network, load_network
 from child.task import Classification, Regression
 from child.transforms import LogMel, Normalize
 
@@ -29,8 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     failed = False
     try:
-        inside = given.network / "networks" / "student"
-        network = load_network(inside if inside.is_dir() else given.network, given.plugins)
+        network = load_network(find_network(given.network), given.plugins)
         check_readable(network)
     except ValueError as error:
         sys.exit(f"Error: {error}")

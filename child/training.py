@@ -88,6 +88,27 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
+def choose_device(wanted: str) -> torch.device:
+    """The device that the config names; with `auto` the first CUDA device where there is one."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda was asked for, but PyTorch sees no CUDA device; allowed here: auto, cpu")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def check_fit(key: str, build: Callable[[], nn.Module], task: Task) -> None:
+    """Prove on two samples that a network reads what the task gives, and gives what is compared with the answers."""
+    two = task.train.take(range(min(2, len(task.train))))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            outputs = build().eval()(task.preprocessing(two.inputs))
+            task.objective.scores(outputs, two.targets)
+            if outputs.shape[-1] != task.num_outputs:
+                raise ValueError(f"it gives {outputs.shape[-1]} outputs, and {task.num_outputs} are needed")
+        except (RuntimeError, ValueError, IndexError) as error:
+            given = f"inputs {task.input_shape}, targets {tuple(two.targets.shape[1:]) or 'of one value'}"
+            raise ValueError(f"{key}: does not fit the task {task.name} ({given}): {error}") from None
+
+
 class Training:
     """A network learning a task, step by step.
 

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -29,11 +29,13 @@ FREE_ON_RESUME = ("device", "threads", "checkpoint_every_s", "resume", "output")
 # What a user can run into; anything else is a defect of ours and keeps its traceback.
 EXPECTED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, TrainingError, ControllerError)
 
-Start = Callable[[RunConfig, str], None]
+Config = TypeVar("Config", bound=RunConfig)
 
 
-def launch(start: Start) -> None:
+def launch(start: Callable[[Config, str], None], kind: type[Config] = RunConfig, name: str = "config") -> None:
     """Compose the config from the command line and hand it on, typed and as the text of `config.yaml`.
+
+    `kind` is its type, and `name` that of the file in `conf/` which it begins with.
 
     Mistakes and failed runs are told in one line on standard error; the exit status is then 2 for a mistake of the
     user's, 1 for a run that could not go on, 130 for Ctrl-C, 143 for SIGTERM. A job of a multirun that fails does not
@@ -43,7 +45,7 @@ def launch(start: Start) -> None:
     failed: list[tuple[str, int]] = []
     composed_one = False
 
-    @hydra.main(version_base="1.3", config_path=".", config_name="config")
+    @hydra.main(version_base="1.3", config_path=".", config_name=name)
     def entry(composed: DictConfig) -> None:
         nonlocal composed_one
         composed_one = True
@@ -52,7 +54,7 @@ def launch(start: Start) -> None:
         several = HydraConfig.get().mode == RunMode.MULTIRUN
         job = f"{' '.join(overrides)}: " if several else ""
         try:
-            start(*resolve(composed, overrides))
+            start(*resolve(composed, overrides, kind))
         except EXPECTED as error:  # kept from Hydra, which would add lines of its own
             failed.append((job + one_line(error), 1 if isinstance(error, RuntimeError) else 2))
         except Exception as error:
@@ -83,13 +85,13 @@ def launch(start: Start) -> None:
         sys.exit(max(status for _, status in failed))
 
 
-def compose(*overrides: str) -> RunConfig:
+def compose(*overrides: str, kind: type[Config] = RunConfig, name: str = "config") -> Config:
     """The typed config that these overrides give, for tests and benchmarks that run parts of a run."""
     with hydra.initialize_config_module("conf", version_base="1.3"):
-        return resolve(hydra.compose("config", list(overrides)), list(overrides))[0]
+        return resolve(hydra.compose(name, list(overrides)), list(overrides), kind)[0]
 
 
-def resolve(composed: DictConfig, overrides: list[str]) -> tuple[RunConfig, str]:
+def resolve(composed: DictConfig, overrides: list[str], kind: type[Config] = RunConfig) -> tuple[Config, str]:
     """The typed config and its text; of a run that is resumed, the one it was started with.
 
     Raises:
@@ -111,7 +113,7 @@ def resolve(composed: DictConfig, overrides: list[str]) -> tuple[RunConfig, str]
             importlib.import_module(plugin)
         except ImportError as error:
             raise ConfigError(f"plugins: cannot import {plugin!r} ({error}); is its folder on PYTHONPATH?") from None
-    return read(RunConfig, plain, ""), OmegaConf.to_yaml(data, resolve=True)
+    return read(kind, plain, ""), OmegaConf.to_yaml(data, resolve=True)
 
 
 def _refuse_changes(saved: DictConfig, composed: DictConfig, overrides: list[str]) -> set[str]:

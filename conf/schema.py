@@ -14,9 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from child.distill import SoftTargets
+from child.distill import FeatureTransfer, SoftTargets
+from child.prune import PruneSettings
 from child.rungs import RungsSettings
+from child.share import ShareSettings
 from child.space import nearest
+from child.sparsify import SparsifySettings
 from child.training import TrainingSettings
 from controller.search import SearchSettings
 
@@ -37,6 +40,18 @@ class Part:
 
     def build(self, plugins: Sequence[str], **given: Any) -> Any:
         """Import the target and call it with the config's arguments and the given ones, both checked first.
+
+        Raises:
+            ConfigError: The target may not be built, or an argument is unknown, missing or of the wrong type.
+        """
+        arguments = self.complete(plugins, **given)
+        try:
+            return self._find(plugins)(**arguments)
+        except ValueError as error:
+            raise ConfigError(f"{self.key}: {error}") from None
+
+    def complete(self, plugins: Sequence[str], **given: Any) -> dict[str, Any]:
+        """The arguments that the target is called with: the config's and the given ones, checked.
 
         Given arguments that the target does not take are left out: a random search, say, needs no number of updates.
 
@@ -65,10 +80,7 @@ class Part:
                     raise ConfigError(
                         f"{self.key}.{name}: {self.target} needs this argument; set {self.key}.{name}=..."
                     )
-        try:
-            return target(**arguments)
-        except ValueError as error:
-            raise ConfigError(f"{self.key}: {error}") from None
+        return arguments
 
     def _find(self, plugins: Sequence[str]) -> Any:
         module_name, _, name = self.target.rpartition(".")
@@ -240,6 +252,85 @@ class RunConfig:
             raise ValueError(f"threads must be at least 1 or null, got {self.threads}")
 
 
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is made smaller: a network on disk, or a class of the user's.
+
+    Args:
+        path: A run folder, whose student is taken, or a network's own folder.
+        part: Or the class.
+        weights: A safetensors file of its weights; None to train it first.
+    """
+
+    path: str | None
+    part: Part | None
+    weights: str | None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the result must honor; None for what is free.
+
+    Args:
+        macs: The largest share of the original's multiply-accumulates.
+        parameters: Of its parameters.
+        bytes: Of its bytes on disk.
+        latency_ms: The longest time of a batch of 64, in milliseconds.
+        max_loss: What may be lost on validation data, in points: hundredths of accuracy, units of any other metric.
+    """
+
+    macs: float | None = None
+    parameters: float | None = None
+    bytes: float | None = None
+    latency_ms: float | None = None
+    max_loss: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("macs", "parameters", "bytes"):
+            share = getattr(self, name)
+            if share is not None and share > 1:
+                raise ValueError(f"goal.{name} is a share of the original's, and {share:g} is more than it has")
+            if share is not None and not share > 0:
+                raise ValueError(f"goal.{name} is a share of the original's in (0, 1], got {share:g}")
+        if self.latency_ms is not None and not self.latency_ms > 0:
+            raise ValueError(f"goal.latency_ms is a time above 0, got {self.latency_ms:g}")
+        if self.max_loss is not None and not self.max_loss >= 0:
+            raise ValueError(f"goal.max_loss is a number of points of at least 0, got {self.max_loss:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillStep(DistillSettings):
+    """A step in which the network learns from teachers; `budget` does not concern it.
+
+    Args:
+        teachers: `original`, `self` (the network as it stands), run folders (all of their teachers) or networks.
+        features: What is taken from inside the first of them; None for nothing.
+        fresh: Begin with fresh weights, not with those that the network has.
+    """
+
+    teachers: tuple[str, ...] = ("original",)
+    features: FeatureTransfer | None = None
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.teachers:
+            raise ValueError("distill.teachers must name at least one, such as [original]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizeConfig(RunConfig):
+    """A model made smaller, step by step."""
+
+    model: ModelConfig
+    goal: Goal
+    steps: tuple[str, ...]
+    prune: PruneSettings
+    sparsify: SparsifySettings
+    share: ShareSettings
+    distill: DistillStep
+
+
 def read(kind: Any, value: Any, key: str) -> Any:
     """Turn plain data into an annotated type, checking it on the way.
 
@@ -251,6 +342,8 @@ def read(kind: Any, value: Any, key: str) -> Any:
         return value
     if kind is Part:
         return _read_part(value, key)
+    if kind is ModelConfig:
+        return _read_model(value, key)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _read_dataclass(kind, value, key)
     if origin in (typing.Union, types.UnionType):
@@ -284,6 +377,21 @@ def _read_part(value: Any, key: str) -> Part:
             f"{key}: expected a config with _target_, such as the files in conf/{key}/, got {value!r:.200}"
         )
     return Part(key, value["_target_"], {name: each for name, each in value.items() if name != "_target_"})
+
+
+def _read_model(value: Any, key: str) -> ModelConfig:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key}: expected a group of keys, got {value!r:.200}")
+    path, target, weights = (
+        read(str | None, value.get(name), f"{key}.{name}") for name in ("path", "_target_", "weights")
+    )
+    rest = {name: each for name, each in value.items() if name not in ("path", "_target_", "weights")}
+    if (path is None) == (target is None):
+        given = "neither" if path is None else "both"
+        raise ConfigError(f"{key}: give {key}.path=outputs/<run> or {key}._target_=mymodule.Net, got {given}")
+    if path is not None and (rest or weights is not None):
+        raise ConfigError(f"{key}.{next(iter(rest), 'weights')}: a network on disk has its own; leave it out")
+    return ModelConfig(path, None if target is None else Part(key, target, rest), weights)
 
 
 def _read_union(parameters: tuple[Any, ...], value: Any, key: str) -> Any:

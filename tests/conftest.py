@@ -217,9 +217,9 @@ def small_task() -> Task:
 def compose_text() -> Callable[..., tuple[RunConfig, str]]:
     """The typed config of some overrides and the text of its `config.yaml`, as `launch` hands them to `main`."""
 
-    def compose(*overrides: str) -> tuple[RunConfig, str]:
+    def compose(*overrides: str, kind: Any = RunConfig, name: str = "config") -> tuple[Any, str]:
         with hydra.initialize_config_module("conf", version_base="1.3"):
-            return resolve(hydra.compose("config", list(overrides)), list(overrides))
+            return resolve(hydra.compose(name, list(overrides)), list(overrides), kind)
 
     return compose
 

@@ -215,7 +215,7 @@ def test_final_networks_may_be_larger_than_those_of_the_search(
 def test_a_space_that_does_not_fit_the_task_is_named(tmp_path: Path, compose_text: Compose) -> None:
     (tmp_path / "novel.txt").write_text("to be or not to be " * 200)
     config, _ = compose_text("env=text", f"env.path={tmp_path / 'novel.txt'}", "space.context=5", "space.width=8")
-    with pytest.raises(ConfigError, match=r"space: does not fit the task .* \(inputs \(96,\), targets \(64,\)\)"):
+    with pytest.raises(ValueError, match=r"space: does not fit the task .* \(inputs \(96,\), targets \(64,\)\)"):
         build_parts(config)
 
 
@@ -243,7 +243,7 @@ def test_arrays_need_what_their_config_says(
     task = build_parts(compose_text(*given)[0]).task
     assert task is not None and task.metric_name == "R squared"
     without, _ = compose_text(*given[:-1])
-    with pytest.raises(ConfigError, match=r"baseline.network: does not fit the task mine"):
+    with pytest.raises(ValueError, match=r"baseline.network: does not fit the task mine"):
         build_parts(without)
 
 

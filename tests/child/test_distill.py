@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from child.distill import SoftTargets
+from child.distill import Ensemble, FeatureTransfer, Pupil, SoftTargets, attention
+from child.lstm import LSTMLanguageModel
 from child.task import Task
 
 
@@ -102,3 +103,125 @@ def test_both_see_the_same_images(task: Task) -> None:
 def test_settings_out_of_range_are_refused(temperature: float, weight: float) -> None:
     with pytest.raises(ValueError, match=f"weight in \\[0, 1\\], got {temperature} and {weight}"):
         SoftTargets(temperature, weight)
+
+
+# From inside the teacher.
+
+
+class Features(nn.Module):
+    """Two layers whose outputs are easy to compute by hand."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.first = nn.Conv2d(3, channels, 1, bias=False)
+        self.relu = nn.ReLU(inplace=True)
+        self.last = nn.Linear(channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.relu(self.first(x)).mean(dim=(2, 3)))
+
+    def seen(self, x: Tensor) -> Tensor:
+        """What comes after the rectifier, which works in place of the layer's own output."""
+        return torch.relu(functional.conv2d(x, self.first.weight))
+
+
+@pytest.fixture
+def pair() -> tuple[Features, Features]:
+    torch.manual_seed(0)
+    return Features(4), Features(6)
+
+
+def test_a_hint_is_the_distance_after_a_learned_map(pair: tuple[Features, Features], task: Task) -> None:
+    student, teacher = pair
+    images = torch.randn(2, 3, 8, 8)
+    pupil = Pupil(student, teacher, FeatureTransfer("hint", 0.5), images)
+    assert pupil.pairs == [("first", "first")]  # the last layer's features are the outputs
+    loss = SoftTargets(2.0, 0.3).loss(pupil, teacher, task)(images, TARGETS)
+    alone = SoftTargets(2.0, 0.3).loss(student, teacher, task)(images, TARGETS)
+    change = pupil.maps[0]
+    assert isinstance(change, nn.Conv2d)
+    hint = (functional.conv2d(student.seen(images), change.weight, change.bias) - teacher.seen(images)).pow(2).mean()
+    torch.testing.assert_close(loss, alone + 0.5 * hint)
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in pupil.parameters())  # the map learns too
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert pupil(images).equal(student(images))
+
+
+def test_attention_is_where_features_are_large(pair: tuple[Features, Features], task: Task) -> None:
+    student, teacher = pair
+    images = torch.randn(2, 3, 8, 8)
+    pupil = Pupil(student, teacher, FeatureTransfer("attention", 3.0), images)
+    loss = SoftTargets(2.0, 0.3).loss(pupil, teacher, task)(images, TARGETS)
+    alone = SoftTargets(2.0, 0.3).loss(student, teacher, task)(images, TARGETS)
+    maps = []
+    for network in (student, teacher):
+        energy = network.seen(images).pow(2).sum(dim=1).flatten(1)
+        maps.append(energy / energy.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(loss, alone + 3 * (maps[0] - maps[1]).pow(2).mean())
+    assert [name for name, _ in pupil.named_parameters()] == [f"student.{n}" for n, _ in student.named_parameters()]
+
+
+def test_features_of_another_size_are_pooled(pair: tuple[Features, Features], task: Task) -> None:
+    student, teacher = pair
+    teacher.first.stride = (2, 2)
+    images = torch.randn(2, 3, 8, 8)
+    pupil = Pupil(student, teacher, FeatureTransfer("attention"), images)
+    teacher(images), pupil(images)
+    pooled = functional.avg_pool2d(student.seen(images), 2)
+    wanted = attention(pooled) - attention(teacher.seen(images[:, :, ::2, ::2]))
+    torch.testing.assert_close(pupil.distance(), wanted.pow(2).mean())
+
+
+def test_layers_are_named_as_they_are_or_in_pairs(pair: tuple[Features, Features]) -> None:
+    images = torch.randn(2, 3, 8, 8)
+    assert Pupil(*pair, FeatureTransfer("hint", layers=("relu", "first:relu")), images).pairs == [
+        ("relu", "relu"), ("first", "relu"),
+    ]  # fmt: skip
+    for layers, told in (
+        (("frist",), "Features has no layer 'frist'"),
+        (
+            ("last:first",),
+            r"'last' gives \(2, 3\) and the teacher's 'first' \(2, 6, 8, 8\), which do not belong together",
+        ),
+    ):
+        with pytest.raises(ValueError, match=told):
+            Pupil(*pair, FeatureTransfer("hint", layers=layers), images)
+    with pytest.raises(ValueError, match=r"attention is over positions, and 'last' gives \(2, 3\); use hint"):
+        Pupil(*pair, FeatureTransfer("attention", layers=("last",)), images)
+    with pytest.raises(ValueError, match="student and teacher have no layers of the same name"):
+        Pupil(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), pair[1], FeatureTransfer("hint"), images)
+    with pytest.raises(ValueError, match=r"distill.features needs weight > 0 and at least one layer, got 0"):
+        FeatureTransfer("hint", weight=0.0)
+
+
+@pytest.mark.parametrize("num", [1, 2, 3])
+def test_layers_are_spread_evenly(num: int) -> None:
+    torch.manual_seed(0)
+    student, teacher = (nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(7)), nn.Flatten()) for _ in range(2))
+    pupil = Pupil(student, teacher, FeatureTransfer("hint", num_layers=num), torch.randn(2, 3, 8, 8))
+    assert [int(name) for name, _ in pupil.pairs] == {1: [5], 2: [2, 5], 3: [1, 3, 5]}[num]
+
+
+def test_hints_of_vectors_and_of_a_language() -> None:
+    """Linear maps over the last axis; the recurrence's outputs are no plain tensor, so layers are those with one."""
+    torch.manual_seed(0)
+    student, teacher = (nn.Sequential(nn.Linear(5, size), nn.Tanh(), nn.Linear(size, 1)) for size in (4, 6))
+    pupil = Pupil(student, teacher, FeatureTransfer("hint"), torch.randn(3, 5))
+    assert isinstance(pupil.maps[0], nn.Linear)
+    tokens = torch.randint(7, (3, 9))
+    models = [LSTMLanguageModel((9,), 7, width, context=2).eval() for width in (8, 12)]
+    pupil = Pupil(models[0], models[1], FeatureTransfer("hint", layers=("embedding",)), tokens)
+    pupil(tokens), models[1](tokens)
+    assert pupil.distance().item() > 0
+
+
+def test_several_teachers_speak_as_one(task: Task) -> None:
+    """The mean of logits: the geometric mean of what they predict."""
+    teacher = Ensemble([Says(GIVEN), Says(WANTED)])
+    images = torch.zeros(2, 3, 8, 8)
+    said = teacher(images).softmax(dim=1)
+    product = (GIVEN.softmax(1) * WANTED.softmax(1)).sqrt()
+    torch.testing.assert_close(said, product / product.sum(dim=1, keepdim=True))
+    student = Says((GIVEN + WANTED) / 2)
+    assert SoftTargets(3.0, 1.0).loss(student, teacher, task)(images, TARGETS).item() == pytest.approx(0, abs=1e-6)

@@ -16,12 +16,15 @@ from child.macro import MacroSpace
 from child.space import NetworkSpace
 from child.task import Task
 from conf.launch import FREE_ON_RESUME, compose, one_line
-from conf.schema import ConfigError, RunConfig
+from conf.schema import ConfigError, OptimizeConfig, RunConfig
 from controller.strategy import Strategy
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(
-    (path.parent.name, path.stem) for path in (ROOT / "conf").glob("*/*.yaml") if not path.stem.startswith("_")
+    (path.parent.name, path.stem)
+    for path in (ROOT / "conf").glob("*/*.yaml")
+    if not path.stem.startswith("_")
+    and path.parent.name != "optimize"  # whose files stand side by side, in optimize.yaml
 )
 GROUPS = sorted({group for group, _ in FILES})
 
@@ -57,6 +60,15 @@ def test_every_config_composes(group: str, name: str, data: str) -> None:
     # And says something: it is not the composition of another name with a typing error in it.
     with pytest.raises(Exception, match=f"{name}x"):
         compose(f"{override}x")
+
+
+@pytest.mark.parametrize("name", [name for group, name in FILES if group == "env"])
+def test_every_task_composes_for_a_model_made_smaller(name: str, data: str) -> None:
+    target = ["env.task.target=y"] if name == "table" else []
+    given = ["model.path=somewhere", f"env={name}", f"++env.path={data}", *target]
+    smaller, searched = compose(*given, kind=OptimizeConfig, name="optimize"), compose(*given[1:])
+    assert smaller.env == searched.env and smaller.retrain == searched.retrain
+    assert smaller.distill.training == searched.distill.training
 
 
 @pytest.mark.parametrize("name", [name for group, name in FILES if group == "controller"])

@@ -1,0 +1,401 @@
+"""Structured pruning: whole channels are removed, so that what is left is a smaller network of plain layers.
+
+Channels that a sum, a concatenation or a depthwise convolution ties together form a group and go together; groups are
+found by torch-pruning's dependency graph (Fang et al. 2023, "DepGraph"). What it finds is not taken on trust: a group
+is used only if, on a trial, the network without some of its channels answers as the network whose next layers have
+weights of zero for them. A group that fails (a slice of fixed width, a reshape by a fixed number) is left as it is.
+
+A unit is what can be removed of a group: one channel, or of grouped convolutions one channel of each of their groups.
+"""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from child.share import FineTuning
+from child.space import derive_seed
+from child.task import Task
+
+Importance = Literal["magnitude", "bn_scale", "taylor"]
+
+Kept = Mapping[str, int]
+"""How many units of each group stay."""
+
+
+@dataclass(frozen=True)
+class PruneSettings:
+    """How channels are removed.
+
+    Args:
+        training: After every round.
+        unit: What is brought down, `macs` or `parameters`; None for that of the goal, else macs.
+        share: To this share of the original's; None for that of the goal, or half where there is none.
+        ratios: `global` compares channels across groups, `uniform` keeps the same share of every group, and with
+            `search` the controller finds a ratio for each.
+        importance: As of `score_units`.
+        rounds: In so many steps, each the same share of what is left.
+        least: The share of a group that stays in any case.
+        multiple: Of how many channels the rest should be.
+        choices: The shares removed that `search` chooses from.
+    """
+
+    training: FineTuning
+    unit: Literal["macs", "parameters"] | None = None
+    share: float | None = None
+    ratios: Literal["global", "uniform", "search"] = "global"
+    importance: Importance = "magnitude"
+    rounds: int = 1
+    least: float = 0.1
+    multiple: int = 4
+    choices: tuple[float, ...] = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
+
+    def __post_init__(self) -> None:
+        if self.share is not None and not 0 < self.share < 1:
+            raise ValueError(f"prune.share is a share of the original's in (0, 1), got {self.share:g}")
+        if self.rounds < 1 or self.multiple < 1 or not 0 <= self.least < 1:
+            raise ValueError(
+                "prune needs rounds >= 1, multiple >= 1 and least in [0, 1), got "
+                f"{self.rounds}, {self.multiple} and {self.least:g}"
+            )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that can only be removed together.
+
+    Args:
+        name: The layer that the group was found from.
+        num_channels: Of that layer.
+        num_parts: 1, or how many parts grouped convolutions divide the channels into; each part loses equally many.
+    """
+
+    name: str
+    num_channels: int
+    num_parts: int
+
+    @property
+    def num_units(self) -> int:
+        return self.num_channels // self.num_parts
+
+    def channels(self, units: Sequence[int]) -> list[int]:
+        """The channels of these units."""
+        return [part * self.num_units + unit for part in range(self.num_parts) for unit in units]
+
+
+def find_groups(module: nn.Module, input_shape: Sequence[int]) -> list[Group]:
+    """The groups that can be pruned, in the order of their layers.
+
+    Raises:
+        ValueError: The network cannot be traced, or has no such group.
+    """
+    groups = [group for group in trace(module, input_shape)[1] if group.num_units > 1]
+    if not _are_sound(module, input_shape, groups):
+        groups = [group for group in groups if _are_sound(module, input_shape, [group])]
+    if not groups:
+        raise ValueError(
+            f"{type(module).__name__} has no channels that can be pruned: none of its convolutions and linear layers "
+            "leads to others in a way that could be traced; leave the step prune out"
+        )
+    places = {name: place for place, (name, _) in enumerate(module.named_modules())}
+    return sorted(groups, key=lambda group: places[group.name])
+
+
+def trace(module: nn.Module, input_shape: Sequence[int]) -> tuple[Any, list[Group]]:
+    """Torch-pruning's dependency graph of a network, and the groups in it that do not reach its outputs.
+
+    Raises:
+        ValueError: The network cannot be traced, or torch-pruning is not installed.
+    """
+    tp = _torch_pruning()
+    module.eval()
+    device = next(module.parameters()).device
+    parameters = [parameter for parameter in module.parameters() if not parameter.requires_grad]
+    try:
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")  # it prints what it assumes; what it found is tried out in any case
+            for parameter in parameters:  # or the path through its layer is not seen
+                parameter.requires_grad_(True)
+            inputs = torch.zeros(2, *input_shape, device=device)
+            graph = tp.DependencyGraph().build_dependency(module, inputs, verbose=False)
+            found = list(graph.get_all_groups(root_module_types=[nn.modules.conv._ConvNd, nn.Linear]))
+    except Exception as error:
+        raise ValueError(
+            f"{type(module).__name__} cannot be traced for pruning: {' '.join(str(error).split()) or repr(error)}"
+        ) from None
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+    names = {layer: name for name, layer in module.named_modules()}
+    groups = []
+    for each in found:
+        ends = (item.dep for item in each if not item.dep.target.outputs)
+        if not any(graph.is_out_channel_pruning_fn(dep.handler) for dep in ends):  # else they are the network's outputs
+            layer = each[0].dep.target.module
+            groups.append(Group(names[layer], len(each[0].idxs), _num_parts(item.dep.target.module for item in each)))
+    return graph, groups
+
+
+def score_units(
+    module: nn.Module,
+    input_shape: Sequence[int],
+    groups: Sequence[Group],
+    importance: Importance,
+    task: Task | None = None,
+    num_batches: int = 8,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """The importance of every unit of every group, with mean 1 in each group, so that groups can be compared.
+
+    Args:
+        module: Is not changed.
+        input_shape: Of one sample.
+        groups: Those of `find_groups`.
+        importance: `magnitude`, the squared norm of all weights of a channel, coming and going (Fang et al. 2023);
+            `bn_scale`, the scale of batch normalization (Liu et al. 2017), magnitude where there is none; `taylor`,
+            what the loss would change by to first order (Molchanov et al. 2019).
+        task: For `taylor`, whose gradients are those of training batches.
+        num_batches: For `taylor`.
+        batch_size: For `taylor`.
+        seed: Draws those batches.
+    """
+    tp, module = _torch_pruning(), copy.deepcopy(module)
+    magnitude = tp.importance.GroupMagnitudeImportance(p=2)
+    scorer = {
+        "magnitude": magnitude,
+        "bn_scale": tp.importance.BNScaleImportance(),
+        "taylor": tp.importance.GroupTaylorImportance(),
+    }[importance]
+    graph, _ = trace(module, input_shape)
+    if importance == "taylor":
+        assert task is not None
+        _gather_gradients(module, task, num_batches, batch_size, seed)
+    layers, scores = dict(module.named_modules()), {}
+    for group in groups:
+        layer = layers[group.name]
+        found = graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels,
+                                        list(range(group.num_channels)))  # fmt: skip
+        score = scorer(found)
+        score = magnitude(found) if score is None else score
+        score = score.view(group.num_parts, -1).mean(dim=0).cpu()
+        scores[group.name] = score / score.mean().clamp(min=1e-12)
+    return scores
+
+
+def remove_units(
+    module: nn.Module, input_shape: Sequence[int], groups: Sequence[Group], scores: Mapping[str, Tensor], kept: Kept
+) -> nn.Module:
+    """A copy of a network that keeps so many units of each group, the most important of them."""
+    module = copy.deepcopy(module)
+    graph, _ = trace(module, input_shape)
+    for group in groups:
+        order = scores[group.name].argsort(stable=True).tolist()
+        _remove(graph, module, group, order[: group.num_units - kept[group.name]])
+    for parameter in module.parameters():
+        parameter.grad = None
+    # What was cut out of a tensor lies in another order in memory.
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def keep_shares(
+    groups: Sequence[Group], shares: Mapping[str, float], least: float = 0.0, multiple: int = 1
+) -> dict[str, int]:
+    """How many units stay where each group keeps a share of them.
+
+    Args:
+        groups: The groups.
+        shares: Of each group.
+        least: The share that stays in any case; one unit always does.
+        multiple: Of how many channels the rest should be, if the group has as many; a vector of the processor holds 16.
+    """
+    kept = {}
+    for group in groups:
+        step = max(1, multiple // group.num_parts)
+        wanted = max(least, shares[group.name]) * group.num_units
+        rounded = max(step, step * round(wanted / step))
+        kept[group.name] = group.num_units if round(wanted) == group.num_units else min(group.num_units, rounded)
+    return kept
+
+
+def uniform(groups: Sequence[Group], scores: Mapping[str, Tensor], share: float) -> dict[str, float]:
+    """Every group keeps the same share."""
+    return {group.name: share for group in groups}
+
+
+def across(groups: Sequence[Group], scores: Mapping[str, Tensor], share: float) -> dict[str, float]:
+    """Of all units of all groups that share stays, the most important of them, wherever they are."""
+    every = torch.cat([scores[group.name] for group in groups]).sort(descending=True).values
+    num = math.floor(share * len(every))
+    bar = every[num] if num < len(every) else -math.inf
+    return {group.name: (scores[group.name] > bar).float().mean().item() for group in groups}
+
+
+def fit(
+    module: nn.Module,
+    input_shape: Sequence[int],
+    groups: Sequence[Group],
+    scores: Mapping[str, Tensor],
+    plan: Callable[[float], Kept],
+    cost: Callable[[nn.Module], int],
+    wanted: float,
+) -> nn.Module:
+    """The largest network of a family that costs no more than wanted.
+
+    Args:
+        module: What is pruned; is not changed.
+        input_shape: Of one sample.
+        groups: Its groups.
+        scores: The importance of their units.
+        plan: The family: what each group keeps, growing with a number from 0 to 1, at which everything stays.
+        cost: Of a network.
+        wanted: The most that it may cost.
+
+    Raises:
+        ValueError: The smallest of the family costs more.
+    """
+    found: dict[tuple[int, ...], tuple[nn.Module, int]] = {}
+
+    def at(position: float) -> tuple[nn.Module, int]:
+        kept = plan(position)
+        key = tuple(kept[group.name] for group in groups)
+        if key not in found:
+            smaller = remove_units(module, input_shape, groups, scores, kept)
+            found[key] = smaller, cost(smaller)
+        return found[key]
+
+    low, high = 0.0, 1.0
+    best, least = at(low)
+    if least > wanted:
+        raise ValueError(f"pruning cannot go below {least}, and {wanted:.0f} is wanted")
+    if at(high)[1] <= wanted:
+        return at(high)[0]
+    for _ in range(10):  # to a thousandth
+        middle = (low + high) / 2
+        smaller, value = at(middle)
+        if value <= wanted:
+            low, best = middle, smaller
+        else:
+            high = middle
+    return best
+
+
+def gather_statistics(module: nn.Module, task: Task, num_batches: int, batch_size: int, seed: int) -> None:
+    """Running statistics of the normalizations anew, from training batches: those of the whole network do not hold."""
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    device = next(module.parameters()).device
+    momenta = [norm.momentum for norm in norms]
+    module.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean of all batches
+        norm.train()
+    with torch.no_grad():
+        for inputs, _ in _training_batches(task, num_batches, batch_size, seed):
+            module(inputs.to(device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    module.eval()
+
+
+def _training_batches(task: Task, num_batches: int, batch_size: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    batches, size = [], min(batch_size, len(task.train))
+    for number in range(num_batches):
+        generator = torch.Generator().manual_seed(derive_seed(seed, "prune", number))
+        indices = torch.randperm(len(task.train), generator=generator)[:size]
+        batches.append(task.training_batch(indices, generator))
+    return batches
+
+
+def _gather_gradients(module: nn.Module, task: Task, num_batches: int, batch_size: int, seed: int) -> None:
+    """The mean gradient of the loss, in `grad`, of a network in evaluation mode: dropout would only add noise."""
+    module.eval()
+    device = next(module.parameters()).device
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for inputs, targets in _training_batches(task, num_batches, batch_size, seed):
+        (task.loss(module(inputs.to(device)), targets.to(device)) / num_batches).backward()
+
+
+def _are_sound(module: nn.Module, input_shape: Sequence[int], groups: Sequence[Group]) -> bool:
+    """Whether a network without a third of the groups' units answers as one whose next layers do not look at them."""
+    device = next(module.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(3, *input_shape, generator=generator).to(device)
+    smaller, blind = copy.deepcopy(module), copy.deepcopy(module)
+    try:
+        removing, blinding = (trace(each, input_shape)[0] for each in (smaller, blind))
+        comparable = True
+        for group in groups:
+            units = list(range(0, group.num_units, 3))[: group.num_units - 1]
+            comparable &= _blind(blinding, blind, group, units)
+            _remove(removing, smaller, group, units)
+        with torch.no_grad():
+            given, wanted = smaller(inputs), blind(inputs)
+    except Exception:  # whatever goes wrong in a network of the user's, the group is left alone
+        return False
+    if given.shape != wanted.shape:
+        return False
+    return not comparable or torch.allclose(given, wanted, rtol=1e-3, atol=1e-4 * wanted.abs().max().item())
+
+
+def _remove(graph: Any, module: nn.Module, group: Group, units: Sequence[int]) -> None:
+    if units:
+        layer = dict(module.named_modules())[group.name]
+        graph.get_pruning_group(
+            layer, graph.get_pruner_of_module(layer).prune_out_channels, group.channels(units)
+        ).prune()
+
+
+def _blind(graph: Any, module: nn.Module, group: Group, units: Sequence[int]) -> bool:
+    """Weights of zero for these units in the layers that read them; whether that has the same effect as removing them.
+
+    It has not where a normalization takes its statistics over channels, nor is it known of layers of other kinds.
+    """
+    prune = _torch_pruning().pruner.function
+    layer = dict(module.named_modules())[group.name]
+    found = graph.get_pruning_group(
+        layer, graph.get_pruner_of_module(layer).prune_out_channels, group.channels(units)
+    )  # fmt: skip
+    comparable = True
+    with torch.no_grad():
+        for dep, idxs in found:
+            reader = dep.target.module
+            if dep.handler == prune.prune_linear_in_channels:
+                reader.weight[:, idxs] = 0
+            elif dep.handler == prune.prune_conv_in_channels and not reader.transposed:
+                inputs, outputs = reader.weight.shape[1], reader.weight.shape[0] // reader.groups
+                for idx in idxs:
+                    part, place = divmod(idx, inputs)
+                    reader.weight[part * outputs : (part + 1) * outputs, place] = 0
+            elif isinstance(reader, nn.Module) and next(reader.parameters(), None) is not None:
+                known = isinstance(reader, nn.modules.conv._ConvNd | nn.Linear | _NormBase)
+                comparable &= known and not getattr(reader, "transposed", False)
+    return comparable
+
+
+def _num_parts(layers: Any) -> int:
+    """The parts that grouped convolutions and group normalizations divide the channels of a group into."""
+    parts = 1
+    for layer in layers:
+        if isinstance(layer, nn.GroupNorm):
+            parts = math.lcm(parts, layer.num_groups)
+        elif isinstance(layer, nn.modules.conv._ConvNd) and layer.groups not in (1, layer.out_channels):
+            parts = math.lcm(parts, layer.groups)
+    return parts
+
+
+def _torch_pruning() -> Any:
+    try:
+        import torch_pruning
+    except ImportError:
+        raise ValueError("pruning needs torch-pruning; install it with: pip install '.[prune]'") from None
+    return torch_pruning

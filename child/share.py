@@ -1,0 +1,185 @@
+"""Weight sharing: the weights of a layer take a few values from a codebook (Han et al. 2016, "Deep Compression").
+
+What a network was given it keeps: `hold` looks at every weight, and where it has few values trains the codebook in
+place of the weights, where it has zeros leaves these at zero. So every later training of whatever kind, a student's
+included, goes on with the same codes and the same zeros, and `child/compact.py` finds them when it writes the file.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from child.compact import MOST_VALUES
+
+WEIGHTS_PER_VALUE = 8
+"""A weight of fewer is left as it is: with the table, 4 bits a weight would no longer be 4 times smaller than 32."""
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How a network is trained after a change to it; all else is as in the task's own training (`retrain.training`).
+
+    Args:
+        epochs: Passes over the training data; 0 for none.
+        rate: The share of the task's learning rate that it begins with.
+    """
+
+    epochs: int
+    rate: float
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or not self.rate > 0:
+            raise ValueError(f"fine-tuning needs epochs >= 0 and rate > 0, got {self.epochs} and {self.rate}")
+
+
+@dataclass(frozen=True)
+class ShareSettings:
+    """How weights are shared.
+
+    Args:
+        training: Of the codebooks.
+        values: Of each layer's codebook; 16 take 4 bits a weight.
+        tie: Layers that are alike in everything get one weight, that of the first, before their values are counted.
+    """
+
+    training: FineTuning
+    values: int = 16
+    tie: bool = False
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.values <= MOST_VALUES:
+            raise ValueError(f"share.values must be from 2 to {MOST_VALUES}, got {self.values}")
+
+
+def share_values(module: nn.Module, num_values: int) -> None:
+    """Round every weight of two or more dimensions to the nearest of so many values, found by k-means, in place.
+
+    Zero is one of them where there are zeros, so that what was pruned stays pruned.
+    """
+    with torch.no_grad():
+        for layer, name in weights_of(module):
+            weight = getattr(layer, name)
+            if weight.numel() < WEIGHTS_PER_VALUE * num_values:
+                continue
+            values = weight.detach().cpu().contiguous().numpy().reshape(-1)
+            live = values != 0
+            shared = values.copy()
+            shared[live] = to_nearest(values[live], num_values - int(not live.all()))
+            weight.copy_(torch.from_numpy(shared).view(weight.shape))
+
+
+def to_nearest(values: NDArray[np.float32], num: int) -> NDArray[np.float32]:
+    """Each value rounded to its center in a k-means clustering of all (Lloyd's algorithm on the line).
+
+    Centers begin evenly between the least and the largest, which keeps large weights apart (Han et al. 2016, 3.2).
+    """
+    ordered = np.sort(values).astype(np.float64)
+    if not len(ordered):
+        return values
+    sums = np.concatenate([[0.0], np.cumsum(ordered)])
+    centers = np.linspace(ordered[0], ordered[-1], num)
+    for _ in range(300):
+        ends = np.searchsorted(ordered, (centers[1:] + centers[:-1]) / 2)
+        edges = np.concatenate([[0], ends, [len(ordered)]])
+        counts = np.diff(edges)
+        means = np.diff(sums[edges]) / np.maximum(counts, 1)
+        moved = np.where(counts > 0, means, centers)
+        if np.array_equal(moved, centers):
+            break
+        centers = np.sort(moved)
+    places = np.searchsorted((centers[1:] + centers[:-1]) / 2, values)
+    return centers.astype(np.float32)[places]
+
+
+def tie_alike(module: nn.Module) -> None:
+    """Let layers that are alike, by kind, sizes and all settings, have one weight: that of the first."""
+    first: dict[str, nn.Parameter] = {}
+    for layer in module.modules():
+        weight = layer._parameters.get("weight")
+        if weight is not None and weight.ndim > 1:
+            layer._parameters["weight"] = first.setdefault(repr(layer), weight)
+
+
+class Codebook(nn.Module):
+    """A weight as places in a table: what is trained is the table, whose gradient sums over all places of a value."""
+
+    codes: Tensor
+    live: Tensor
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        table, codes = weight.unique(return_inverse=True)
+        self.register_buffer("codes", codes, persistent=False)
+        self.register_buffer("live", (table != 0).to(weight.dtype), persistent=False)
+
+    def forward(self, table: Tensor) -> Tensor:
+        return (table * self.live).index_select(0, self.codes.flatten()).view(self.codes.shape)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight.unique()
+
+
+class Mask(nn.Module):
+    """A weight whose zeros stay zero."""
+
+    dead: Tensor
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.register_buffer("dead", weight == 0, persistent=False)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.masked_fill(self.dead, 0.0)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight
+
+
+def hold(module: nn.Module) -> nn.Module:
+    """Make a network keep its shared values and its zeros in training; the same network."""
+    held: dict[int, nn.Parameter] = {}
+    with torch.no_grad():
+        found = [(layer, name, getattr(layer, name)) for layer, name in weights_of(module)]
+        for layer, name, weight in found:
+            num_values = len(weight.unique())
+            if 2 <= num_values <= MOST_VALUES and weight.numel() >= WEIGHTS_PER_VALUE * num_values:
+                how: nn.Module = Codebook(weight)
+            elif bool((weight == 0).any()):
+                how = Mask(weight)
+            else:
+                continue
+            layer._parameters[name] = nn.Parameter(weight.clone())  # for its place in memory is used again
+            parametrize.register_parametrization(layer, name, how)
+            made: Any = layer.parametrizations[name]  # type: ignore[index]
+            made.original = held.setdefault(id(weight), made.original)  # layers that were tied stay tied
+    return module
+
+
+def release(module: nn.Module) -> nn.Module:
+    """Plain weights again, with the values that they have; the same network."""
+    tied: dict[int, Any] = {}
+    held = [layer for layer in module.modules() if parametrize.is_parametrized(layer)]
+    found = [(layer, name, made, made.original) for layer in held for name, made in _parametrizations(layer)]
+    for layer, name, made, original in found:
+        made.original = nn.Parameter(original.detach().clone())  # for its place in memory is used again
+        parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
+        layer._parameters[name] = tied.setdefault(id(original), layer._parameters[name])
+    return module
+
+
+def _parametrizations(layer: Any) -> list[tuple[str, Any]]:
+    return list(layer.parametrizations.items())
+
+
+def weights_of(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Every weight of two or more dimensions: the layer that has it, and its name there."""
+    for layer in module.modules():
+        for name, parameter in layer._parameters.items():
+            if parameter is not None and parameter.ndim > 1:
+                yield layer, name

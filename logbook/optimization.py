@@ -1,0 +1,112 @@
+"""What `optimize.py` shows: the original and what each step made of it, as a table, a plot and a small page."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from logbook import plots
+from logbook.console import duration, human
+from logbook.report import Picture, Section, _template, _write_plots, score
+
+COSTS = {"macs": "multiply-accumulates", "bytes": "bytes on disk", "latency_ms": "latency of 64 samples, ms"}
+COLUMNS = ("validation", "loss", "test", "macs", "parameters", "bytes", "latency")
+TITLES = {"loss": "points lost", "macs": "MACs", "latency": "ms for 64"}
+
+
+def row_line(row: Mapping[str, Any], metric: str) -> str:
+    """A network in a line."""
+    return (
+        f"{row['title']}: validation {metric} {_with_error(row, metric)}, {human(row['macs'])} MACs, "
+        f"{human(row['parameters'])} parameters, {human(row['bytes'])}B"
+    )
+
+
+def steps_table(results: Mapping[str, Any]) -> Table:
+    """The original and each step for the console.
+
+    Args:
+        results: The content of `results.json`.
+    """
+    table = Table(title=f"{results['task']}: {results['metric']}", title_justify="left", pad_edge=False)
+    table.add_column("network", overflow="fold")
+    for key in COLUMNS:
+        table.add_column(TITLES.get(key, key), justify="right", no_wrap=True)
+    for row in _cells(results):
+        mark = " *" if row["name"] == results["chosen"] else ""
+        table.add_row(Text(row["title"] + mark), *(row[key] for key in COLUMNS))
+    table.caption, table.caption_justify = "* chosen; ±: standard error on validation data", "left"
+    return table
+
+
+def write_optimization(folder: Path) -> Path:
+    """Write the plots and `report.html` of a run of `optimize.py` into its folder, and return the page's path."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    section = Section("Quality and cost")
+    for key, label in COSTS.items():
+        networks = [(row["title"], row[key], row["quality"][0]) for row in results["rows"]]
+        candidates = [{"strategy": "steps", "cost": cost, "quality": quality, "on_front": on_front(place, networks)}
+                      for place, (_, cost, quality) in enumerate(networks)]  # fmt: skip
+        reading = (
+            "Each mark is a network; higher and further left is better. No other network is better in both than one "
+            "on the line."
+        )
+        figure = plots.quality_against_cost([], candidates, networks, label)
+        section.pictures.append(Picture(f"quality-{key}".replace("_", "-"), label.capitalize(), reading, figure))
+    _write_plots(folder / "plots", section.pictures)
+    page = _template("optimization.html.jinja").render(
+        title=f"{results['task']}: a smaller model",
+        task=results["task"],
+        run=folder.resolve().name,
+        verdict=results["verdict"],
+        metric=results["metric"],
+        goal=results["goal"],
+        rows=_cells(results),
+        columns=[(key, TITLES.get(key, key)) for key in COLUMNS],
+        chosen=results["chosen"],
+        sections=[section],
+        seconds={row["title"]: duration(row["seconds"]) for row in results["rows"]},
+        config=(folder / "config.yaml").read_text(encoding="utf-8"),
+    )
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def on_front(place: int, networks: Sequence[tuple[str, float, float]]) -> bool:
+    """Whether no other network is at least as good at no more cost; of equals the first is on the front."""
+    _, cost, quality = networks[place]
+    return not any(
+        c <= cost and q >= quality and ((c, q) != (cost, quality) or other < place)
+        for other, (_, c, q) in enumerate(networks)
+        if other != place
+    )
+
+
+def _cells(results: Mapping[str, Any]) -> list[dict[str, str]]:
+    first, metric = results["rows"][0], results["metric"]
+    sign = 1 if results["higher_is_better"] else -1
+    scale = 100 if metric == "accuracy" else 1
+    rows = []
+    for row in results["rows"]:
+        cells = {
+            "name": row["name"],
+            "title": row["title"],
+            "note": row["note"],
+            "validation": _with_error(row, metric),
+        }
+        cells["loss"] = f"{scale * sign * (first['validation'][0] - row['validation'][0]) + 0.0:+.2f}"
+        cells["test"] = score(row["test"][0], metric, 2) if row["test"] else "-"
+        for key in ("macs", "parameters", "bytes"):
+            cells[key] = human(row[key]) + ("" if row is first else f" ({row[key] / max(1, first[key]):.1%})")
+        cells["latency"] = f"{row['latency_ms']:.2f} ± {row['latency_spread_ms']:.2f}"
+        rows.append(cells)
+    return rows
+
+
+def _with_error(row: Mapping[str, Any], metric: str) -> str:
+    error = 100 * row["standard_error"] if metric == "accuracy" else row["standard_error"]
+    return f"{score(row['validation'][0], metric, 2)} ± {error:.2g}"

@@ -1,0 +1,685 @@
+"""A model made smaller, read top to bottom: the original, each step, the choice, test, report.
+
+python optimize.py model.path=outputs/<run> goal.macs=0.4           # a run's student, on the digits
+python optimize.py model._target_=mymodule.Net plugins=[mymodule]   # your own module, trained first
+python optimize.py resume=outputs/<run>                             # go on with one that stopped
+"""
+
+import copy
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+import envs  # noqa: F401 (registers the environments)
+from child.compact import unpack
+from child.cost import count_macs, count_parameters, measure_latency
+from child.distill import Ensemble, Pupil
+from child.network import Blueprint, TrainedNetwork, find_network, load_network, save_network
+from child.prune import (
+    Group,
+    Kept,
+    across,
+    find_groups,
+    fit,
+    gather_statistics,
+    keep_shares,
+    remove_units,
+    score_units,
+    uniform,
+)
+from child.ratios import PruningEvaluator, RatioSpace
+from child.retrain import retrain
+from child.share import FineTuning, hold, release, share_values, tie_alike
+from child.space import Genotype, derive_seed, nearest
+from child.sparsify import cut_connections
+from child.task import Task
+from child.training import (
+    LossOf,
+    TrainingSettings,
+    check_fit,
+    choose_device,
+    grade,
+    keep_freed_memory,
+    measure,
+)
+from conf.launch import launch
+from conf.schema import ConfigError, Goal, OptimizeConfig
+from controller.search import Player, search
+from controller.strategy import Strategy
+from logbook.console import Console
+from logbook.interrupt import Interrupted, Interruption
+from logbook.optimization import row_line, steps_table, write_optimization
+from logbook.run import Run
+
+LATENCY_BATCH = 64
+"""Samples of a forward pass that is timed."""
+LATENCY_ROUNDS = 3
+STATISTICS_BATCHES = 8
+"""Training batches that normalizations take statistics from after channels were removed, and `taylor` its gradients."""
+FINALISTS = 5
+"""Ratios of a search that are scored again on all validation data: more would be judged by its noise."""
+
+Row = dict[str, Any]
+"""A network of the table: its name, title and folder, validation metric, costs, and later its test metric."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every step needs: the config, where to compute, the task, folder and console."""
+
+    config: OptimizeConfig
+    device: torch.device
+    task: Task
+    run: Run
+    console: Console
+
+    @property
+    def training(self) -> TrainingSettings:
+        """The task's own."""
+        return self.config.retrain.training
+
+    def folder(self, stage: str) -> Path:
+        """Of a network."""
+        return self.run.folder / "networks" / stage
+
+    def load(self, stage: str) -> TrainedNetwork:
+        """A network, on the device."""
+        network = load_network(self.folder(stage), self.config.plugins)
+        network.module.to(self.device)
+        return network
+
+    def save(self, stage: str, module: nn.Module, blueprint: Blueprint) -> None:
+        """A network of this task."""
+        task = self.task
+        network = TrainedNetwork(module.cpu(), blueprint, task.input_shape, task.objective, task.preprocessing)
+        save_network(network, self.folder(stage))
+
+    def tuning(self, how: FineTuning) -> TrainingSettings:
+        """The task's training, gentler."""
+        own = self.training
+        return replace(
+            own, epochs=max(1, how.epochs), learning_rate=how.rate * own.learning_rate,
+            final_learning_rate=how.rate * own.final_learning_rate,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Step:
+    """One of the steps.
+
+    Args:
+        stage: Its name in the run, such as `2-prune`.
+        before: The stage whose network it changes.
+        number: Which of the steps of its kind it is, from 1.
+        total: How many there are of its kind.
+        original: The row of the original.
+    """
+
+    stage: str
+    before: str
+    number: int
+    total: int
+    original: Row
+
+
+def main(config: OptimizeConfig, text: str) -> None:
+    """Run every stage, or those that a resumed run has not finished."""
+    started = time.monotonic()
+    keep_freed_memory()
+    console = Console()
+    with Interruption() as interruption:
+        run = None
+        if config.resume:
+            run = Run.resume(Path(config.resume), config.checkpoint_every_s, interruption)
+        device, task, blueprint, original = build(config)
+        if run is None:  # only now, so that a mistake in the config leaves no folder behind
+            run = Run.create(Path(config.output), config.name, text, config.checkpoint_every_s, interruption)
+        at = Setting(config, device, task.to(device), run, console)
+        console.say(f"Luban: a smaller {blueprint.target} for {task.name}, on {device}. Run folder: {run.folder}")
+        for remark in run.remarks:
+            console.say(remark)
+        try:
+            rows = optimize(at, blueprint, original)
+            rows = run.once("time", lambda: time_networks(at, rows))
+            choice = run.once("choice", lambda: choose(at, rows))
+            results = run.once("test", lambda: test(at, rows, choice))
+        except Interrupted:
+            console.say(f"Stopped. Go on with: python optimize.py resume={run.folder}")
+            raise
+        finally:
+            run.close()
+    console.table(steps_table(results))
+    console.say(results["verdict"])
+    report = write_optimization(run.folder)
+    console.say(f"Report: {report}   TensorBoard: tensorboard --logdir {run.folder}")
+    console.say(f"Finished in {time.monotonic() - started:.0f} s.")
+
+
+def build(config: OptimizeConfig) -> tuple[torch.device, Task, Blueprint, nn.Module | None]:
+    """Device, task, and the original: how to build it, and it itself where it need not be trained first.
+
+    Nothing is written, so a mistake in the config costs nothing.
+
+    Raises:
+        ValueError: The model cannot be read, is for another task, or cannot be brought to the goals by these steps.
+    """
+    device = choose_device(config.device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.env.task is None:
+        raise ConfigError(f"env: {config.env.id} has no task that a model could be measured on")
+    for number, name in enumerate(config.steps):
+        if name not in STEPS:
+            raise ConfigError(f"steps[{number}]: there is no step {name!r}; {nearest(name, STEPS)}")
+    if not config.steps:
+        raise ConfigError(f"steps: expected a list of one or more of {', '.join(STEPS)}, got none")
+    task: Task = config.env.task.build(config.plugins, seed=config.seed)
+    model = config.model
+    if model.path is not None:
+        network = load_network(find_network(model.path), config.plugins)
+        check_task("model.path", network, task, model.path)
+        blueprint, original, module = network.blueprint, network.module, network.module
+    else:
+        assert model.part is not None
+        given = {"input_shape": list(task.input_shape), "num_outputs": task.num_outputs}
+        blueprint = Blueprint(model.part.target, model.part.complete(config.plugins, **given))
+        module = blueprint.build(config.plugins)
+        original = None if model.weights is None else with_weights(module, Path(model.weights))
+    check_fit("model", lambda: module, task)
+    check_goals(config, module, task)
+    if "distill" in config.steps:
+        teachers_on_disk(config, task)
+    return device, task, blueprint, original
+
+
+def check_task(key: str, network: TrainedNetwork, task: Task, path: str) -> None:
+    """Prove that a network was trained for this task, on this very split of its data."""
+    for what, its, ours in (
+        ("inputs of shape", network.input_shape, task.input_shape),
+        ("the objective", network.objective, task.objective),
+        ("data prepared by", network.preprocessing, task.preprocessing),
+    ):
+        if its != ours:
+            raise ConfigError(
+                f"{key}: {path} was trained for {what} {its!s:.120}, but the task {task.name} has {ours!s:.120}; "
+                "give the env and the seed that it was trained with (another seed may split off other test data)"
+            )
+
+
+def with_weights(module: nn.Module, file: Path) -> nn.Module:
+    """A module with the weights of a safetensors file."""
+    try:
+        module.load_state_dict(unpack(file.read_bytes())[0])
+    except OSError as error:
+        raise ConfigError(f"model.weights: cannot read {file}: {error.strerror}") from None
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"model.weights: {file} does not fit {type(module).__name__}: {error}") from None
+    return module
+
+
+def check_goals(config: OptimizeConfig, module: nn.Module, task: Task) -> None:
+    """Prove that the steps can lead to the goals, as far as can be told before."""
+    goal, steps, prune_settings = config.goal, config.steps, config.prune
+    for name, helpful in HELPFUL.items():
+        share = getattr(goal, name)
+        if share is not None and share < 1 and not set(helpful) & set(steps):
+            raise ConfigError(f"goal.{name}: none of steps={list(steps)} lowers it; add one of {', '.join(helpful)}")
+    fewest = 1.0
+    if "prune" in steps:
+        unit, share = prune_target(config)
+        limit = getattr(goal, unit)
+        if limit is not None and share > limit:
+            raise ConfigError(f"prune.share: {share:g} of the {unit} contradicts goal.{unit}={limit:g}; leave it out")
+        groups = find_groups(copy.deepcopy(module), task.input_shape)
+        scores = score_units(module, task.input_shape, groups, "magnitude")
+        kept = keep_shares(groups, uniform(groups, scores, 0.0), prune_settings.least, prune_settings.multiple)
+        smallest = remove_units(module, task.input_shape, groups, scores, kept)
+        lowest = {cost: count(smallest) / count(module) for cost, count in costs_of(task).items()}
+        fewest = lowest["parameters"]
+        for cost, wanted, key in (
+            (unit, share, "prune.share" if prune_settings.share is not None else f"goal.{unit}"),
+            *((cost, getattr(goal, cost), f"goal.{cost}") for cost in lowest),
+        ):
+            if wanted is not None and wanted < lowest[cost]:
+                raise ConfigError(
+                    f"{key}: {wanted:.3g} of the {cost} cannot be reached, since pruning leaves {lowest[cost]:.3g} of "
+                    f"them with prune.least={prune_settings.least:g} and prune.multiple={prune_settings.multiple}"
+                )
+    if goal.bytes is not None:
+        live = 1 - config.sparsify.sparsity if "sparsify" in steps else 1.0
+        bits = np.log2(config.share.values) if "share" in steps and not config.share.tie else 32.0
+        least = 0.0 if config.share.tie else fewest * (live * bits + (live < 1)) / 32
+        if goal.bytes < least:
+            raise ConfigError(
+                f"goal.bytes: {goal.bytes:.3g} of the bytes cannot be reached by these steps, whose weights alone take "
+                f"{least:.3g} at least"
+            )
+
+
+def optimize(at: Setting, blueprint: Blueprint, original: nn.Module | None) -> list[Row]:
+    """The original, and what each step makes of what came before, each measured."""
+
+    def begin() -> float:
+        started = time.monotonic()
+        module = original
+        if module is None:
+            module = train(at, "original", lambda: blueprint.build(at.config.plugins), at.training)
+        at.save("original", module, blueprint)
+        return time.monotonic() - started
+
+    seconds = at.run.once("train original", begin)
+    rows = [at.run.once("measure original", lambda: describe(at, "original", "Original", seconds))]
+    steps = at.config.steps
+    for place, name in enumerate(steps):
+        stage = f"{place + 1}-{name}"
+        step = Step(stage, rows[-1]["name"], steps[: place + 1].count(name), steps.count(name), rows[0])
+        seconds = STEPS[name](at, step)
+        title = f"{place + 1}. {name}"
+        rows.append(at.run.once(f"measure {stage}", partial(describe, at, stage, title, seconds)))
+    return rows
+
+
+def describe(at: Setting, stage: str, title: str, seconds: float) -> Row:
+    """A row of the table: the network's validation metric with its standard error, and what it costs."""
+    task, folder = at.task, at.folder(stage)
+    module = at.load(stage).module
+    scores = grade(module, task, task.validation, final_batch(at), at.device)
+    metric = task.objective.metric(scores, task.validation.targets.cpu())
+    row = {
+        "name": stage,
+        "title": title,
+        "folder": f"networks/{stage}",
+        "validation": [metric],
+        "standard_error": standard_error(task, scores),
+        "quality": [task.objective.quality(metric)],
+        "test": [],
+        "macs": count_macs(module, task.input_shape),
+        "parameters": count_parameters(module),
+        "bytes": sum(file.stat().st_size for file in folder.iterdir()),
+        "seconds": seconds,
+        "note": None,
+    }
+    at.run.log({f"optimize/{key}": row[key] for key in ("macs", "parameters", "bytes")})
+    at.run.log({f"optimize/validation_{task.metric_name}": metric})
+    at.console.say(row_line(row, task.metric_name))
+    return row
+
+
+def standard_error(task: Task, scores: Tensor) -> float:
+    """Of a metric on the validation data: the standard deviation over 200 bootstrap samples of them."""
+    generator, targets = torch.Generator().manual_seed(0), task.validation.targets.cpu()
+    draws = (torch.randint(len(scores), (len(scores),), generator=generator) for _ in range(200))
+    return float(np.std([task.objective.metric(scores[draw], targets[draw]) for draw in draws], ddof=1))
+
+
+# The steps: each changes the network of `step.before`, saves that of `step.stage`, and tells how long it took.
+
+
+def prune(at: Setting, step: Step) -> float:
+    """Remove channels, in rounds, until so much is left of the original."""
+    settings, seconds = at.config.prune, 0.0
+    unit, share = prune_target(at.config)
+    before, cost = step.before, costs_of(at.task)[unit]
+    for number in range(1, settings.rounds + 1):
+        last = number == settings.rounds
+        stage = step.stage if last else f"{step.stage}-round{number}"
+        # Each round of each such step takes the same share of what is left.
+        wanted = step.original[unit] * share ** ((step.number - 1 + number / settings.rounds) / step.total)
+        found = None
+        if settings.ratios == "search":
+            found = at.run.once(f"search {stage}", partial(search_ratios, at, stage, before, cost, wanted))
+            seconds += found["seconds"]
+
+        def change(module: nn.Module, stage: str = stage, wanted: float = wanted, found: Any = found) -> nn.Module:
+            groups, scores = units_of(at, stage, module)
+            if found is not None:
+                space = RatioSpace(groups, settings.choices)
+                plan = plan_of_ratios(at, space, space.genotype(found["tokens"]))
+            else:
+                plan = plan_of_shares(at, groups, scores)
+            smaller = fit(module, at.task.input_shape, groups, scores, plan, cost, wanted)
+            gather_statistics(smaller, at.task, STATISTICS_BATCHES, at.training.batch_size, at.config.seed)
+            return smaller
+
+        seconds += fine_tune(at, stage, before, change, settings.training, resized=True)
+        before = stage
+    return seconds
+
+
+def sparsify(at: Setting, step: Step) -> float:
+    """Cut connections, in rounds, until that share of the weights is zero."""
+    settings, seconds, before = at.config.sparsify, 0.0, step.before
+    whole = replace(settings, rounds=settings.rounds * step.total)
+    for number in range(1, settings.rounds + 1):
+        stage = step.stage if number == settings.rounds else f"{step.stage}-round{number}"
+        sparsity = whole.after((step.number - 1) * settings.rounds + number)
+
+        def change(module: nn.Module, sparsity: float = sparsity) -> nn.Module:
+            cut_connections(module, sparsity, settings.scope)
+            return module
+
+        seconds += fine_tune(at, stage, before, change, settings.training)
+        before = stage
+    return seconds
+
+
+def share(at: Setting, step: Step) -> float:
+    """Let the weights of each layer share a few values."""
+    settings = at.config.share
+
+    def change(module: nn.Module) -> nn.Module:
+        if settings.tie:
+            tie_alike(module)
+        share_values(module, settings.values)
+        return module
+
+    return fine_tune(at, step.stage, step.before, change, settings.training)
+
+
+def distill(at: Setting, step: Step) -> float:
+    """Learn from teachers, by outputs and, where the config says so, by features."""
+    settings = at.config.distill
+
+    def compute() -> float:
+        started = time.monotonic()
+        teachers = [at.load({"original": "original", "self": step.before}[name]).module
+                    for name in settings.teachers if name in KNOWN_TEACHERS]  # fmt: skip
+        teachers += [teacher.to(at.device) for teacher in teachers_on_disk(at.config, at.task)]
+        teacher = teachers[0] if len(teachers) == 1 else Ensemble(teachers)
+        network = at.load(step.before)
+        inputs = at.task.preprocessing(at.task.train.inputs[:2])
+
+        def begin() -> nn.Module:
+            module = hold(fresh(at, network) if settings.fresh else network.module)
+            if settings.features is None:
+                return module
+            return Pupil(module, teachers[0], settings.features, inputs)
+
+        def loss_of(module: nn.Module) -> LossOf:
+            return settings.soft_targets.loss(module, teacher, at.task, settings.training.label_smoothing)
+
+        module = train(at, step.stage, begin, settings.training, loss_of)
+        at.save(step.stage, release(module.student if isinstance(module, Pupil) else module), network.blueprint)
+        return time.monotonic() - started
+
+    return at.run.once(f"train {step.stage}", compute)
+
+
+STEPS: dict[str, Callable[[Setting, Step], float]] = {
+    "prune": prune,
+    "sparsify": sparsify,
+    "share": share,
+    "distill": distill,
+}
+
+CALLED = {"macs": "multiply-accumulates", "parameters": "parameters", "bytes": "bytes"}
+KNOWN_TEACHERS = ("original", "self")
+HELPFUL = {"macs": ("prune",), "parameters": ("prune", "share"), "bytes": ("prune", "sparsify", "share")}
+"""The steps that bring a cost down."""
+
+
+def fine_tune(
+    at: Setting,
+    stage: str,
+    before: str,
+    change: Callable[[nn.Module], nn.Module],
+    how: FineTuning,
+    resized: bool = False,
+) -> float:
+    """Change a network and train it on, with what it was given held; the seconds that this took."""
+
+    def compute() -> float:
+        started = time.monotonic()
+        network = at.load(before)
+
+        def begin() -> nn.Module:
+            return hold(change(network.module))
+
+        module = train(at, stage, begin, at.tuning(how)) if how.epochs else begin()
+        at.save(stage, release(module), replace(network.blueprint, resized=network.blueprint.resized or resized))
+        return time.monotonic() - started
+
+    return at.run.once(f"train {stage}", compute)
+
+
+def train(
+    at: Setting,
+    stage: str,
+    begin: Callable[[], nn.Module],
+    settings: TrainingSettings,
+    loss_of: Callable[[nn.Module], LossOf] | None = None,
+) -> nn.Module:
+    """Train a network on the task, or go on where the run's last checkpoint stands."""
+    seed = derive_seed(at.config.seed, "optimize")
+    return retrain(begin, at.task, settings, seed, stage, at.device, at.run, at.console, loss_of)[0]
+
+
+def prune_target(config: OptimizeConfig) -> tuple[str, float]:
+    """What pruning brings down, and to which share of the original's."""
+    goal, settings = config.goal, config.prune
+    unit = settings.unit or ("parameters" if goal.macs is None and goal.parameters is not None else "macs")
+    share = settings.share if settings.share is not None else getattr(goal, unit)
+    return unit, 0.5 if share is None else share
+
+
+def costs_of(task: Task) -> dict[str, Callable[[nn.Module], int]]:
+    """What can be counted of a network of this task."""
+    return {"macs": partial(count_macs, input_shape=task.input_shape), "parameters": count_parameters}
+
+
+def units_of(at: Setting, stage: str, module: nn.Module) -> tuple[list[Group], dict[str, Tensor]]:
+    """The groups of a network's channels, and how important each unit is."""
+    shape, seed = at.task.input_shape, derive_seed(at.config.seed, stage)
+    groups = find_groups(module, shape)
+    return groups, score_units(
+        module, shape, groups, at.config.prune.importance, at.task, STATISTICS_BATCHES, at.training.batch_size, seed
+    )
+
+
+def plan_of_shares(at: Setting, groups: Sequence[Group], scores: Mapping[str, Tensor]) -> Callable[[float], Kept]:
+    """The family of networks that keep a share of all channels, of each group or of all together."""
+    settings = at.config.prune
+    family = uniform if settings.ratios == "uniform" else across
+    return lambda share: keep_shares(groups, family(groups, scores, share), settings.least, settings.multiple)
+
+
+def plan_of_ratios(at: Setting, space: RatioSpace, genotype: Genotype) -> Callable[[float], Kept]:
+    """The family of networks with these ratios to each other: as found at 1/2, whole at 1."""
+    settings = at.config.prune
+    return lambda position: keep_shares(
+        space.groups, space.shares(genotype, (1 - position) / max(position, 1e-6)), settings.least, settings.multiple
+    )
+
+
+def search_ratios(
+    at: Setting, stage: str, before: str, cost: Callable[[nn.Module], int], wanted: float
+) -> dict[str, Any]:
+    """The ratios that the controller finds: the best of its few best, all brought to the wanted cost."""
+    started, config, settings, task = time.monotonic(), at.config, at.config.prune, at.task
+    module = at.load(before).module
+    groups, scores = units_of(at, stage, module)
+    space, seed = RatioSpace(groups, settings.choices), derive_seed(config.seed, stage)
+    evaluator = PruningEvaluator(
+        module, space, scores, task, cost, settings.least, settings.multiple, final_batch(at), STATISTICS_BATCHES, seed,
+        at.device,
+    )  # fmt: skip
+    unit, _ = prune_target(config)
+    fixed = {"target": wanted, "unit": unit} if "target" in config.reward.arguments else {}
+    reward = replace(config.reward, arguments={**config.reward.arguments, **fixed}).build(config.plugins)
+    how = replace(config.search, budget=None)
+    strategy: Strategy = config.controller.build(
+        config.plugins, space=space, seed=seed, num_updates=how.rounds, relaxation=None
+    )
+
+    def join(strategy: Strategy) -> Player:
+        return Player(strategy, gymnasium.make_vec(
+            "luban/Architecture-v0", num_envs=how.episodes, vectorization_mode="vector_entry_point", space=space,
+            evaluator=evaluator, reward=reward, fidelity=how.fidelity,
+        ))  # fmt: skip
+
+    search(join, strategy, evaluator, how, seed, at.run, at.console)
+    lines = at.run.read("history")[-how.rounds * how.episodes * (2 if how.compare_random else 1) :]
+    own = sorted(
+        (line for line in lines if line["strategy"] == strategy.name and line["failure"] is None),
+        key=lambda line: -line["reward"],
+    )
+    finalists = list(dict.fromkeys(Genotype.from_json(line["genotype"]) for line in own))[:FINALISTS]
+    best: tuple[float, Genotype] | None = None
+    for genotype in finalists:
+        try:
+            smaller = fit(module, task.input_shape, groups, scores, plan_of_ratios(at, space, genotype), cost, wanted)
+        except ValueError:  # too much of it is not pruned at all
+            continue
+        gather_statistics(smaller, task, STATISTICS_BATCHES, at.training.batch_size, seed)
+        graded = grade(smaller, task, task.validation, final_batch(at), at.device)
+        quality = task.quality(graded, task.validation.targets.cpu())
+        if best is None or quality > best[0]:
+            best = quality, genotype
+    if best is None:
+        raise ValueError(f"no ratios were found that leave {wanted:.4g} {unit}; search longer with search.rounds")
+    at.console.say(f"Ratios, removed of each layer: {space.text(best[1])}")
+    return {"tokens": list(best[1].tokens), "seconds": time.monotonic() - started}
+
+
+def teachers_on_disk(config: OptimizeConfig, task: Task) -> list[nn.Module]:
+    """Those that `distill.teachers` names by a path: of a run folder all of its teachers, else a network."""
+    found = []
+    for name in config.distill.teachers:
+        if name in KNOWN_TEACHERS:
+            continue
+        several = [folder for folder in Path(name).glob("networks/teacher*") if "-seed" not in folder.name]
+        for folder in sorted(several) or [find_network(name)]:
+            network = load_network(folder, config.plugins)
+            check_task("distill.teachers", network, task, name)
+            found.append(network.module)
+    return found
+
+
+def fresh(at: Setting, network: TrainedNetwork) -> nn.Module:
+    """The same network with fresh weights: as it is built, or layer by layer where it has other sizes than then."""
+    if not network.blueprint.resized:
+        return network.blueprint.build(at.config.plugins)
+    for layer in network.module.modules():
+        draw = getattr(layer, "reset_parameters", None)
+        if callable(draw):
+            draw()
+    return network.module
+
+
+def final_batch(at: Setting) -> int:
+    """Samples per batch where nothing is learned."""
+    return 4 * at.training.batch_size
+
+
+# The end
+
+
+def time_networks(at: Setting, rows: Sequence[Row]) -> list[Row]:
+    """The rows with latencies: of a few rounds, in which the networks take turns, each one's least disturbed."""
+    networks = [at.load(row["name"]).module for row in rows]
+    rounds = [
+        [
+            measure_latency(network, at.task.input_shape, at.device, LATENCY_BATCH, num_repeats=20)
+            for network in networks
+        ]
+        for _ in range(LATENCY_ROUNDS)
+    ]
+    best = [min(found, key=lambda latency: latency.median_ms) for found in zip(*rounds, strict=True)]
+    at.run.log({f"optimize/latency_ms_{row['name']}": each.median_ms for row, each in zip(rows, best, strict=True)})
+    return [
+        {**row, "latency_ms": each.median_ms, "latency_spread_ms": each.spread_ms}
+        for row, each in zip(rows, best, strict=True)
+    ]
+
+
+def choose(at: Setting, rows: Sequence[Row]) -> dict[str, Any]:
+    """The best network that honors all goals, or the one that comes nearest, written down before the test."""
+    goal, original = at.config.goal, rows[0]
+    misses = {row["name"]: missed(goal, row, original, at.task) for row in rows}
+    honoring = [row for row in rows if not misses[row["name"]]]
+    sizes = any(getattr(goal, name) is not None for name in ("macs", "parameters", "bytes", "latency_ms"))
+    if not honoring:  # of what the steps have made
+        chosen = min(rows[1:], key=lambda row: max(excess for excess, _ in misses[row["name"]]))
+    elif sizes:
+        chosen = max(honoring, key=lambda row: row["quality"][0])
+    elif goal.max_loss is not None:
+        chosen = min(honoring, key=lambda row: (row["bytes"], row["macs"]))
+    else:
+        chosen = rows[-1]
+    title = chosen["title"]
+    if not honoring:
+        told = "; ".join(words for _, words in misses[chosen["name"]])
+        verdict = f"No network honors the goal. {title} comes nearest: {told}."
+    elif goal == Goal():
+        verdict = f"There was no goal; the result is that of the last step, {title}."
+    else:
+        verdict = f"{title} is the best network that honors the goal."
+    shutil.copytree(at.folder(chosen["name"]), at.folder("student"), dirs_exist_ok=True)
+    notes = {name: "; ".join(words for _, words in found) for name, found in misses.items() if found}
+    choice = {"chosen": chosen["name"], "honored": bool(honoring), "verdict": verdict, "notes": notes}
+    at.run.write("choices.json", choice)
+    return choice
+
+
+def missed(goal: Goal, row: Row, original: Row, task: Task) -> list[tuple[float, str]]:
+    """The goals that a network does not honor: by how much in relation to the limit, and in words."""
+    found = []
+    for name in ("macs", "parameters", "bytes"):
+        limit, share = getattr(goal, name), row[name] / max(1, original[name])
+        if limit is not None and share > limit:
+            found.append((share / limit - 1, f"{share:.1%} of the {CALLED[name]} where {limit:.1%} are wanted"))
+    if goal.latency_ms is not None and row["latency_ms"] > goal.latency_ms:
+        words = f"{row['latency_ms']:.3g} ms for {LATENCY_BATCH} samples where {goal.latency_ms:.3g} are wanted"
+        found.append((row["latency_ms"] / goal.latency_ms - 1, words))
+    lost = points(original["validation"][0] - row["validation"][0], task)
+    if goal.max_loss is not None and lost > goal.max_loss + 1e-9:
+        # A limit of 0 has no share of it; a point is what people count in.
+        words = f"{lost:.3g} points lost on validation data where {goal.max_loss:.3g} are allowed"
+        found.append(((lost - goal.max_loss) / max(1.0, goal.max_loss), words))
+    return found
+
+
+def points(lost: float, task: Task) -> float:
+    """What a metric loses, so that more is worse: in hundredths of accuracy, in units of any other."""
+    lost = lost if task.objective.higher_is_better else -lost
+    return 100 * lost if task.metric_name == "accuracy" else lost
+
+
+def test(at: Setting, rows: Sequence[Row], choice: Mapping[str, Any]) -> dict[str, Any]:
+    """Open the test set, now that the choice is written down, and measure the original and the chosen network once."""
+    task = at.task
+    task.test.unseal()
+    tested = []
+    for row in rows:
+        test = []
+        if row["name"] in ("original", choice["chosen"]):
+            split = task.test.read(row["name"])
+            test = [measure(at.load(row["name"]).module, task, split, final_batch(at), at.device)]
+        tested.append({**row, "test": test, "note": choice["notes"].get(row["name"])})
+    results = {
+        "task": task.name,
+        "metric": task.metric_name,
+        "higher_is_better": task.objective.higher_is_better,
+        "seed": at.config.seed,
+        "steps": list(at.config.steps),
+        "goal": {name: limit for name, limit in vars(at.config.goal).items() if limit is not None},
+        **{key: choice[key] for key in ("chosen", "honored", "verdict")},
+        "rows": tested,
+        "seconds": {row["name"]: row["seconds"] for row in rows},
+    }
+    at.run.write("results.json", results)
+    return results
+
+
+if __name__ == "__main__":
+    launch(main, OptimizeConfig, "optimize")

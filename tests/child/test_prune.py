@@ -1,0 +1,323 @@
+"""Channels removed: what is left is what it claims to be, of every space and of a module of a user's."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from child.cost import count_macs, count_parameters
+from child.lstm import LSTMLanguageModel
+from child.mobile import MobileSpace
+from child.network import Blueprint, TrainedNetwork, load_network, resize, save_network
+from child.prune import (
+    Group,
+    across,
+    find_groups,
+    fit,
+    gather_statistics,
+    keep_shares,
+    remove_units,
+    score_units,
+    trace,
+    uniform,
+)
+from child.recurrent import RecurrentSpace
+from child.resnet import ResNet
+from child.space import NetworkSpace
+from child.task import Classification, Task
+from child.transforms import Normalize
+
+SHAPE = (3, 8, 8)
+
+
+class Mixed(nn.Module):
+    """Residuals, a concatenation, depthwise and grouped convolutions, and a linear map of flattened features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.body = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.grouped = nn.Conv2d(8, 12, 3, padding=1, groups=2)
+        self.side = nn.Conv2d(8, 4, 1)
+        self.mix = nn.Conv2d(16, 6, 1)
+        self.hidden = nn.Linear(6 * 16, 10)
+        self.last = nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = x + self.depthwise(torch.relu(self.body(x)))
+        x = torch.cat([self.grouped(x), self.side(x)], dim=1)
+        x = nn.functional.max_pool2d(self.mix(torch.relu(x)), 2)
+        return self.last(torch.relu(self.hidden(x.flatten(1))))
+
+
+class Fixed(nn.Module):
+    """Which relies on numbers of channels that are written down, but for its first layer.
+
+    Of a concatenation the parts of a grouped convolution cannot be made smaller alike by one of its sources alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(8, 4, 1)
+        self.grouped = nn.Conv2d(10, 6, 1, groups=2)
+        self.last = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        y = self.grouped(torch.cat([self.second(x), self.third(x)], dim=1))
+        return self.last(y.mean(dim=(2, 3)).view(-1, 2, 3).sum(dim=1))
+
+
+def pruned(module: nn.Module, shape: tuple[int, ...], share: float = 0.5) -> nn.Module:
+    groups = find_groups(module, shape)
+    scores = score_units(module, shape, groups, "magnitude")
+    return remove_units(module, shape, groups, scores, keep_shares(groups, uniform(groups, scores, share)))
+
+
+def macs_by_layer(module: nn.Module, inputs: Tensor) -> int:
+    """Counted from what every layer gives: an output takes a multiplication by each of its weights."""
+    found = []
+
+    def count(layer: nn.Module, given: object, outputs: Tensor) -> None:
+        found.append(outputs[0].numel() * layer.weight[0].numel())  # type: ignore[index, operator]
+
+    handles = [
+        layer.register_forward_hook(count) for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)
+    ]
+    module(inputs)
+    for handle in handles:
+        handle.remove()
+    return sum(found)
+
+
+def sizes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in module.state_dict().items()}
+
+
+def test_half_of_a_plain_network_by_hand() -> None:
+    """Two convolutions and a linear map: which channels stay, and what is left of every weight, is worked out."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 1), nn.Flatten(), nn.Linear(6 * 36, 3))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    smaller = pruned(net, SHAPE)
+    assert all(value.equal(before[name]) for name, value in net.state_dict().items())  # a copy was pruned
+
+    def best(first: Tensor, second: Tensor) -> list[int]:
+        """Of out-channels: the half with the largest sum of squares, coming and going."""
+        size = first.pow(2).flatten(1).sum(1) + second.pow(2).sum(1)
+        return size.argsort()[len(size) // 2 :].sort().values.tolist()
+
+    w0, w2, w4 = before["0.weight"], before["2.weight"], before["4.weight"]
+    ours = best(w0, w2.transpose(0, 1).flatten(1))
+    flat = w4.view(3, 6, 36)
+    # The importance of a flattened channel is that of all its positions.
+    theirs = best(w2, flat.permute(1, 0, 2).flatten(1))
+    after = smaller.state_dict()
+    assert after["0.weight"].equal(w0[ours]) and after["0.bias"].equal(before["0.bias"][ours])
+    assert after["2.weight"].equal(w2[theirs][:, ours])
+    assert after["4.weight"].equal(flat[:, theirs].flatten(1)) and after["4.bias"].equal(before["4.bias"])
+    assert count_macs(smaller, SHAPE) == 27 * 2 * 36 + 2 * 3 * 36 + 3 * 36 * 3
+
+
+def test_every_space_stays_a_network(
+    network_space: NetworkSpace, inputs_of: Callable[..., Tensor], unsettle: Callable[[nn.Module], None]
+) -> None:
+    """Of any batch size, by the weights that are left alone, and with its costs as counted layer by layer."""
+    if isinstance(network_space, RecurrentSpace):
+        with pytest.raises(ValueError, match="RecurrentNetwork has no channels that can be pruned"):
+            find_groups(network_space.network(network_space.sample(np.random.default_rng(0), 1)[0]), (9,))
+        return
+    shape = tuple(network_space.arguments["input_shape"])
+    for genotype in network_space.sample(np.random.default_rng(4), 1):
+        module = network_space.network(genotype)
+        unsettle(module)
+        smaller = pruned(module, shape, 0.6).eval()
+        assert count_parameters(smaller) < count_parameters(module)
+        assert count_macs(smaller, shape) < count_macs(module, shape)
+        inputs = inputs_of(network_space, 7)
+        outputs = smaller(inputs)
+        assert outputs.shape == module.eval()(inputs).shape and bool(outputs.isfinite().all())
+        torch.testing.assert_close(torch.cat([smaller(x[None]) for x in inputs]), outputs, rtol=1e-3, atol=1e-4)
+        again = network_space.network(genotype).eval()
+        resize(again, smaller.state_dict())
+        again.load_state_dict(smaller.state_dict())
+        assert again(inputs).equal(outputs)
+        assert count_macs(smaller, shape) == macs_by_layer(smaller, inputs[:1])
+
+
+@pytest.mark.parametrize("make", [Mixed, lambda: ResNet(SHAPE, 3, 8)], ids=["mixed", "resnet"])
+def test_channels_that_nothing_reads_can_go(make: Callable[[], nn.Module], unsettle: Callable[..., None]) -> None:
+    """A network with weights of zero where removed channels are read answers as what is left of it."""
+    torch.manual_seed(0)
+    module = make().eval()
+    unsettle(module)
+    groups = find_groups(module, SHAPE)
+    inputs = torch.rand(5, *SHAPE)
+    for group in groups:
+        dead, (graph, _) = copy.deepcopy(module), trace(module, SHAPE)
+        scores = score_units(module, SHAPE, groups, "magnitude")
+        order = scores[group.name].argsort(stable=True).tolist()
+        kept = {each.name: each.num_units for each in groups} | {group.name: group.num_units - 1}
+        gone = group.channels(order[:1])
+        layers, own = dict(dead.named_modules()), {layer: name for name, layer in module.named_modules()}
+        layer = dict(module.named_modules())[group.name]
+        prune_out = graph.get_pruner_of_module(layer).prune_out_channels
+        for dep, idxs in graph.get_pruning_group(layer, prune_out, gone):
+            reader = layers.get(own.get(dep.target.module, "-"))
+            if dep.handler.__name__ == "prune_in_channels" and isinstance(reader, nn.Linear | nn.Conv2d):
+                weight, num_parts = reader.weight.data, getattr(reader, "groups", 1)
+                inputs_of_part, outputs_of_part = weight.shape[1], weight.shape[0] // num_parts
+                for idx in idxs:
+                    part, place = divmod(idx, inputs_of_part)
+                    weight[part * outputs_of_part : (part + 1) * outputs_of_part, place] = 0
+        torch.testing.assert_close(remove_units(module, SHAPE, groups, scores, kept)(inputs), dead(inputs))
+
+
+def test_groups_go_through_residuals_concatenation_and_grouped_convolutions() -> None:
+    groups = {group.name: group for group in find_groups(Mixed(), SHAPE)}
+    # The first sum: stem, norm and depthwise convolution with its input; every part of `grouped` has 4 of its 8.
+    (stream,) = [name for name in groups if name in ("stem", "depthwise")]
+    units = {name: (group.num_units, group.num_parts) for name, group in groups.items()}
+    assert units == {stream: (4, 2), "grouped": (6, 2), "side": (4, 1), "mix": (6, 1), "hidden": (10, 1)}
+    smaller = pruned(Mixed(), SHAPE)
+    layers: dict[str, Any] = dict(smaller.named_modules())
+    assert layers["depthwise"].groups == layers["depthwise"].in_channels == layers["body"].out_channels
+    assert layers["grouped"].groups == 2 and layers["grouped"].in_channels == layers["stem"].out_channels == 4
+    assert layers["grouped"].out_channels == 6 and layers["last"].out_features == 3
+
+
+def test_what_relies_on_fixed_numbers_is_left_alone() -> None:
+    assert [group.name for group in find_groups(Fixed(), SHAPE)] == ["first"]
+    smaller: Any = pruned(Fixed(), SHAPE)
+    assert smaller.first.out_channels == 4 and smaller.second.out_channels == 6
+    assert smaller(torch.rand(3, *SHAPE)).shape == (3, 3)
+
+
+def test_blocks_keep_their_shortcuts_and_squeeze_all_that_is_left() -> None:
+    """A pruned block of the mobile space adds its input exactly if the whole one did."""
+    space = MobileSpace(SHAPE, 3, channels=8, num_stages=2, max_depth=1, num_reductions=0, widths=(1, 1.5))
+    genotype = space.parse("12:k3e2s 24:k3e2s")  # no block of it has a shortcut
+    module = space.network(genotype).eval()
+    groups = find_groups(module, SHAPE)
+    scores = score_units(module, SHAPE, groups, "magnitude")
+    kept = {group.name: min(group.num_units, 6) for group in groups}  # so that inputs and outputs are equally many
+    smaller: Any = remove_units(module, SHAPE, groups, scores, kept)
+    block = smaller.blocks["stage1_block1"]
+    squeeze, x = block.squeeze, torch.rand(2, 6, 8, 8)
+    y = nn.functional.relu6(block.expand_norm(block.expand(x)))
+    y = block.squeeze(nn.functional.relu6(block.depthwise_norm(block.depthwise(y))))
+    torch.testing.assert_close(block(x), block.project_norm(block.project(y)))
+    means = torch.relu(nn.functional.linear(y.mean(dim=(2, 3)), squeeze.reduce.weight, squeeze.reduce.bias))
+    assert means.shape[1] == squeeze.reduce.out_features == squeeze.expand.in_features
+
+
+def test_a_resized_network_comes_back(tmp_path: Path, unsettle: Callable[[nn.Module], None]) -> None:
+    blueprint = Blueprint("child.resnet.ResNet", {"input_shape": [3, 8, 8], "num_outputs": 3, "width": 8})
+    module = pruned(blueprint.build(), SHAPE)
+    unsettle(module)
+    resized = Blueprint(blueprint.target, blueprint.arguments, None, resized=True)
+    network = TrainedNetwork(
+        module, resized, SHAPE, Classification(("a", "b", "c")), Normalize(1.0, (0.0,) * 3, (1.0,) * 3)
+    )
+    save_network(network, tmp_path)
+    loaded = load_network(tmp_path)
+    images = np.random.default_rng(0).integers(0, 9, (4, *SHAPE), np.uint8)
+    assert loaded.predict(images).equal(network.predict(images))
+    assert loaded.blueprint == resized and sizes(loaded.module) == sizes(module)
+    assert count_macs(loaded.module, SHAPE) == count_macs(module, SHAPE)
+    assert repr(loaded.module) == repr(module)  # every layer says of itself what it is
+    assert sizes(pruned(loaded.module, SHAPE)) != sizes(module)  # and can be pruned again
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "bn_scale", "taylor"])
+def test_importance_finds_the_channel_that_does_nothing(importance: Any, task: Task) -> None:
+    torch.manual_seed(0)
+    module: Any = ResNet(SHAPE, 3, 8).eval()
+    block = module.stages[0].body
+    with torch.no_grad():
+        for weights in (block[0].weight, block[1].weight, block[1].bias):
+            weights[5] = 0
+        block[3].weight[:, 5] = 0
+    groups = find_groups(module, SHAPE)
+    scores = score_units(module, SHAPE, groups, importance, task, num_batches=2)
+    assert int(scores["stages.0.body.0"].argmin()) == 5
+    assert all(score.mean().item() == pytest.approx(1, abs=1e-3) for score in scores.values())
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_taylor_is_gradient_times_weight(task: Task) -> None:
+    torch.manual_seed(0)
+    module: Any = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), nn.Linear(6, 3))
+    (group,) = find_groups(module, SHAPE)
+    scores = score_units(module, SHAPE, [group], "taylor", task, num_batches=1, batch_size=48)
+    inputs, targets = task.preprocessing(task.train.inputs), task.train.targets  # all of them, in another order
+    task.loss(module(inputs), targets).backward()
+    first, second = module[1].weight, module[3].weight
+    assert first.grad is not None and second.grad is not None
+    wanted = (first * first.grad).abs().sum(1) + (second * second.grad).abs().sum(0)
+    torch.testing.assert_close(scores[group.name], wanted / wanted.mean(), rtol=1e-3, atol=1e-5)
+
+
+def test_what_stays_by_shares() -> None:
+    groups = [Group("a", 10, 1), Group("b", 12, 2), Group("c", 3, 1)]
+    assert keep_shares(groups, {"a": 0.5, "b": 0.5, "c": 0.0}) == {"a": 5, "b": 3, "c": 1}
+    assert keep_shares(groups, dict.fromkeys("abc", 0.0), least=0.3) == {"a": 3, "b": 2, "c": 1}
+    assert keep_shares(groups, dict.fromkeys("abc", 0.6), multiple=4) == {"a": 8, "b": 4, "c": 3}
+    assert keep_shares(groups, dict.fromkeys("abc", 1.0), multiple=4) == {"a": 10, "b": 6, "c": 3}
+    assert groups[1].channels([0, 4]) == [0, 4, 6, 10]
+    scores = {"a": torch.arange(10.0), "b": torch.full((6,), 20.0), "c": torch.tensor([0.5, 30.0, 40.0])}
+    shares = across(groups, scores, 8 / 19)
+    assert shares == {"a": 0.0, "b": pytest.approx(1), "c": pytest.approx(2 / 3)}
+
+
+@pytest.mark.parametrize("family", [uniform, across])
+def test_the_largest_that_costs_no_more(family: Callable) -> None:
+    torch.manual_seed(0)
+    module = Mixed()
+    groups = find_groups(module, SHAPE)
+    scores = score_units(module, SHAPE, groups, "magnitude")
+    cost = partial(count_macs, input_shape=SHAPE)
+    wanted = 0.4 * cost(module)
+    smaller = fit(
+        module, SHAPE, groups, scores, lambda at: keep_shares(groups, family(groups, scores, at)), cost, wanted
+    )
+    assert 0.3 * cost(module) < cost(smaller) <= wanted
+    assert cost(fit(module, SHAPE, groups, scores, lambda at: keep_shares(groups, family(groups, scores, at)), cost,
+                    cost(module))) == cost(module)  # fmt: skip
+    with pytest.raises(ValueError, match=r"pruning cannot go below \d+, and 10 is wanted"):
+        fit(module, SHAPE, groups, scores, lambda at: keep_shares(groups, family(groups, scores, at)), cost, 10)
+
+
+def test_statistics_are_those_of_the_training_batches(task: Task) -> None:
+    torch.manual_seed(0)
+    module: Any = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(192, 3))
+    norm = module[0]
+    gather_statistics(module, task, num_batches=1, batch_size=48, seed=0)
+    inputs = task.preprocessing(task.train.inputs)
+    torch.testing.assert_close(norm.running_mean, inputs.mean(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.running_var, inputs.var(dim=(0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert norm.momentum == 0.1 and not norm.training
+
+
+def test_a_module_that_cannot_be_traced_is_named_in_one_line() -> None:
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("no\nway")
+
+    with pytest.raises(ValueError, match="Detached cannot be traced for pruning: no way"):
+        find_groups(Detached(), (4,))
+    with pytest.raises(ValueError, match="LSTMLanguageModel has no channels that can be pruned"):
+        find_groups(LSTMLanguageModel((8,), 5, 6, context=2), (8,))

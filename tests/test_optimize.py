@@ -1,0 +1,419 @@
+"""Models made smaller, tiny ones: what the folder holds at the end, what is refused, that a stop changes nothing."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import optimize as script
+from child.cost import count_macs, count_parameters
+from child.network import load_network
+from child.resnet import ResNet
+from child.task import SealedSplit
+from conf.launch import one_line
+from conf.schema import OptimizeConfig
+from envs.digits import digits
+from logbook.interrupt import Interrupted, Interruption
+from logbook.run import Run
+from optimize import main
+
+ROOT = Path(__file__).resolve().parents[1]
+NET = ("model._target_=child.resnet.ResNet", "+model.width=8")
+TINY = (
+    "device=cpu",
+    "threads=1",
+    "retrain.training.epochs=2",
+    "prune.training.epochs=1",
+    "prune.multiple=1",
+    "sparsify.training.epochs=1",
+    "sparsify.rounds=2",
+    "share.training.epochs=1",
+    "distill.training.epochs=1",
+    "search.rounds=3",
+    "search.fidelity=0.3",
+)
+
+# What a user writes, as the README has it.
+MODULE = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, input_shape, num_outputs, width=8):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(input_shape[0], width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.grouped = nn.Conv2d(width, width, 3, padding=1, groups=2)
+        self.side = nn.Conv2d(width, width // 2, 1)
+        self.mix = nn.Sequential(nn.Conv2d(width + width // 2, width, 1), nn.BatchNorm2d(width), nn.ReLU())
+        self.classifier = nn.Linear(width, num_outputs)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.grouped(torch.relu(self.depthwise(x)))        # a residual
+        x = self.mix(torch.cat([x, self.side(x)], dim=1))          # a concatenation
+        return self.classifier(x.mean(dim=(2, 3)))
+
+
+class Untraceable(Net):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+class Two(nn.Linear):
+    def __init__(self):
+        super().__init__(64, 2)
+
+    def forward(self, x):
+        return super().forward(x.flatten(1))
+"""
+
+
+@pytest.fixture(scope="module")
+def run_optimize(compose_text: Any) -> Callable[..., Path]:
+    """Run optimize.py with the tiny settings and these overrides, and give the run folder."""
+
+    def run(output: Path, *overrides: str, name: str = "run") -> Path:
+        given = (*TINY, f"output={output}", f"name={name}", *overrides)
+        main(*compose_text(*given, kind=OptimizeConfig, name="optimize"))
+        return output / name
+
+    return run
+
+
+def load(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def reads() -> list[tuple[str, bool]]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, run_optimize: Any, reads: list[tuple[str, bool]]) -> Path:
+    output, read = tmp_path_factory.mktemp("outputs"), SealedSplit.read
+
+    def watched(self: SealedSplit, network: str) -> Any:
+        reads.append((network, (output / "run" / "choices.json").is_file()))
+        return read(self, network)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SealedSplit, "read", watched)
+        steps = "steps=[prune,distill,sparsify,prune,share]"
+        return run_optimize(output, *NET, steps, "goal.macs=0.4", "prune.rounds=2", "distill.features={kind: hint}")
+
+
+def test_every_file_is_there(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == {
+        "config.yaml", "choices.json", "results.json", "report.html", "plots", "networks", "checkpoints", "tensorboard",
+    }  # fmt: skip
+    assert sorted(path.name for path in (finished / "networks").iterdir()) == [
+        "1-prune", "1-prune-round1", "2-distill", "3-sparsify", "3-sparsify-round1", "4-prune", "4-prune-round1",
+        "5-share", "original", "student",
+    ]  # fmt: skip
+    page = (finished / "report.html").read_text()
+    assert "5. share" in page and "<svg" in page and load(finished / "results.json")["verdict"] in page
+
+
+def test_every_row_is_what_its_network_is(finished: Path) -> None:
+    results, task = load(finished / "results.json"), digits(seed=0)
+    task.test.unseal()
+    test = task.test.read("again")
+    assert [row["name"] for row in results["rows"]] == [
+        "original", "1-prune", "2-distill", "3-sparsify", "4-prune", "5-share"
+    ]  # fmt: skip
+    for row in results["rows"]:
+        network = load_network(finished / row["folder"])
+        for split, claimed in ((task.validation, row["validation"]), (test, row["test"])):
+            right = network.predict(split.inputs.numpy()).argmax(dim=1) == split.targets
+            assert not claimed or [float(right.double().mean())] == pytest.approx(claimed, abs=1e-9)
+        share = row["validation"][0]
+        assert row["standard_error"] == pytest.approx((share * (1 - share) / len(task.validation)) ** 0.5, rel=0.2)
+        assert row["macs"] == count_macs(network.module, network.input_shape)
+        assert row["parameters"] == count_parameters(network.module)
+        assert row["bytes"] == sum(file.stat().st_size for file in (finished / row["folder"]).iterdir())
+        assert row["latency_ms"] > 0
+
+
+def test_the_steps_do_what_they_say(finished: Path) -> None:
+    rows = {row["name"]: row for row in load(finished / "results.json")["rows"]}
+    macs = {name: row["macs"] / rows["original"]["macs"] for name, row in rows.items()}
+    # Two steps of two rounds, each taking the same share: the goal is reached by the last.
+    assert 0.4**0.5 * 0.7 < macs["1-prune"] <= 0.4**0.5 == pytest.approx(0.632, abs=1e-3)
+    assert 0.28 < macs["4-prune"] <= 0.4
+    assert macs["2-distill"] == macs["3-sparsify"] == macs["1-prune"] and macs["5-share"] == macs["4-prune"]
+
+    def weights(name: str) -> list[torch.Tensor]:
+        module = load_network(finished / rows[name]["folder"]).module
+        return [parameter.detach() for parameter in module.parameters() if parameter.ndim > 1]
+
+    zeros = sum(int((weight == 0).sum()) for weight in weights("3-sparsify"))
+    assert zeros == round(0.8 * sum(weight.numel() for weight in weights("3-sparsify")))
+    assert all(len(weight.unique()) <= 16 for weight in weights("5-share") if weight.numel() >= 128)
+    assert sum(int((weight == 0).sum()) for weight in weights("5-share")) > 0  # what was cut stays cut
+    assert rows["5-share"]["bytes"] < rows["4-prune"]["bytes"] < rows["1-prune"]["bytes"] < rows["original"]["bytes"]
+
+
+def test_the_choice_is_made_before_the_test_is_opened_for_two_networks(
+    finished: Path, reads: list[tuple[str, bool]]
+) -> None:
+    results, choice = load(finished / "results.json"), load(finished / "choices.json")
+    assert reads == [("original", True), (choice["chosen"], True)]
+    rows = {row["name"]: row for row in results["rows"]}
+    honoring = [name for name, row in rows.items() if row["macs"] <= 0.4 * rows["original"]["macs"]]
+    assert honoring == ["4-prune", "5-share"] and choice["honored"]
+    best = max(honoring, key=lambda name: rows[name]["validation"][0])
+    assert choice["chosen"] == best and [name for name, row in rows.items() if row["test"]] == ["original", best]
+    for name in ("network.json", "weights.safetensors", "SHA256SUMS"):
+        student, chosen = (finished / "networks" / folder / name for folder in ("student", choice["chosen"]))
+        assert student.read_bytes() == chosen.read_bytes()
+    assert "63." in rows["1-prune"]["note"] or "multiply-accumulates where 40.0% are wanted" in rows["1-prune"]["note"]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(
+    finished: Path, tmp_path: Path, run_optimize: Any, monkeypatch: pytest.MonkeyPatch, compose_text: Any
+) -> None:
+    """It is stopped again and again, in the middle of trainings too."""
+    first = load(finished / "results.json")
+    overrides = (*NET, "steps=[prune,distill,sparsify,prune,share]", "goal.macs=0.4", "prune.rounds=2",
+                 "distill.features={kind: hint}", "checkpoint_every_s=0")  # fmt: skip
+    stops = {"count": 0}
+    save = Run.save
+
+    def stop(self: Run, state: dict[str, Any]) -> None:
+        save(self, state)
+        stops["count"] += 1
+        if stops["count"] % 23 == 0:
+            raise Interrupted(2)
+
+    monkeypatch.setattr(Run, "save", stop)
+    try:
+        run_optimize(tmp_path, *overrides)
+        raise AssertionError("it was not stopped")
+    except Interrupted:
+        assert not (tmp_path / "run" / "results.json").exists()
+    for _ in range(30):
+        try:
+            main(*compose_text(f"resume={tmp_path / 'run'}", kind=OptimizeConfig, name="optimize"))
+            break
+        except Interrupted:
+            continue
+    again = load(tmp_path / "run" / "results.json")
+    timed = ("latency_ms", "latency_spread_ms", "seconds")
+    assert stops["count"] > 100  # and so four times at least
+    for old, new in zip(first["rows"], again["rows"], strict=True):
+        assert {k: v for k, v in old.items() if k not in timed} == {k: v for k, v in new.items() if k not in timed}
+        for name in ("network.json", "weights.safetensors"):
+            files = [folder / new["folder"] / name for folder in (finished, tmp_path / "run")]
+            assert files[0].read_bytes() == files[1].read_bytes()
+    assert again["chosen"] == first["chosen"]
+
+
+@pytest.mark.slow
+def test_a_run_is_gone_on_with_and_asked_about_files(finished: Path, run_optimize: Any, tmp_path: Path) -> None:
+    """What came out is a run's student like any other: it can be made smaller again."""
+    run = run_optimize(tmp_path, f"model.path={finished}", "steps=[share]", "share.values=4", "goal.max_loss=100")
+    rows = load(run / "results.json")["rows"]
+    assert rows[0]["macs"] == load(finished / "results.json")["rows"][-1]["macs"]
+    assert rows[1]["bytes"] < rows[0]["bytes"] and load(run / "results.json")["chosen"] == "1-share"
+
+
+@pytest.mark.slow
+def test_ratios_are_searched_by_the_controller(run_optimize: Any, tmp_path: Path) -> None:
+    run = run_optimize(
+        tmp_path, *NET, "steps=[prune]", "prune.ratios=search", "goal.macs=0.5", "search.episodes=2",
+        "search.compare_random=true", "prune.importance=taylor",
+    )  # fmt: skip
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert len(history) == 2 * 3 * 2 and {line["strategy"] for line in history} == {"reinforce_small_budget", "random"}
+    rows, wanted = load(run / "results.json")["rows"], 0.5
+    assert 0.3 < rows[1]["macs"] / rows[0]["macs"] <= wanted
+    for line in history:  # the reward is the existing one, at the wanted cost
+        ratio = line["cost"] / (wanted * rows[0]["macs"])
+        assert line["reward"] == pytest.approx(line["quality"] * min(1 / ratio, 1))
+
+
+@pytest.mark.slow
+def test_distilled_from_fresh_weights_by_several_teachers(finished: Path, run_optimize: Any, tmp_path: Path) -> None:
+    """Teachers are the original, a network and the two of a run; the student is born again."""
+    run = tmp_path / "front" / "networks"
+    for name in ("teacher", "teacher2", "teacher-seed1"):
+        shutil.copytree(finished / "networks" / "original", run / name)
+    teachers = f"distill.teachers=[original,self,{finished / 'networks' / '1-prune'},{tmp_path / 'front'}]"
+    out = run_optimize(
+        tmp_path, *NET, "steps=[distill]", teachers, "distill.fresh=true", "retrain.training.epochs=1",
+        "distill.features={kind: attention, num_layers: 2}",
+    )  # fmt: skip
+    results = load(out / "results.json")
+    assert results["chosen"] == "1-distill" and results["verdict"].startswith("There was no goal")
+    before, after = (load_network(out / row["folder"]).module.state_dict() for row in results["rows"])
+    assert not any(before[name].equal(value) for name, value in after.items() if value.ndim > 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", ["diabetes", "breast_cancer"])
+def test_models_of_tables_are_made_smaller(env: str, run_optimize: Any, tmp_path: Path) -> None:
+    run = run_optimize(
+        tmp_path, f"env={env}", "model._target_=child.plain_mlp.PlainMLP", "+model.width=16",
+        "steps=[prune,distill,share]", "goal.parameters=0.6", "share.values=8",
+    )  # fmt: skip
+    results = load(run / "results.json")
+    assert results["rows"][1]["parameters"] <= 0.6 * results["rows"][0]["parameters"]
+    assert results["honored"]
+
+
+@pytest.mark.slow
+def test_a_language_model_is_made_smaller(run_optimize: Any, tmp_path: Path) -> None:
+    (tmp_path / "novel.txt").write_text("It was the best of times , it was the worst of times .\n" * 100)
+    run = run_optimize(
+        tmp_path, "env=text", f"env.path={tmp_path / 'novel.txt'}", "model._target_=child.lstm.LSTMLanguageModel",
+        "+model.width=8", "steps=[sparsify,distill,share]", "goal.bytes=0.7", "retrain.training.epochs=1",
+    )  # fmt: skip
+    results = load(run / "results.json")
+    assert results["honored"] and not results["higher_is_better"]
+
+
+def test_a_module_of_the_users(run_optimize: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pruned, distilled, shared, chosen and asked again."""
+    (tmp_path / "ownmodule.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = run_optimize(
+        tmp_path, "model._target_=ownmodule.Net", "plugins=[ownmodule]", "goal.macs=0.5", "steps=[prune,distill,share]"
+    )
+    results = load(run / "results.json")
+    assert 0.3 < results["rows"][1]["macs"] / results["rows"][0]["macs"] <= 0.5 and results["honored"]
+    with pytest.raises(ValueError, match=r"refused to build 'ownmodule\.Net'"):
+        load_network(run / "networks" / "student")
+    network = load_network(run / "networks" / "student", ["ownmodule"])
+    images = np.zeros((5, 1, 8, 8), np.uint8)
+    torch.testing.assert_close(network.predict(images)[:1], network.predict(images[:1]))
+    grouped: Any = network.module.get_submodule("grouped")
+    assert grouped.groups == 2 and grouped.in_channels < 8
+
+
+@pytest.mark.slow
+def test_by_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "mymodule.py").write_text(MODULE)
+    own = ["model._target_=mymodule.Net", "plugins=[mymodule]", "goal.macs=0.5", "steps=[prune]"]
+
+    def type_in(*overrides: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "optimize.py"), *own, *TINY, f"output={tmp_path}", "name=run", *overrides]
+        return subprocess.run(
+            command, cwd=tmp_path, env={"PATH": "", "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+        )
+
+    done = type_in()
+    assert done.returncode == 0 and done.stderr == "", done.stderr[-2000:]
+    assert re.search(r"1\. prune .*│", done.stdout) and "Report: " in done.stdout
+    wrong = type_in("goal.macs=1.5")
+    assert wrong.returncode == 2
+    assert wrong.stderr == "luban: goal.macs is a share of the original's, and 1.5 is more than it has\n"
+
+
+def line(compose_text: Any, output: Path, *overrides: str) -> str:
+    """What a user gets to read; no folder is left behind."""
+    with pytest.raises(Exception) as caught:
+        main(*compose_text(*TINY, f"output={output / 'out'}", *overrides, kind=OptimizeConfig, name="optimize"))
+    told = one_line(caught.value)
+    assert told and "\n" not in told and not isinstance(caught.value, AssertionError)
+    assert not (output / "out").exists()
+    return told
+
+
+@pytest.mark.parametrize(("overrides", "told"), [
+    (["goal.macs=1.2"], "goal.macs is a share of the original's, and 1.2 is more than it has"),
+    (["goal.bytes=0"], r"goal.bytes is a share of the original's in \(0, 1\], got 0"),
+    (["goal.latency_ms=-1"], "goal.latency_ms is a time above 0, got -1"),
+    (["goal.max_loss=-1"], "goal.max_loss is a number of points of at least 0, got -1"),
+    (["goal.speed=2"], "goal.speed: unknown key"),
+    (["goal.macs=0.001"], r"goal.macs: 0.001 of the macs cannot be reached, since pruning leaves 0\.\d+ of them"),
+    (["prune.unit=parameters", "prune.share=0.01", "prune.least=0.5"], "prune.share: 0.01 of the parameters cannot be"),
+    (["goal.macs=0.4", "steps=[share]"], r"goal.macs: none of steps=\['share'\] lowers it; add one of prune"),
+    (["goal.bytes=0.1", "steps=[share]"], "goal.bytes: 0.1 of the bytes cannot be reached by these steps"),
+    (["goal.macs=0.4", "prune.share=0.8"], "prune.share: 0.8 of the macs contradicts goal.macs=0.4; leave it out"),
+    (["steps=[]"], "steps: expected a list of one or more of prune, sparsify, share, distill"),
+    (["steps=[prune,shar]"], r"steps\[1\]: there is no step 'shar'; .*did you mean 'share'\?"),
+    (["+model.depth=3"], "model.depth: child.resnet.ResNet takes no such argument; allowed: width, blocks"),
+    (["model.weights=none.safetensors"], "model.weights: cannot read none.safetensors: No such file"),
+    (["env=nasbench201", "++env.path=x"], "env: luban/Architecture-v0 has no task that a model could be measured on"),
+    (["env=diabetes"], r"cannot build .*: ResNet takes images, input_shape \(C, H, W\), got \(10,\)"),
+    (["model.path=x"], "model: give model.path=outputs/<run> or model._target_=mymodule.Net, got both"),
+    (["model._target_=null"], "model: give model.path=outputs/<run> or model._target_=mymodule.Net, got neither"),
+    (["model._target_=os.system"], r"refused to call 'os.system'"),
+    (["distill.teachers=[nowhere]", "steps=[distill]"], r"cannot read nowhere/SHA256SUMS"),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else "")  # fmt: skip
+def test_what_cannot_be_is_told_in_one_line(overrides: list[str], told: str, compose_text: Any, tmp_path: Path) -> None:
+    found = line(compose_text, tmp_path, *NET, *overrides)
+    assert re.search(told, found), found
+
+
+def test_models_that_do_not_fit_are_told_in_one_line(
+    compose_text: Any, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "strange.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = ("plugins=[strange]",)
+    told = line(compose_text, tmp_path, "model._target_=strange.Untraceable", *own)
+    assert told.startswith("Untraceable has no channels that can be pruned")
+    told = line(compose_text, tmp_path, "model._target_=strange.Two", *own, "steps=[share]")
+    assert told.startswith("model: does not fit the task digits")
+    told = line(compose_text, tmp_path, f"model.path={finished}", "env=breast_cancer")
+    assert re.search(r"model.path: .* was trained for inputs of shape \(1, 8, 8\), but the task .* has \(30,\)", told)
+    told = line(compose_text, tmp_path, f"model.path={finished}", "seed=1")
+    assert "was trained for data prepared by Normalize" in told and "the seed that it was trained with" in told
+    other = ResNet((1, 8, 8), 10, 4).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    save_file(other.state_dict(), tmp_path / "other.safetensors")
+    told = line(compose_text, tmp_path, *NET, f"model.weights={tmp_path / 'other.safetensors'}")
+    assert re.match(r"model.weights: .* does not fit ResNet: Error", told)
+    assert re.match(r"cannot read .*SHA256SUMS", line(compose_text, tmp_path, f"model.path={tmp_path}"))
+
+
+def test_weights_of_ones_own_are_not_trained_again(run_optimize: Any, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    module = ResNet((1, 8, 8), 10, 8).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    save_file(module.state_dict(), tmp_path / "own.safetensors")
+    run = run_optimize(
+        tmp_path, *NET, f"model.weights={tmp_path / 'own.safetensors'}", "steps=[share]", "share.training.epochs=0"
+    )
+    original = load_network(run / "networks" / "original").module.state_dict()
+    assert all(value.equal(original[name]) for name, value in module.state_dict().items())
+
+
+def row(macs: int, loss: float, latency: float = 1.0) -> dict[str, Any]:
+    return {"macs": macs, "parameters": macs, "bytes": macs, "latency_ms": latency, "validation": [0.9 - loss / 100],
+            "quality": [0.9 - loss / 100], "name": f"{macs}", "title": f"T{macs}"}  # fmt: skip
+
+
+@pytest.mark.parametrize(("goal", "chosen", "told"), [
+    ({"macs": 0.5}, "50", "T50 is the best network that honors the goal."),
+    ({"macs": 0.5, "max_loss": 0.5}, "50", "No network honors the goal. T50 comes nearest: 1 points lost"),
+    ({"macs": 0.1}, "20", "T20 comes nearest: 20.0% of the multiply-accumulates where 10.0% are wanted."),
+    ({"max_loss": 1.0}, "50", "T50 is the best network that honors the goal."),
+    ({"max_loss": 3.0}, "20", "T20 is the best network that honors the goal."),
+    ({"latency_ms": 0.5}, "50", "comes nearest: 1 ms for 64 samples where 0.5 are wanted"),
+    ({}, "20", "There was no goal; the result is that of the last step, T20."),
+])  # fmt: skip
+def test_the_best_that_honors_the_goal_or_the_nearest(
+    goal: dict[str, float], chosen: str, told: str, tmp_path: Path, compose_text: Any
+) -> None:
+    rows = [row(100, 0.0), row(50, 1.0), row(20, 2.0)]
+    overrides = [f"goal.{name}={limit}" for name, limit in goal.items()]
+    config, text = compose_text("model.path=x", *overrides, kind=OptimizeConfig, name="optimize")
+    run = Run.create(tmp_path, "run", text, 30.0, Interruption())
+    at = script.Setting(config, torch.device("cpu"), digits(seed=0), run, script.Console())
+    for each in rows:
+        (tmp_path / "run" / "networks" / each["name"]).mkdir(parents=True)
+    choice = script.choose(at, rows)
+    assert choice["chosen"] == chosen and told in choice["verdict"]
