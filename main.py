@@ -60,7 +60,8 @@ from envs.table import TableEvaluator
 from logbook.board import describe_run, describe_search
 from logbook.console import Console
 from logbook.interrupt import Interrupted, Interruption
-from logbook.report import results_table, write_report
+from logbook.numbers import results_table
+from logbook.report import write_report
 from logbook.run import Run
 
 Environments = gymnasium.vector.VectorEnv[Any, Any, Any]

@@ -4,8 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from logbook.compare import write_comparison
 from logbook.console import Console
-from logbook.report import read_run, results_table, write_comparison, write_report
+from logbook.numbers import results_table
+from logbook.record import read_run
+from logbook.report import write_report
 
 
 def main(arguments: list[str] | None = None) -> int:

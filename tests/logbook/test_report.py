@@ -13,7 +13,10 @@ from rich.console import Console
 
 import report as report_script
 from logbook import plots
-from logbook.report import read_run, results_table, usage_example, verdict, write_comparison, write_report
+from logbook.compare import write_comparison
+from logbook.numbers import results_table
+from logbook.record import read_run
+from logbook.report import usage_example, verdict, write_report
 
 OPERATIONS = ["conv3", "sepconv3", "conv5", "sepconv5", "avgpool3", "maxpool3"]
 ROUNDS, BATCH = 20, 8
