@@ -16,7 +16,9 @@ from logbook import plots
 from logbook.console import duration, human
 from logbook.numbers import cells, gap, known, score
 from logbook.record import Record, read_object, read_run
-from logbook.sections.networks import network_section
+from logbook.sections.answers import answers_section
+from logbook.sections.decisions import decisions_section, neighbors_section
+from logbook.sections.networks import layers_section, network_section
 from logbook.sections.search import cost_unit, ranking_section, search_section
 from logbook.sections.section import Picture
 
@@ -121,7 +123,9 @@ def write_report(folder: Path) -> Path:
     """
     run = read_run(folder)
     ranking = [ranking_section(run.ranking)] if run.ranking else []
-    sections = [search_section(run), *ranking, network_section(run)]
+    sections = [search_section(run), decisions_section(run), neighbors_section(run), *ranking, network_section(run)]
+    if not run.looked_up:
+        sections += [layers_section(run), *answers_section(run)]
     _write_plots(folder / "plots", [picture for section in sections for picture in section.pictures])
     results, candidates = run.results or {}, run.candidates or {}
     usable = [run.rows[name] for name in ("student", "teacher", *run.rows) if run.rows.get(name, {}).get("folder")]

@@ -16,6 +16,11 @@ def search_section(run: Record) -> Section:
     section = Section("The search")
     _add_evaluations(run, section)
     _add_controller(run, section)
+    told: dict[str, int] = {}
+    for update in run.updates:
+        if update.get("note"):
+            told.setdefault(update["note"], update["round"])
+    section.notes += [f"Round {number + 1}: {note}." for note, number in told.items()]
     return section
 
 

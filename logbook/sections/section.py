@@ -20,8 +20,13 @@ class Picture:
 
     @property
     def wide(self) -> bool:
-        """Whether the plot needs the room of two small ones."""
+        """Whether the plot of a network needs the room of two small ones."""
         return self.figure.get_figwidth() > 3.2
+
+    @property
+    def full(self) -> bool:
+        """Whether the plot needs the whole width of the page."""
+        return self.figure.get_figwidth() > plots.WIDTH + 1
 
     @cached_property
     def file(self) -> str:
@@ -34,12 +39,24 @@ class Picture:
         return plots.inline(self.file, self.name)
 
 
+@dataclass(frozen=True)
+class Grid:
+    """A table, folded up behind its title, and the sentence that says how to read it."""
+
+    title: str
+    reading: str
+    header: list[str]
+    rows: list[list[str]]
+
+
 @dataclass
 class Section:
-    """A part of the page: pictures, and sentences about what is missing."""
+    """A part of the page: pictures and tables, and sentences about what is missing."""
 
     title: str
     intro: str = ""
     pictures: list[Picture] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    grids: list[Grid] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     layout: str = "pictures"  # a class of the page's style sheet
