@@ -1,49 +1,61 @@
-"""The comparison of several runs."""
+"""The comparison of several runs, finished or not: groups, means with intervals, tests of difference, one HTML page.
+
+Runs of different tasks stand side by side; only runs of one task and metric are compared.
+"""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any
+from statistics import fmean
 
-from logbook import plots
+from rich.table import Table
+from rich.text import Text
+
 from logbook.console import human
-from logbook.numbers import gap, known, mean, scores
+from logbook.numbers import gap, known, mean, score
 from logbook.record import Json, Record, read_run
-from logbook.report import standard_error, template
-from logbook.sections.section import Picture, Section
+from logbook.report import template
+from logbook.sections.comparison import curves_section
+from logbook.significance import Estimate, difference, estimate, holm
 
 # Runs that differ in these alone are repetitions of one experiment: the keys say where it ran, not what it was.
 REPETITION_KEYS = frozenset({"seed", "device", "threads", "name", "output", "checkpoint_every_s", "resume", "analysis"})
 
+ALPHA = 0.05
+"""A difference that chance would make so large less often than this, all of the page considered, is beyond noise."""
+
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """Runs of one experiment: equal in everything but the seed."""
 
     letter: str
     description: str
     runs: list[Record]
 
-    def tests(self, name: str) -> list[float]:
+    def values(self, name: str, split: str = "test") -> list[float]:
         """One value per run: the mean over that run's trainings of a network."""
-        return self._per_run(name, "test")
+        found = [known(run.rows[name][split]) for run in self.runs if name in run.rows]
+        return [fmean(each) for each in found if each]
 
-    def _per_run(self, name: str, split: str) -> list[float]:
-        values = [known(run.rows[name][split]) for run in self.runs if name in run.rows]
-        return [fmean(value) for value in values if value]
+    def by_seed(self, name: str) -> dict[int, float]:
+        """The same on test data by the run's seed; a seed that ran twice counts once, with its mean."""
+        found: dict[int, list[float]] = {}
+        for run in self.runs:
+            if name in run.rows and (tested := known(run.rows[name]["test"])):
+                found.setdefault(run.config.get("seed", 0), []).append(fmean(tested))
+        return {seed: fmean(each) for seed, each in found.items()}
 
     def cells(self, name: str, metric: str) -> dict[str, str]:
         """What the table says about a network."""
         rows = [run.rows[name] for run in self.runs if name in run.rows]
         return {
             "title": rows[0]["title"],
-            "n": str(len(rows)),
-            "validation": scores(self._per_run(name, "validation"), metric),
-            "test": scores(self.tests(name), metric),
+            "n": str(len(self.values(name))),
+            "validation": with_interval(self.values(name, "validation"), metric),
+            "test": with_interval(self.values(name), metric),
             "macs": human(mean(row["macs"] for row in rows)),
             "parameters": human(mean(row["parameters"] for row in rows)),
         }
@@ -53,50 +65,54 @@ class _Group:
         return list(dict.fromkeys(name for run in self.runs for name in run.rows))
 
 
-def write_comparison(folders: Sequence[Path], target: Path) -> Path:
-    """Write a page that compares several runs, grouped by equal config but for the seed, and return its path.
+@dataclass(frozen=True)
+class Part:
+    """Runs that measure the same: those of one task and metric, in their groups."""
+
+    task: str
+    metric: str
+    higher_is_better: bool
+    groups: list[Group]
+
+    @property
+    def title(self) -> str:
+        return f"{self.task}: {self.metric}" + ("" if self.higher_is_better else " (lower is better)")
+
+
+def with_interval(values: Sequence[float], metric: str) -> str:
+    """The mean, and its 95% interval in brackets where there are several values."""
+    if not values:
+        return "-"
+    found = estimate(values)
+    said = score(found.mean, metric, decimals=2)
+    if found.low is None or found.high is None:
+        return said
+    return f"{said} [{score(found.low, metric, decimals=2)}, {score(found.high, metric, decimals=2)}]"
+
+
+def read_parts(folders: Sequence[Path]) -> list[Part]:
+    """Read runs and sort them by what they measure.
 
     Raises:
-        ValueError: A folder is no run folder, is given twice, or measures another metric than the first.
+        ValueError: A folder is no run folder, or is given twice.
     """
     places = [folder.resolve() for folder in folders]
     twice = next((folder for folder in folders if places.count(folder.resolve()) > 1), None)
     if twice is not None:
         raise ValueError(f"{twice} is given twice; a run counts once")
-    runs = [read_run(folder) for folder in folders]
-    finished = [run for run in runs if run.results]
-    metrics = list(dict.fromkeys(run.metric for run in finished))
-    if len(metrics) > 1:
-        raise ValueError(f"these runs measure different things ({', '.join(metrics)}) and cannot be compared")
-    metric = metrics[0] if metrics else "accuracy"
-    groups = _grouped(runs)
-    differences, against_random = _between_groups(groups, metric), _against_random(groups, metric)
-    section = Section("Reward over the rounds")
-    curves = _curves(groups)
-    if curves:
-        reading = (
-            "A line is the median over a group's runs of their mean reward per round; its band spans the quartiles."
-        )
-        section.pictures.append(Picture("reward-curves", "", reading, plots.reward_curves(curves)))
-    else:
-        section.missing.append("None of these runs has evaluated an architecture yet.")
-    page = template("comparison.html.jinja").render(
-        title=f"{len(runs)} runs of Luban",
-        metric=metric,
-        num_runs=len(runs),
-        groups=[(group, [group.cells(name, metric) for name in group.names()]) for group in groups],
-        unfinished=[run.folder.as_posix() for run in runs if not run.results],
-        differences=differences,
-        against_random=against_random,
-        verdict=_comparison_verdict(groups, differences, against_random),
-        sections=[section],
-    )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page, encoding="utf-8")
-    return target
+    sorted_runs: dict[tuple[str, str], list[Record]] = {}
+    for folder in folders:
+        run = read_run(folder)
+        sorted_runs.setdefault((run.task, run.metric), []).append(run)
+    parts: list[Part] = []
+    for (task, metric), runs in sorted_runs.items():
+        first = sum(len(part.groups) for part in parts)
+        parts.append(Part(task, metric, runs[0].higher_is_better, _grouped(runs, first)))
+    return parts
 
 
-def _grouped(runs: Sequence[Record]) -> list[_Group]:
+def _grouped(runs: Sequence[Record], first: int) -> list[Group]:
+    """Runs with equal configs together, the seed aside; what sets them apart is named. Letters begin at the `first`."""
     flat = [_flatten({key: value for key, value in run.config.items() if key not in REPETITION_KEYS}) for run in runs]
     members: dict[str, list[int]] = {}
     for number, config in enumerate(flat):
@@ -108,12 +124,16 @@ def _grouped(runs: Sequence[Record]) -> list[_Group]:
     for place, numbers in enumerate(members.values()):
         config = firsts[place]
         words = [f"{key}={config[key]}" if key in config else f"no {key}" for key in differing]
-        letter = chr(ord("A") + place) if place < 26 else f"G{place + 1}"
-        groups.append(_Group(letter, ", ".join(words), [runs[number] for number in numbers]))
+        # Of a swapped part the arguments differ too; the part says more than they do.
+        targets = [word for word in words if "._target_=" in word]
+        letter = chr(ord("A") + first + place) if first + place < 26 else f"G{first + place + 1}"
+        groups.append(Group(letter, ", ".join([*targets, *(w for w in words if w not in targets)]), [
+            runs[number] for number in numbers
+        ]))  # fmt: skip
     return groups
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Json:
+def _flatten(config: Mapping[str, object], prefix: str = "") -> Json:
     flat: Json = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
@@ -123,75 +143,153 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> Json:
     return flat
 
 
-def _between_groups(groups: Sequence[_Group], metric: str) -> list[dict[str, str]]:
-    """For every two groups and every network that both have: the difference in test, and whether it says anything."""
-    rows = []
-    for first, second in combinations(groups, 2):
+def tests(part: Part) -> list[dict[str, str]]:
+    """All tests of difference within a part, their p-values corrected together (Holm).
+
+    For every two groups and every network that both have; and within each group what the search found against what
+    random search found in the same run, so that seeds cancel out.
+    """
+    found: list[tuple[str, str, Estimate]] = []
+    for first, second in combinations(part.groups, 2):
         for name in first.names():
-            ours, theirs = first.tests(name), second.tests(name)
+            ours, theirs = first.by_seed(name), second.by_seed(name)
             if ours and theirs:
-                difference, error = fmean(ours) - fmean(theirs), standard_error(ours, theirs)
                 pair = f"{first.letter} against {second.letter}"
-                rows.append({"pair": pair, "network": name.replace("_", " "), **_difference(difference, error, metric)})
-    return rows
-
-
-def _against_random(groups: Sequence[_Group], metric: str) -> list[dict[str, str]]:
-    """What the search found against what random search found in the same run, run by run, so that seeds cancel out."""
-    rows = []
-    for group in groups:
+                found.append((pair, name.replace("_", " "), difference(ours, theirs)))
+    for group in part.groups:
         pairs = [
             fmean(known(run.rows["teacher"]["test"])) - fmean(known(run.rows["random_best"]["test"]))
             for run in group.runs
             if all(known(run.rows.get(name, {}).get("test", [])) for name in ("teacher", "random_best"))
         ]
         if pairs:
-            error = stdev(pairs) / math.sqrt(len(pairs)) if len(pairs) > 1 else None
-            rows.append({"group": group.letter, "n": str(len(pairs)), **_difference(fmean(pairs), error, metric)})
-    return rows
+            found.append((group.letter, "teacher against random best", estimate(pairs, paired=True)))
+    corrected = holm([each.p for _, _, each in found])
+    return [
+        {"pair": pair, "network": network, **_told(each, p, part.metric)}
+        for (pair, network, each), p in zip(found, corrected, strict=True)
+    ]
 
 
-def _difference(difference: float, error: float | None, metric: str) -> dict[str, str]:
-    sign = "+" if difference > 0 else "-" if difference < 0 else ""
-    if error is None:
-        judged = "too few runs to tell"
-    else:
-        judged = "within noise" if abs(difference) <= 2 * error else "beyond noise"
+def _told(found: Estimate, corrected: float | None, metric: str) -> dict[str, str]:
+    judged = "too few runs to tell" if found.num < 2 else "no spread to judge by"
+    if corrected is not None:
+        judged = "beyond noise" if corrected < ALPHA else "within noise"
+    interval = "-"
+    if found.low is not None and found.high is not None:
+        interval = f"{_signed(found.low, metric)} to {_signed(found.high, metric)}"
     return {
-        "difference": f"{sign}{gap(difference, metric)}",
-        "error": "-" if error is None else gap(error, metric),
+        "difference": _signed(found.mean, metric),
+        "interval": interval,
+        "p": "-" if found.p is None else f"{found.p:.3g}",
+        "corrected": "-" if corrected is None else f"{corrected:.3g}",
+        "n": str(found.num),
+        "how": "paired" if found.paired else "Welch",
         "judged": judged,
     }
 
 
-def _comparison_verdict(groups: Sequence[_Group], differences: Sequence[Json], against_random: Sequence[Json]) -> str:
-    if len(groups) > 1:
-        beyond = sum(row["judged"] == "beyond noise" for row in differences)
-        text = f"Of {len(differences)} differences between these {len(groups)} groups, {beyond} lie beyond noise"
-    else:
-        text = f"These {len(groups[0].runs)} runs repeat one experiment"
-    judged = [row for row in against_random if row["judged"] != "too few runs to tell"]
-    if judged:
-        good = "+" if groups[0].runs[0].higher_is_better else "-"
-        better = sum(row["judged"] == "beyond noise" and row["difference"].startswith(good) for row in judged)
-        if len(judged) == 1:
-            text += f"; the search {'beats' if better else 'does not beat'} random search beyond noise"
+def _signed(value: float, metric: str) -> str:
+    sign = "+" if value > 0 else "-" if value < 0 else ""
+    return f"{sign}{gap(value, metric)}"
+
+
+def verdict(parts: Sequence[Part], judged: Sequence[Sequence[Json]]) -> str:
+    """What the tests said, in one sentence per task."""
+    sentences = []
+    for part, rows in zip(parts, judged, strict=True):
+        start = f"On {part.task}, " if len(parts) > 1 else ""
+        between = [row for row in rows if " against " in row["pair"]]
+        within = [row for row in rows if row not in between and row["corrected"] != "-"]
+        num_runs = sum(len(group.runs) for group in part.groups)
+        if len(part.groups) > 1:
+            beyond = sum(row["judged"] == "beyond noise" for row in between)
+            text = f"of {len(between)} differences between these {len(part.groups)} groups, {beyond} lie beyond noise"
+        elif num_runs == 1:
+            text = "there is a single run"
         else:
-            text += f"; the search beats random search beyond noise in {better} of {len(judged)} groups"
-    return text + "."
+            text = f"these {num_runs} runs repeat one experiment"
+        if within:
+            good = "+" if part.higher_is_better else "-"
+            better = sum(row["judged"] == "beyond noise" and row["difference"].startswith(good) for row in within)
+            if len(within) == 1:
+                text += f"; the search {'beats' if better else 'does not beat'} random search beyond noise"
+            else:
+                text += f"; the search beats random search beyond noise in {better} of {len(within)} groups"
+        text = start + text
+        sentences.append(f"{text[0].upper()}{text[1:]}.")
+    return " ".join(sentences)
 
 
-def _curves(groups: Sequence[_Group]) -> dict[str, list[dict[int, float]]]:
-    """Mean reward per round and run, for each group's search and, where few lines leave room, its random search."""
-    curves: dict[str, list[dict[int, float]]] = {}
-    for group in groups:
-        for run in group.runs:
-            for strategy in run.strategies if len(groups) <= 3 else run.strategies[:1]:
-                rewards: dict[int, list[float]] = {}
-                for line in run.history:
-                    if line["strategy"] == strategy and line["reward"] is not None:
-                        rewards.setdefault(line["round"], []).append(line["reward"])
-                name = f"{group.letter}: {strategy}" if len(groups) > 1 else strategy
-                if rewards:
-                    curves.setdefault(name, []).append({number: fmean(r) for number, r in rewards.items()})
-    return curves
+def side_by_side(parts: Sequence[Part]) -> list[list[str]]:
+    """The test results of every network of every group, one column per task; nothing is compared across columns."""
+    rows = []
+    settings = list(dict.fromkeys(group.description for part in parts for group in part.groups))
+    names = list(dict.fromkeys(name for part in parts for group in part.groups for name in group.names()))
+    for setting in settings:
+        for name in names:
+            groups = [next((g for g in part.groups if g.description == setting), None) for part in parts]
+            cells = [
+                with_interval(group.values(name), part.metric) if group else "-"
+                for part, group in zip(parts, groups, strict=True)
+            ]
+            if set(cells) != {"-"}:
+                rows.append([setting or "the one of its task", name.replace("_", " "), *cells])
+    return rows
+
+
+def write_comparison(folders: Sequence[Path], target: Path) -> Path:
+    """Write a page that compares runs, grouped by equal config but for the seed, and return its path.
+
+    Raises:
+        ValueError: A folder is no run folder, or is given twice.
+    """
+    parts = read_parts(folders)
+    judged = [tests(part) for part in parts]
+    runs = [run for part in parts for group in part.groups for run in group.runs]
+    sections = [
+        curves_section(
+            f"The searches{f' on {part.task}' if len(parts) > 1 else ''}",
+            f"part{number}",
+            {group.letter: group.runs for group in part.groups},
+        )
+        for number, part in enumerate(parts, 1)
+    ]
+    page = template("comparison.html.jinja").render(
+        title=f"{len(runs)} runs of Luban",
+        num_runs=len(runs),
+        num_groups=sum(len(part.groups) for part in parts),
+        parts=[
+            (part, [(group, [group.cells(n, part.metric) for n in group.names()]) for group in part.groups], rows)
+            for part, rows in zip(parts, judged, strict=True)
+        ],
+        side_by_side=side_by_side(parts) if len(parts) > 1 else [],
+        unfinished=[(run.folder.as_posix(), run.reached) for run in runs if not run.results],
+        verdict=verdict(parts, judged),
+        sections=sections,
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+def comparison_tables(folders: Sequence[Path]) -> list[Table]:
+    """The same for the console: a table per task, and what each letter stands for below it."""
+    tables = []
+    for part in read_parts(folders):
+        table = Table(title=part.title, title_justify="left", pad_edge=False)
+        table.add_column("group")
+        table.add_column("network", overflow="fold")
+        for title in ("runs", "test, mean [95%]", "MACs"):
+            table.add_column(title, justify="right", no_wrap=True)
+        for group in part.groups:
+            for name in group.names():
+                cells = group.cells(name, part.metric)
+                table.add_row(group.letter, Text(cells["title"]), cells["n"], cells["test"], cells["macs"])
+            if not group.names():
+                table.add_row(group.letter, Text("; ".join(run.reached for run in group.runs)), "0", "-", "-")
+        named = [f"{group.letter}: {group.description}" for group in part.groups if group.description]
+        if named:
+            table.caption, table.caption_justify = Text("\n".join(named)), "left"
+        tables.append(table)
+    return tables

@@ -348,11 +348,14 @@ def network_drawing(
 
 
 @styled()
-def reward_curves(groups: Mapping[str, Sequence[Mapping[int, float]]]) -> Figure:
-    """Mean reward per round of several groups of runs: the median of each group and its quartiles as a band.
+def reward_curves(
+    groups: Mapping[str, Sequence[Mapping[int, float]]], label: str = "mean reward of the round"
+) -> Figure:
+    """Rewards per round of several groups of runs: the median of each group and its quartiles as a band.
 
     Args:
-        groups: For each name, one mapping from round to mean reward per run.
+        groups: For each name, one mapping from round to reward per run.
+        label: What kind of reward.
     """
     figure, axes = canvas(3.6)
     for (name, runs), color in zip(groups.items(), cycle((BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)), strict=False):
@@ -361,7 +364,7 @@ def reward_curves(groups: Mapping[str, Sequence[Mapping[int, float]]]) -> Figure
         low, median, high = (np.array([np.quantile(v, share) for v in values]) for share in (0.25, 0.5, 0.75))
         axes.fill_between(rounds, low, high, color=color, alpha=0.22, linewidth=0)
         axes.plot(rounds, median, color=color, linewidth=2.2, label=name)
-    axes.set(xlabel="round", ylabel="mean reward of the round")
+    axes.set(xlabel="round", ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     legend_above(axes)
     return figure

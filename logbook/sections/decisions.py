@@ -196,7 +196,8 @@ def neighbors_section(run: Record) -> Section:
             "neighbors",
             "What each single change would give",
             "A dot is one other choice of the decision in its row. Left of the line it is worse than what was chosen "
-            f"in reward or quality, right of it better; in cost, right is dearer. The best other choice is named.{noise}",
+            "in reward or quality, right of it better; in cost, right is dearer. The best other choice is named."
+            f"{noise}",
             draw_neighbors(center, lines, error),
         )
     )

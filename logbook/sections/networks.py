@@ -50,8 +50,8 @@ def layers_section(run: Record) -> Section:
         shown = folded(rows)
         totals = {key: human(sum(row[key] for row in rows)) for key in ("macs", "parameters")}
         reading = (
-            f"The share of each layer in the {totals['macs']} multiply-accumulates and {totals['parameters']} parameters: "
-            "the longest bars are where something can be saved."
+            f"The share of each layer in the {totals['macs']} multiply-accumulates and {totals['parameters']} "
+            "parameters: the longest bars are where something can be saved."
         )
         section.pictures.append(Picture(f"layers-{name}", title, reading, draw_layers(shown)))
         section.grids.append(
