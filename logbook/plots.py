@@ -374,6 +374,7 @@ def svg(figure: Figure) -> str:
     """The text of an SVG file, the same for equal data."""
     buffer = io.StringIO()
     with styled():
+        _settle(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
@@ -393,8 +394,16 @@ def png(figure: Figure) -> bytes:
     """The figure as PNG at twice the usual density, the same bytes for equal data."""
     buffer = io.BytesIO()
     with styled():
+        _settle(figure)
         figure.savefig(buffer, format="png", dpi=192, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _settle(figure: Figure) -> None:
+    """Lay a figure out once, and not twice again in each file: a third of the time of a report."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
 
 
 def canvas(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:

@@ -126,8 +126,9 @@ def draw_classes(counts: dict[str, list[tuple[int, int]]], classes: Sequence[str
     figure, axes = plots.canvas(0.9 + 0.3 * len(order))
     for place, ((name, each), color) in enumerate(zip(counts.items(), (plots.BLUE, plots.ORANGE), strict=False)):
         rows = np.arange(len(order)) + 0.16 * (2 * place - 1) * (len(counts) > 1)
-        for row, number in zip(rows, order, strict=True):
-            axes.plot(wilson(*each[number]), [row, row], color=color, lw=1.2, alpha=0.7)
+        axes.hlines(
+            rows, *zip(*(wilson(*each[number]) for number in order), strict=True), color=color, lw=1.2, alpha=0.7
+        )
         shares = [each[number][0] / each[number][1] for number in order]
         axes.scatter(shares, rows, s=26, color=color, zorder=3, label=name.replace("_", " "))
     axes.set_yticks(range(len(order)), [f"{classes[number]} ({first[number][1]})" for number in order], fontsize=8.5)
@@ -152,16 +153,17 @@ def wilson(num_right: int, num: int) -> tuple[float, float]:
 def draw_confusions(rows: Sequence[tuple[Confusion, Sequence[NDArray[Any]]]], classes: Sequence[str]) -> Figure:
     """A row of images (C, H, W) per confusion."""
     columns = max(1, *(len(images) for _, images in rows))
-    figure = Figure(figsize=(plots.WIDTH, 0.72 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), columns + 3, squeeze=False)
-    for axes_row, (confusion, images) in zip(grid, rows, strict=True):
-        for axes in axes_row:
-            axes.axis("off")
+    figure, axes = plots.canvas(0.72 * len(rows))
+    for row, (confusion, images) in enumerate(rows):
         said = f"{classes[confusion.right]}, taken for {classes[confusion.given]}\n{confusion.share:.1%} of its class"
-        axes_row[0].text(0, 0.5, said, transform=axes_row[0].transAxes, va="center", fontsize=8.5)
-        for axes, image in zip(axes_row[3:], images, strict=False):
+        axes.text(-0.6, row, said, va="center", ha="right", fontsize=8.5)
+        for column, image in enumerate(images):
             picture = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
-            axes.imshow(picture, cmap="gray" if len(image) == 1 else None, interpolation="nearest")
+            place = (column - 0.45, column + 0.45, row + 0.45, row - 0.45)
+            axes.imshow(picture, cmap="gray" if len(image) == 1 else None, interpolation="nearest", extent=place)
+    # Room for the words at the left: about three pictures.
+    axes.set(xlim=(-3.2, columns - 0.5), ylim=(len(rows) - 0.5, -0.5), aspect="equal")
+    axes.axis("off")
     return figure
 
 

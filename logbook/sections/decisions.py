@@ -111,11 +111,14 @@ def _most_settled(preferred: Preferences) -> tuple[list[int], str]:
 def draw_effects(decisions: Sequence[Mapping[str, Any]], shown: Sequence[Effect]) -> Figure:
     """Dots with intervals, the largest on top, and marks for what chance would show."""
     figure, axes = plots.canvas(0.75 + 0.24 * len(shown))
-    for row, effect in enumerate(shown):
-        color = plots.BLUE if effect.share > effect.chance else plots.INK
-        axes.plot([max(0.0, effect.low), min(1.0, max(0.0, effect.high))], [row, row], color=color, lw=1.6)
-        axes.scatter([max(0.0, effect.share)], [row], s=30, color=color, zorder=3)
-        axes.plot([effect.chance] * 2, [row - 0.32, row + 0.32], color=plots.VERMILION, lw=1.1)
+    rows = np.arange(len(shown))
+    shares, low, high, chance = np.array([(each.share, each.low, each.high, each.chance) for each in shown]).T.clip(
+        0, 1
+    )
+    colors = [plots.BLUE if effect.share > effect.chance else plots.INK for effect in shown]
+    axes.hlines(rows, low, high, color=colors, lw=1.6)
+    axes.scatter(shares, rows, s=30, color=colors, zorder=3)
+    axes.vlines(chance, rows - 0.32, rows + 0.32, color=plots.VERMILION, lw=1.1)
     names = [decisions[effect.place]["name"] for effect in shown]
     axes.set_yticks(range(len(shown)), names, fontsize=8.5)
     axes.set(ylim=(len(shown) - 0.4, -0.6), xlabel="share of the variance")
@@ -240,16 +243,16 @@ def draw_neighbors(center: Json, lines: Sequence[Json], error: float | None) -> 
         axes.axvline(0, color=plots.INK, lw=1.2)
         if key == "quality" and error:
             axes.axvspan(-error, error, color=plots.INK, alpha=0.15, lw=0)
-        for row, name in enumerate(rows):
-            mine = [line for line in lines if line["decision"] == name]
-            moved = [(line[key] - center[key]) / scale for line in mine]
-            worse = plots.BLUE if key != "cost" else plots.INK
-            colors = [plots.GREEN if key == "reward" and value > 0 else worse for value in moved]
-            axes.scatter(moved, [row] * len(moved), s=20, color=colors, alpha=0.75, linewidths=0)
-            if key == "reward":
-                best = max(mine, key=lambda line: line["reward"])
-                said = f"{best['to']} {best['reward'] - center['reward']:+.3f}"
-                axes.text(1.02, row, said, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+        dots = [line for line in lines if line["decision"] in kept]
+        moved = np.array([(line[key] - center[key]) / scale for line in dots])
+        worse = plots.BLUE if key != "cost" else plots.INK
+        colors = [plots.GREEN if key == "reward" and value > 0 else worse for value in moved]
+        heights = [rows.index(line["decision"]) for line in dots]
+        axes.scatter(moved, heights, s=20, color=colors, alpha=0.75, linewidths=0)
+        for row, name in enumerate(rows if key == "reward" else []):
+            best = max((line for line in dots if line["decision"] == name), key=lambda line: line["reward"])
+            said = f"{best['to']} {best['reward'] - center['reward']:+.3f}"
+            axes.text(1.02, row, said, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
         axes.set_title(f"change of {key}", loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(
