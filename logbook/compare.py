@@ -120,17 +120,27 @@ def _grouped(runs: Sequence[Record], first: int) -> list[Group]:
     firsts = [flat[numbers[0]] for numbers in members.values()]
     keys = sorted({key for config in firsts for key in config})
     differing = [key for key in keys if len({json.dumps(config.get(key), default=str) for config in firsts}) > 1]
+    telling = [key for key in differing if not _follows(key, differing, firsts)]
     groups = []
     for place, numbers in enumerate(members.values()):
         config = firsts[place]
-        words = [f"{key}={config[key]}" if key in config else f"no {key}" for key in differing]
-        # Of a swapped part the arguments differ too; the part says more than they do.
-        targets = [word for word in words if "._target_=" in word]
+        words = [f"{key}={config[key]}" if key in config else f"no {key}" for key in telling]
         letter = chr(ord("A") + first + place) if first + place < 26 else f"G{first + place + 1}"
-        groups.append(Group(letter, ", ".join([*targets, *(w for w in words if w not in targets)]), [
-            runs[number] for number in numbers
-        ]))  # fmt: skip
+        groups.append(Group(letter, ", ".join(words), [runs[number] for number in numbers]))
     return groups
+
+
+def _follows(key: str, differing: Sequence[str], configs: Sequence[Json]) -> bool:
+    """Whether a key differs only because the part that it belongs to was swapped for another."""
+    for target in differing:
+        part = target.removesuffix("_target_")
+        if part != target != key and key.startswith(part):
+            values: dict[str, set[str]] = {}
+            for config in configs:
+                values.setdefault(str(config.get(target)), set()).add(json.dumps(config.get(key), default=str))
+            if all(len(each) == 1 for each in values.values()):
+                return True
+    return False
 
 
 def _flatten(config: Mapping[str, object], prefix: str = "") -> Json:
