@@ -19,8 +19,10 @@ import torch
 from torch import nn
 
 import envs  # noqa: F401 (registers the environments)
+from child.answers import ask, truth
 from child.cost import (
     CostModel,
+    cost_by_layer,
     count_macs,
     count_parameters,
     measure_latency,
@@ -33,8 +35,8 @@ from child.rungs import RungsEvaluator
 from child.space import CostUnit, Evaluator, Genotype, Graph, NetworkSpace, Relaxation, SearchSpace, derive_seed
 from child.standalone import StandaloneEvaluator
 from child.supernet import SupernetEvaluator
-from child.task import Task
-from child.training import LossOf, TrainingSettings, check_fit, choose_device, keep_freed_memory, measure
+from child.task import Classification, Task
+from child.training import LossOf, TrainingSettings, check_fit, choose_device, keep_freed_memory
 from conf.launch import launch
 from conf.schema import ConfigError, Part, RunConfig, read
 from controller.collapse import name_collapse
@@ -51,19 +53,31 @@ from controller.derive import (
 )
 from controller.gradient import GradientStrategy
 from controller.ledger import Ledger
+from controller.neighborhood import weigh_changes
 from controller.ranking import agreement, choose_to_rank
 from controller.sampler import TrainingSampler
 from controller.search import Player, search
 from controller.strategy import RandomSearch, Strategy
 from envs.reward import Reward
 from envs.table import TableEvaluator
+from logbook.analysis import worst_confusions
 from logbook.board import describe_run, describe_search
 from logbook.console import Console
 from logbook.interrupt import Interrupted, Interruption
-from logbook.report import results_table, write_report
+from logbook.numbers import results_table
+from logbook.report import write_report
 from logbook.run import Run
 
 Environments = gymnasium.vector.VectorEnv[Any, Any, Any]
+
+BRIEF_MACS = 30_000_000_000
+"""Multiply-accumulates that a brief analysis may spend on neighbors of the choice."""
+
+MOST_NEIGHBORS, FEWEST_NEIGHBORS = 256, 8
+"""That are looked at; fewer than that would say little about a choice of dozens."""
+
+EXAMPLE_PIXELS = 64
+"""The most that an example image keeps in height and width: enough to see why it was confused."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +150,7 @@ def main(config: RunConfig, text: str) -> None:
             run.write("space.json", {"name": space.name, "decisions": [
                 {"name": d.name, "kind": d.kind, "labels": list(d.labels)} for d in space.decisions
             ]})  # fmt: skip
+            run.write("task.json", about_task(parts))
             if isinstance(parts.evaluator, TableEvaluator):
                 results = search_table(config, parts, parts.evaluator, run, console)
             else:
@@ -156,6 +171,22 @@ def main(config: RunConfig, text: str) -> None:
     report = write_report(run.folder)
     console.say(f"Report: {report}   TensorBoard: tensorboard --logdir {run.folder}")
     console.say(f"Finished in {time.monotonic() - started:.0f} s.")
+
+
+def about_task(parts: Parts) -> dict[str, Any]:
+    """What the report must know of the task: its name, its metric, and the names of its classes, if it has some."""
+    if isinstance(parts.evaluator, TableEvaluator):
+        table = parts.evaluator
+        metric = "accuracy" if table.scale == 100 else table.report_column
+        return {"task": Path(table.path).name.partition(".")[0], "metric": metric, "higher_is_better": True}
+    assert parts.task is not None
+    objective = parts.task.objective
+    return {
+        "task": parts.task.name,
+        "metric": objective.metric_name,
+        "higher_is_better": objective.higher_is_better,
+        **({"classes": list(objective.classes)} if isinstance(objective, Classification) else {}),
+    }
 
 
 def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
@@ -311,6 +342,7 @@ def search_table(config: RunConfig, parts: Parts, table: TableEvaluator, run: Ru
             chosen = {name: within_target(group, reward.target) for name, group in chosen.items()}
         listed = [c for group in chosen.values() for c in group[: config.derive.candidates]]
         write_candidates(config, parts, run, chosen, listed, history)
+        write_neighbors(config, parts, run, chosen[strategy.name][0].genotype)
         describe_search(run, space, [chosen[strategy.name][0].genotype])
         return {
             "chosen": {name: list(group[0].genotype.tokens) for name, group in chosen.items()},
@@ -347,9 +379,7 @@ def search_table(config: RunConfig, parts: Parts, table: TableEvaluator, run: Ru
             f"{len(table.rows)} by {table.report_column}."
         )
     results = {
-        "task": Path(table.path).name.partition(".")[0],
-        "metric": "accuracy" if table.scale == 100 else table.report_column,
-        "higher_is_better": True,
+        **about_task(parts),
         "cost_unit": reward.unit,
         "seed": config.seed,
         "looked_up": True,
@@ -392,6 +422,7 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     others = promising.get(RandomSearch.name, [])
     chosen = [c.genotype for c in own[: config.retrain.top]]
     write_candidates(config, parts, run, groups, candidates, history)
+    write_neighbors(config, parts, run, chosen[0])
     describe_search(run, space, chosen)
     to_rank, warnings = [], []
     shared = parts.evaluator.cheap if isinstance(parts.evaluator, RungsEvaluator) else parts.evaluator
@@ -443,6 +474,44 @@ def write_candidates(
         "hypervolume_reference": f"quality 0, cost {worst:.4g}",
     })  # fmt: skip
     run.log({f"pareto/hypervolume_{name}": volume for name, volume in volumes.items()})
+
+
+def write_neighbors(config: RunConfig, parts: Parts, run: Run, center: Genotype) -> None:
+    """Write down what every single change of the first choice would give, or why it is not known."""
+    shared = parts.evaluator.cheap if isinstance(parts.evaluator, RungsEvaluator) else parts.evaluator
+    affordable = MOST_NEIGHBORS
+    if config.analysis == "brief":
+        affordable = num_affordable(parts, shared, center)
+    if affordable < FEWEST_NEIGHBORS:
+        missing = "What single changes of the choice would give was not looked at, because it takes more than seconds "
+        run.write("neighbors.json", {"center": None, "num_all": None, "neighbors": [],
+                                     "missing": f"{missing}here; analysis=full does it."})  # fmt: skip
+        return
+
+    def environments(num: int) -> Environments:
+        return make_environments(config, parts.space, shared, parts.reward, num, 1.0)
+
+    draw = derive_seed(config.seed, "neighbors")
+    found = weigh_changes(parts.space, center, affordable, environments, shared, draw)
+    error = getattr(shared, "standard_error", parts.task.standard_error if parts.task else lambda quality: None)
+    quality = found["center"]["quality"]
+    run.write("neighbors.json", {**found, "standard_error": None if quality is None else error(quality)})
+
+
+def num_affordable(parts: Parts, shared: Evaluator, center: Genotype) -> int:
+    """How many architectures like this one can be evaluated in about a second, by a count and not by the clock.
+
+    Any number from a table; of shared weights as many as the multiply-accumulates allow; none where each must be
+    trained or timed, or where only the user knows what an evaluation takes.
+    """
+    if isinstance(shared, TableEvaluator):
+        return MOST_NEIGHBORS
+    if not isinstance(shared, SupernetEvaluator) or parts.reward.unit == "latency_ms":
+        return 0
+    num_samples = len(shared.task.validation)
+    if shared.statistics == "recalibrated":
+        num_samples += shared.recalibration_batches * shared.settings.batch_size
+    return min(MOST_NEIGHBORS, BRIEF_MACS // (num_samples * max(1, shared.space.macs(center))))
 
 
 def score_to_rank(config: RunConfig, shared: SupernetEvaluator, finalists: Sequence[Genotype]) -> list[dict[str, Any]]:
@@ -641,15 +710,23 @@ def test_finals(at: Setting, found: dict[str, Any], trained: dict[str, Any]) -> 
     """Open the test set, now that every choice is written down, and measure each network on it once."""
     task, config = at.task, at.config
     task.test.unseal()
-    rows, seconds = [], dict(found["seconds"])
+    rows, seconds, answers, layers = [], dict(found["seconds"]), {}, {}
     for final in trained["finals"]:
         tested = []
         for folder in final["folders"]:
             module = load_network(at.run.folder / folder, config.plugins).module.to(at.device)
-            tested.append(measure(module, task, task.test.read(folder), final_batch(config), at.device))
+            test = task.test.read(folder)
+            answered = ask(module, task, test, final_batch(config), at.device)
+            tested.append(answered.metric)
+            if folder == final["folder"] and answered.given is not None:
+                answers |= {"test": truth(task.objective, test.targets), f"test {final['name']}": answered.given}
         validation = [] if config.retrain.join_validation else final["validation"]
         network = load_network(at.run.folder / final["folder"], config.plugins).module
         latency = measure_latency(network, task.input_shape, at.device)
+        if final["name"] in (trained["teacher"], "student"):
+            layers[final["name"]] = cost_by_layer(network, task.input_shape)
+            if answers and not config.retrain.join_validation:
+                answers |= validation_answers(at, network, final["name"])
         rows.append({
             **{key: final[key] for key in ("name", "title", "text", "graph", "folder")},
             "validation": validation,
@@ -677,9 +754,27 @@ def test_finals(at: Setting, found: dict[str, Any], trained: dict[str, Any]) -> 
         "num_evaluations": found["num_evaluations"],
         "notes": notes,
     }
+    at.run.write("layers.json", layers)
+    if answers:
+        at.run.write_arrays("answers.npz", answers)
     at.run.write("results.json", results)
     describe_run(at.run, results, config_of_interest(config))
     return results
+
+
+def validation_answers(at: Setting, network: nn.Module, name: str) -> dict[str, Any]:
+    """The right answers of the validation split and the network's, and the images of its worst confusions."""
+    task, split = at.task, at.task.validation
+    right = truth(task.objective, split.targets)
+    given = ask(network, task, split, final_batch(at.config), at.device).given
+    assert right is not None and given is not None
+    found = {"validation": right, f"validation {name}": given}
+    if split.inputs.ndim == 4 and split.inputs.dtype == torch.uint8 and isinstance(task.objective, Classification):
+        shown = np.array([place for each in worst_confusions(right, given) for place in each.places], np.int64)
+        step = math.ceil(max(split.inputs.shape[2:]) / EXAMPLE_PIXELS)
+        images = split.inputs[torch.from_numpy(shown), :, ::step, ::step].contiguous().numpy()
+        found |= {f"places {name}": shown, f"images {name}": images}
+    return found
 
 
 def beside_random(rows: Sequence[Mapping[str, Any]], random: Sequence[str], teacher: str, metric: str) -> str:

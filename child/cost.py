@@ -4,7 +4,7 @@ import copy
 import statistics
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,41 @@ def count_macs(network: nn.Module, input_shape: Sequence[int]) -> int:
 def count_parameters(network: nn.Module) -> int:
     """Trainable parameters of any network."""
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def cost_by_layer(network: nn.Module, input_shape: Sequence[int]) -> list[dict[str, Any]]:
+    """Name, multiply-accumulates and parameters of each part of a network; they add up to those of the whole.
+
+    Parts are the modules right below the network, and in place of a list or dict of modules what it holds. What the
+    network computes or holds outside of them is the last part, `(outside of its modules)`. A parameter that several
+    parts share counts for the first.
+    """
+    shadow = copy.deepcopy(network).to("meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        shadow(torch.zeros(1, *input_shape, device="meta"))
+    counts = {name: sum(each.values()) // 2 for name, each in counter.get_flop_counts().items()}
+    counted: set[int] = set()
+
+    def parameters(module: nn.Module) -> int:
+        own = [each for each in module.parameters() if id(each) not in counted]
+        counted.update(map(id, own))
+        return sum(each.numel() for each in own)
+
+    rows = [
+        {"name": name, "macs": counts.get(f"{type(shadow).__name__}.{name}", 0), "parameters": parameters(module)}
+        for name, module in _parts(shadow)
+    ]
+    macs = counter.get_total_flops() // 2 - sum(row["macs"] for row in rows)
+    rows.append({"name": "(outside of its modules)", "macs": macs, "parameters": parameters(shadow)})
+    return [row for row in rows if row["macs"] or row["parameters"]]
+
+
+def _parts(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            yield from _parts(child, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", child
 
 
 def width_of_like_cost(build: Callable[[int], nn.Module], cost: Callable[[nn.Module], int], wanted: int) -> int:

@@ -24,7 +24,7 @@ from controller.reinforce import ControllerError
 from logbook.interrupt import Interrupted
 
 # What may differ when a run goes on: where it computes, and how it is watched.
-FREE_ON_RESUME = ("device", "threads", "checkpoint_every_s", "resume", "output")
+FREE_ON_RESUME = ("device", "threads", "checkpoint_every_s", "resume", "output", "analysis")
 
 # What a user can run into; anything else is a defect of ours and keeps its traceback.
 EXPECTED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, TrainingError, ControllerError)

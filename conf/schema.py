@@ -222,7 +222,11 @@ class BaselineSettings:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole run. `seed` follows every random draw; `device` is `auto`, `cpu` or `cuda`."""
+    """A whole run. `seed` follows every random draw; `device` is `auto`, `cpu` or `cuda`.
+
+    `analysis` is how much the report looks into beyond what the run computes anyway: `brief` for what takes a second or
+    two, `full` for all of it.
+    """
 
     env: EnvConfig
     space: Part
@@ -239,6 +243,7 @@ class RunConfig:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
+    analysis: Literal["brief", "full"] = "brief"
     name: str = ""
     output: str = "outputs"
     checkpoint_every_s: float = 30.0

@@ -119,6 +119,29 @@ class Replay(WholeStrategy):
         return self.genotypes
 
 
+def replay(
+    space: SearchSpace,
+    genotypes: list[Genotype],
+    environments: Callable[[int], VectorEnv[Any, Any, Any]],
+    evaluator: Evaluator,
+    seed: int,
+) -> list[tuple[Evaluation, float]]:
+    """Evaluation and reward of each architecture, which the environment is made to play.
+
+    Args:
+        space: What they are of.
+        genotypes: Those to play.
+        environments: So many episodes side by side.
+        evaluator: Tells quality and cost where the environment only speaks in rewards.
+        seed: Of the evaluations.
+    """
+    rollout = play(environments(len(genotypes)), Replay(space, genotypes), 0, seed)
+    evaluations = rollout.evaluations
+    if any(math.isnan(evaluation.cost) for evaluation in evaluations):
+        evaluations = evaluator.evaluate(genotypes, 1.0, seed)
+    return list(zip(evaluations, rollout.rewards.tolist(), strict=True))
+
+
 def derive(
     space: SearchSpace,
     history: Sequence[dict[str, Any]],
@@ -152,11 +175,7 @@ def derive(
             genotypes = [choice, *genotypes[: num - 1]]
         if not genotypes:
             continue
-        rollout = play(environments(len(genotypes)), Replay(space, genotypes), 0, seed)
-        evaluations = rollout.evaluations
-        if any(math.isnan(evaluation.cost) for evaluation in evaluations):
-            evaluations = evaluator.evaluate(genotypes, 1.0, seed)
-        for evaluation, reward in zip(evaluations, rollout.rewards.tolist(), strict=True):
+        for evaluation, reward in replay(space, genotypes, environments, evaluator, seed):
             if evaluation.failure is None and math.isfinite(reward):
                 candidates.append(Candidate(strategy, evaluation, reward))
     return sorted(candidates, key=lambda c: (-c.reward, c.genotype.tokens))

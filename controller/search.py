@@ -256,9 +256,11 @@ def _remember(run: Run, player: Strategy, rollout: Rollout, round_number: int) -
             "seed": evaluation.seed,
             "failure": evaluation.failure or (None if math.isfinite(reward) else f"reward {reward} is not finite"),
             "charge": evaluation.charge,
+            # Where one decision may close another, an analysis has to know which were there to be made.
+            **({"open": np.flatnonzero(is_open).tolist()} if player.space.masks_depend_on_prefix else {}),
         }
-        for step, (evaluation, reward) in enumerate(
-            zip(rollout.evaluations, rollout.rewards.tolist(), strict=True), first
+        for step, (evaluation, reward, is_open) in enumerate(
+            zip(rollout.evaluations, rollout.rewards.tolist(), rollout.masks.sum(axis=2) > 1, strict=True), first
         )
     ]
     run.append("history", *lines)

@@ -10,7 +10,9 @@ from rich.text import Text
 
 from logbook import plots
 from logbook.console import duration, human
-from logbook.report import Picture, Section, _template, _write_plots, score
+from logbook.numbers import score
+from logbook.report import template, write_plots
+from logbook.sections.section import Picture, Section
 
 COSTS = {"macs": "multiply-accumulates", "bytes": "bytes on disk", "latency_ms": "latency of 64 samples, ms"}
 COLUMNS = ("validation", "loss", "test", "macs", "parameters", "bytes", "latency")
@@ -56,8 +58,8 @@ def write_optimization(folder: Path) -> Path:
         )
         figure = plots.quality_against_cost([], candidates, networks, label)
         section.pictures.append(Picture(f"quality-{key}".replace("_", "-"), label.capitalize(), reading, figure))
-    _write_plots(folder / "plots", section.pictures)
-    page = _template("optimization.html.jinja").render(
+    write_plots(folder / "plots", section.pictures)
+    page = template("optimization.html.jinja").render(
         title=f"{results['task']}: a smaller model",
         task=results["task"],
         run=folder.resolve().name,

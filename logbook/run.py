@@ -6,6 +6,7 @@ far the journals had been written, so that going on truncates them to that momen
 """
 
 import contextlib
+import io
 import json
 import os
 import time
@@ -14,6 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue] (generated)
 from torch.utils.tensorboard.writer import SummaryWriter
 
@@ -125,6 +128,12 @@ class Run:
     def write(self, name: str, data: Any) -> None:
         """A JSON file in the run folder, there whole or not at all."""
         write_atomically(self.folder / name, json.dumps(data, indent=1, allow_nan=False).encode() + b"\n")
+
+    def write_arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """A compressed NumPy file in the run folder, there whole or not at all; equal arrays give equal bytes."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        write_atomically(self.folder / name, buffer.getvalue())
 
     @property
     def board(self) -> SummaryWriter:

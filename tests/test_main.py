@@ -100,6 +100,7 @@ def test_every_file_is_there(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
         "config.yaml", "history.jsonl", "updates.jsonl", "space.json", "candidates.json", "ranking.json",
         "choices.json", "results.json", "report.html", "plots", "networks", "checkpoints", "tensorboard",
+        "task.json", "neighbors.json", "layers.json", "answers.npz",
     }  # fmt: skip
     assert [path.name for path in finished.parent.iterdir()] == ["run"]
     assert sorted(path.name for path in (finished / "networks").iterdir()) == sorted(STAGES)
@@ -189,6 +190,21 @@ def test_saved_networks_are_as_good_as_claimed(finished: Path) -> None:
         assert label in "0123456789" and 0.1 <= share <= 1
     macs = {row["name"]: row["macs"] for row in results["rows"]}
     assert macs["student"] == macs["student_alone"]
+
+
+def test_answers_and_layers_add_up_to_the_results(finished: Path) -> None:
+    rows = {row["name"]: row for row in load(finished / "results.json")["rows"]}
+    with np.load(finished / "answers.npz", allow_pickle=False) as answers:
+        for name, row in rows.items():
+            assert [float((answers[f"test {name}"] == answers["test"]).mean())] == pytest.approx(row["test"])
+        wrong = np.flatnonzero(answers["validation teacher"] != answers["validation"])
+        assert set(answers["places teacher"].tolist()) <= set(wrong.tolist())
+        assert np.array_equal(
+            answers["images teacher"], digits(seed=0).validation.inputs[answers["places teacher"]].numpy()
+        )
+    for name, layers in load(finished / "layers.json").items():
+        for key in ("macs", "parameters"):
+            assert sum(layer[key] for layer in layers) == rows[name][key]
 
 
 def test_the_test_set_waits_for_every_choice(finished: Path, reads: list[tuple[str, bool]]) -> None:

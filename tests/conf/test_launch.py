@@ -198,7 +198,7 @@ def test_only_where_and_how_to_watch_may_change(stopped: Path) -> None:
     config = compose(f"resume={stopped}", "device=auto", "threads=2", "checkpoint_every_s=1", "output=elsewhere")
     assert (config.device, config.threads, config.checkpoint_every_s, config.output) == ("auto", 2, 1.0, "elsewhere")
     assert compose(f"resume={stopped}", "seed=3", "search.rounds=5").seed == 3  # the same again is no change
-    assert set(FREE_ON_RESUME) == {"device", "threads", "checkpoint_every_s", "resume", "output"}
+    assert set(FREE_ON_RESUME) == {"device", "threads", "checkpoint_every_s", "resume", "output", "analysis"}
 
 
 @pytest.mark.parametrize(

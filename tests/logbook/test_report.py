@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 from matplotlib.path import Path as MplPath
 from rich.console import Console
+from scipy import stats
 
 import report as report_script
 from logbook import plots
-from logbook.report import read_run, results_table, usage_example, verdict, write_comparison, write_report
+from logbook.compare import read_parts, side_by_side, write_comparison
+from logbook.compare import tests as tests_of
+from logbook.numbers import results_table
+from logbook.record import read_run
+from logbook.report import usage_example, verdict, write_report
+from logbook.significance import estimate
 
 OPERATIONS = ["conv3", "sepconv3", "conv5", "sepconv5", "avgpool3", "maxpool3"]
 ROUNDS, BATCH = 20, 8
@@ -195,12 +201,14 @@ def test_the_page_shows_what_the_files_hold(finished: Path) -> None:
         assert expected in text, expected
     assert 'class="missing"' in text  # the one network without a graph is named
     assert "Student without a teacher is not drawn" in text
+    # What whole runs alone write down is named too.
+    assert all(f"({name} is missing" in text for name in ("neighbors.json", "layers.json", "answers.npz"))
 
 
 def test_the_page_needs_nothing_from_elsewhere(finished: Path) -> None:
     text = page(finished)
     links = re.findall(r'(?:src|href)="([^"#][^"]*)"', text)
-    assert links == ["data:,"]
+    assert all(link.startswith("data:") for link in links)
     assert "<script" not in text and "@import" not in text
     # The names of XML namespaces look like addresses, but nobody asks them for anything.
     without_namespaces = re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
@@ -229,6 +237,8 @@ def test_every_plot_is_a_png_and_an_svg(finished: Path) -> None:
         "controller",
         "operation-probabilities",
         "skip-probabilities",
+        "decision-effects",
+        "preferences",
         *(f"network-{name}" for name in ("teacher", "student", "random_best", "hand_designed")),
     }
     for name in names:
@@ -464,13 +474,20 @@ def test_decisions_of_other_kinds_have_a_picture(tmp_path: Path) -> None:
     assert not (folder / "plots" / "operations.svg").exists()
 
 
+# Comparisons claim no more than their runs can show, whatever state the runs are in.
+
+FIRST, SECOND = [0.981, 0.984, 0.990], [0.980, 0.981, 0.985]
+
+
 @pytest.fixture(scope="module")
 def repetitions(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two experiments of three seeds: the second differs in one key, and by far less than its seeds do."""
-    outputs = tmp_path_factory.mktemp("outputs")
-    first = [write_run(outputs / f"a{seed}", seed=seed, learned=0.990 + 0.001 * seed) for seed in range(3)]
-    second = [write_run(outputs / f"b{s}", seed=s, learned=0.9903 + 0.001 * s, lr=0.1) for s in range(3)]
-    return [*first, *second]
+    """Two experiments of three seeds that differ in one key, with known test results of the teacher."""
+    outputs, folders = tmp_path_factory.mktemp("outputs"), []
+    for name, tested, config in (("a", FIRST, {}), ("b", SECOND, {"lr": 0.1})):
+        for seed, value in enumerate(tested):
+            folders.append(write_run(outputs / f"{name}{seed}", num_layers=2, seed=seed, **config))
+            change_results(folders[-1], teacher=[value], random_best=[0.979])
+    return folders
 
 
 def cells(text: str) -> list[list[str]]:
@@ -478,41 +495,82 @@ def cells(text: str) -> list[list[str]]:
     return [[re.sub(r"<[^>]+>", "", cell).strip() for cell in re.findall(r"<t[hd].*?</t[hd]>", row)] for row in rows]
 
 
-def test_runs_that_differ_in_their_seed_are_one_group(repetitions: list[Path], tmp_path: Path) -> None:
+def test_the_page_groups_runs_and_judges_differences(repetitions: list[Path], tmp_path: Path) -> None:
     rows = cells(write_comparison(repetitions, tmp_path / "new" / "comparison.html").read_text())
-    assert [row[:3] for row in rows if row[0] in ("A", "B") and row[1] == "3" and "points" not in row[2]] == [
-        ["A", "3", "no lr"],
-        ["B", "3", "lr=0.1"],
+    assert [row[:4] for row in rows if row[0] in ("A", "B") and row[1] == "3" and row[2] == "digits"] == [
+        ["A", "3", "digits", "no lr"],
+        ["B", "3", "digits", "lr=0.1"],
     ]
-    # The mean of 0.990, 0.991 and 0.992, and their sample standard deviation.
     teacher = next(row for row in rows if row[0] == "A" and row[1].startswith("Teacher"))
-    assert teacher[3] == "99.10% ± 0.10" and teacher[4] == "3"
+    found = estimate(FIRST)
+    assert found.low is not None and found.high is not None
+    assert teacher[3:5] == [f"98.50% [{100 * found.low:.2f}%, {100 * found.high:.2f}%]", "3"]
+    judged = next(row for row in rows if row[:2] == ["A against B", "teacher"])
+    assert judged[2] == "+0.3 points" and judged[4:6] == ["3", "paired"] and judged[-1] == "within noise"
+    assert judged[6] == f"{stats.ttest_rel(FIRST, SECOND).pvalue:.3g}"
 
 
-def test_a_difference_smaller_than_its_error_is_within_noise(repetitions: list[Path], tmp_path: Path) -> None:
-    text = write_comparison(repetitions, tmp_path / "comparison.html").read_text()
-    teacher = next(row for row in cells(text) if row[:2] == ["A against B", "teacher"])
-    # The standard error of the difference is sqrt(2 * 0.1^2 / 3) = 0.08 points.
-    assert teacher[2:] == ["-0.03 points", "0.08 points", "within noise"]
-    assert "Of 5 differences between these 2 groups, 0 lie beyond noise" in text
+def test_a_difference_far_beyond_its_spread_is_called_one(repetitions: list[Path], tmp_path: Path) -> None:
+    for seed in range(3):
+        worse = write_run(tmp_path / f"c{seed}", num_layers=2, seed=seed, lr=9)
+        change_results(worse, **{n: [FIRST[seed] - 0.3 - 0.001 * seed] for n in ("teacher", "student", "random_best")})
+    folders = [*repetitions[:3], *(tmp_path / f"c{seed}" for seed in range(3))]
+    (part,) = read_parts(folders)
+    row = next(row for row in tests_of(part) if row["pair"] == "A against B" and row["network"] == "teacher")
+    assert row["difference"] == "+30.1 points" and row["judged"] == "beyond noise"
 
 
-def test_a_difference_beyond_its_error_is_called_one(repetitions: list[Path], tmp_path: Path) -> None:
-    worse = [write_run(tmp_path / f"c{seed}", seed=seed, learned=0.93 + 0.001 * seed, lr=9) for seed in range(2)]
-    rows = cells(write_comparison([*repetitions[:3], *worse], tmp_path / "comparison.html").read_text())
-    teacher = next(row for row in rows if row[:2] == ["A against B", "teacher"])
-    assert teacher[2] == "+6.0 points" and teacher[-1] == "beyond noise"
+def test_single_runs_and_equal_differences_are_not_judged(repetitions: list[Path]) -> None:
+    (part,) = read_parts([repetitions[0], repetitions[3]])
+    row = next(row for row in tests_of(part) if row["network"] == "teacher")
+    assert row["judged"] == "too few runs to tell" and row["p"] == "-"
+    (part,) = read_parts(repetitions)
+    alike = next(row for row in tests_of(part) if row["network"] == "student")  # the same in every run
+    assert alike["judged"] == "no spread to judge by"
 
 
-def test_single_runs_cannot_be_judged(repetitions: list[Path], tmp_path: Path) -> None:
-    rows = cells(write_comparison([repetitions[0], repetitions[3]], tmp_path / "comparison.html").read_text())
-    teacher = next(row for row in rows if row[:2] == ["A against B", "teacher"])
-    assert teacher[2:] == ["-0.03 points", "-", "too few runs to tell"]
+def test_other_tasks_stand_in_columns_of_their_own(repetitions: list[Path], tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", num_layers=2)
+    results = {**json.loads((other / "results.json").read_text()), "task": "plays", "metric": "perplexity"}
+    write(other / "results.json", {**results, "higher_is_better": False})
+    parts = read_parts([*repetitions[:2], other])
+    assert [part.title for part in parts] == ["digits: accuracy", "plays: perplexity (lower is better)"]
+    teacher = next(row for row in side_by_side(parts) if row[1] == "teacher")
+    assert len(teacher) == 4 and teacher[2].startswith("98.25% [") and teacher[3] == "0.99"
+    text = write_comparison([*repetitions[:2], other], tmp_path / "comparison.html").read_text()
+    assert "Tasks side by side" in text and "A against C" not in text and "A against B" not in text
+
+
+def test_a_run_that_was_killed_is_compared_as_far_as_it_came(repetitions: list[Path], tmp_path: Path) -> None:
+    killed = write_run(tmp_path / "killed", num_layers=2, seed=7, search={"rounds": 60})
+    for name in ("results.json", "candidates.json"):
+        (killed / name).unlink()
+    write(killed / "task.json", {"task": "digits", "metric": "accuracy", "higher_is_better": True})
+    whole = (killed / "history.jsonl").read_bytes()
+    (killed / "history.jsonl").write_bytes(whole[:-40])  # in the middle of a line
+    text = write_comparison([*repetitions[:2], killed], tmp_path / "comparison.html").read_text()
+    assert "in the search, round 20 of 60, 319 evaluations" in text
+    (killed / "history.jsonl").unlink()
+    assert "no architecture evaluated yet" in write_comparison([killed], tmp_path / "one.html").read_text()
 
 
 def test_one_run_twice_is_no_repetition(repetitions: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="given twice"):
         write_comparison([repetitions[0], repetitions[0]], tmp_path / "comparison.html")
+
+
+def test_the_script_takes_a_list_of_runs(repetitions: list[Path], tmp_path: Path, capsys: Any) -> None:
+    output = ["--output", str(tmp_path / "both.html")]
+    assert report_script.main([f"runs=[{repetitions[0]},{repetitions[3]}]", *output]) == 0
+    printed = capsys.readouterr().out
+    assert str(tmp_path / "both.html") in printed and "98.10%" in printed and "98.00%" in printed
+
+
+@pytest.mark.parametrize("words", [["runs=outputs/a"], ["runs=[]"], ["runs=[a,"], ["runs=[a,,b]"], ["runs=[a", "b]"]])
+def test_a_list_that_is_none_is_told_in_one_line(words: list[str], capsys: Any) -> None:
+    assert report_script.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "runs=[outputs/A,outputs/B]" in error
 
 
 def test_the_script(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

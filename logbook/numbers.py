@@ -1,0 +1,88 @@
+"""Numbers for people: values of a metric, differences, spreads, and the table of final networks."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from logbook.console import human
+
+COSTS = {"macs": "multiply-accumulates (MACs)", "parameters": "parameters", "latency_ms": "latency in milliseconds"}
+
+
+def score(value: float, metric: str, decimals: int = 1) -> str:
+    """A value of the metric: accuracy in percent, anything else to four digits."""
+    return f"{100 * value:.{decimals}f}%" if metric == "accuracy" else f"{value:.4g}"
+
+
+def scores(values: Sequence[float | None], metric: str) -> str:
+    """The mean, and the sample standard deviation behind ± where there are several values."""
+    kept = known(values)
+    if not kept:
+        return "-"
+    if len(kept) == 1:
+        return score(kept[0], metric, decimals=2)
+    spread = f"{100 * stdev(kept):.2f}" if metric == "accuracy" else f"{stdev(kept):.2g}"
+    return f"{score(fmean(kept), metric, decimals=2)} ± {spread}"
+
+
+def gap(difference: float, metric: str) -> str:
+    """A difference of the metric without its sign: `0.2 points`; `0.02 points` where one decimal would say nothing."""
+    if metric != "accuracy":
+        return f"{abs(difference):.3g}"
+    points = 100 * abs(difference)
+    return f"{points:.{1 if points >= 0.095 else 2}f} points"
+
+
+def latency(row: Mapping[str, Any]) -> str:
+    """Milliseconds, and their spread behind ±."""
+    if row.get("latency_ms") is None:
+        return "-"
+    spread = row.get("latency_spread_ms")
+    return f"{row['latency_ms']:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+
+
+def results_table(results: Mapping[str, Any]) -> Table:
+    """The final networks for the console: what they reach and what they cost.
+
+    Args:
+        results: The content of `results.json`.
+    """
+    metric = results["metric"]
+    better = "" if results.get("higher_is_better", True) else " (lower is better)"
+    table = Table(title=f"{results['task']}: {metric}{better}", title_justify="left", pad_edge=False)
+    table.add_column("network", overflow="fold")
+    for title in ("validation", "test", "n", "MACs", "parameters", "latency ms"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in results["rows"]:
+        said = cells(row, metric)
+        keys = ("validation", "test", "n", "macs", "parameters", "latency")
+        table.add_row(Text(row["title"]), *(said[key] for key in keys))
+    if any(len(row["test"]) > 1 for row in results["rows"]):
+        table.caption, table.caption_justify = "±: sample standard deviation over n trainings", "left"
+    return table
+
+
+def cells(row: Mapping[str, Any], metric: str) -> dict[str, str]:
+    """What the table of final networks says about one."""
+    return {
+        "validation": scores(row["validation"], metric),
+        "test": scores(row["test"], metric),
+        "n": str(max(len(row["validation"]), len(row["test"]))),
+        "macs": human(row["macs"]),
+        "parameters": human(row["parameters"]),
+        "latency": latency(row),
+    }
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of the known ones; None where there are none."""
+    kept = known(values)
+    return fmean(kept) if kept else None
+
+
+def known(values: Iterable[float | None]) -> list[float]:
+    """Those that are numbers."""
+    return [value for value in values if value is not None]

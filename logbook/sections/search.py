@@ -1,0 +1,174 @@
+"""How the search went: rewards, costs, operations, the controller, and how far the ranking can be trusted."""
+
+from collections.abc import Callable
+from statistics import fmean
+
+from matplotlib.figure import Figure
+
+from logbook import plots
+from logbook.numbers import COSTS, known
+from logbook.record import Json, Record
+from logbook.sections.section import Picture, Section
+
+
+def search_section(run: Record) -> Section:
+    """Rewards, costs and operations over the search, and what the controller learned."""
+    section = Section("The search")
+    _add_evaluations(run, section)
+    _add_controller(run, section)
+    told: dict[str, int] = {}
+    for update in run.updates:
+        if update.get("note"):
+            told.setdefault(update["note"], update["round"])
+    section.notes += [f"Round {number + 1}: {note}." for note, number in told.items()]
+    return section
+
+
+def _add_evaluations(run: Record, section: Section) -> None:
+    if not run.history:
+        section.missing.append("No architecture has been evaluated yet (history.jsonl is missing or empty).")
+        return
+    searching = run.strategies[0]
+    if "random" in run.strategies[1:]:
+        shared = "on the same table" if run.looked_up else "with the same shared weights"
+        beside = f"{searching} beside random search {shared}: a policy that learns pulls its line away"
+    else:
+        beside = f"{searching} alone: a policy that learns raises its line"
+    section.pictures.append(
+        Picture(
+            "reward",
+            "Reward over the search",
+            f"A dot is one evaluated architecture and a line the mean of each round, {beside}.",
+            plots.reward_over_search(run.history),
+        )
+    )
+    unit = cost_unit(run)
+    if run.candidates is None:
+        section.missing.append("The candidates have not been scored again yet (candidates.json is missing).")
+    section.pictures.append(
+        Picture(
+            "quality-cost",
+            "Quality against cost",
+            "Up and to the left is better: faint dots are what the search saw, rings the candidates, the stepped line "
+            "their best trade-offs, and marked is what the table reports of the chosen ones."
+            if run.looked_up
+            else "Up and to the left is better: faint dots are evaluations with shared weights, rings the candidates "
+            "scored again on all validation data, the stepped line their best trade-offs, and the marked networks were "
+            "trained on their own, which is why they may lie far above.",
+            plots.quality_against_cost(
+                run.history,
+                (run.candidates or {}).get("candidates", []),
+                _final_points(run, unit),
+                COSTS.get(unit, unit),
+            ),
+        )
+    )
+    mine = [line for line in run.history if line["strategy"] == searching]
+    if run.decisions is None:
+        section.missing.append("Shares of operations cannot be drawn: space.json is missing.")
+    elif any(decision["kind"] == "operation" for decision in run.decisions):
+        section.pictures.append(
+            Picture(
+                "operations",
+                "Share of each operation",
+                f"How often {searching} chose each operation in each round: an even mix is exploration, a band that "
+                "swallows the others is a decision, or a collapse.",
+                plots.operation_shares(mine, run.decisions),
+            )
+        )
+
+
+def _add_controller(run: Record, section: Section) -> None:
+    if not run.updates:
+        section.missing.append("The controller has not been updated (updates.jsonl is missing or empty).")
+        return
+    if any(update.get("entropy") is not None or update.get("supernet_loss") is not None for update in run.updates):
+        section.pictures.append(
+            Picture(
+                "controller",
+                "The controller over the rounds",
+                "Entropy says how open the controller still is: a slow fall is learning, a sudden one is a choice made "
+                "too early.",
+                plots.controller_over_rounds(run.updates),
+            )
+        )
+    last = next((update["probabilities"] for update in reversed(run.updates) if update.get("probabilities")), None)
+    if last is None or run.decisions is None:
+        section.missing.append("This run keeps no probabilities per decision.")
+        return
+    pairs = [(d, p[: len(d["labels"])]) for d, p in zip(run.decisions, last, strict=True)]
+    operations = [pair for pair in pairs if pair[0]["kind"] == "operation"]
+    skips = [pair for pair in pairs if pair[0]["kind"] == "skip" and plots.skip_ends(pair[0]["name"])]
+    others = [pair for pair in pairs if pair not in operations and pair not in skips]
+    kinds: list[tuple[str, str, str, list[tuple[Json, list[float]]], Callable[..., Figure]]] = [
+        (
+            "operation-probabilities",
+            "Operations in the end",
+            "The probability in percent of each operation per layer after the last update; a strong cell is settled.",
+            operations,
+            plots.operation_probabilities,
+        ),
+        (
+            "skip-probabilities",
+            "Skip connections in the end",
+            "The probability in percent that a layer (row) also reads the output of an earlier one (column).",
+            skips,
+            plots.skip_probabilities,
+        ),
+        (
+            "other-probabilities",
+            "Other decisions in the end",
+            "A bar is one decision, divided among its choices by probability; the likeliest is named.",
+            others,
+            plots.choice_probabilities,
+        ),
+    ]
+    for name, title, reading, chosen, draw in kinds:
+        if chosen:
+            decisions, shares = zip(*chosen, strict=True)
+            section.pictures.append(Picture(name, title, reading, draw(list(decisions), list(shares))))
+
+
+def ranking_section(ranking: Json) -> Section:
+    """What was found when some architectures were trained on their own."""
+    section = Section("How far to trust this ranking", ranking["sentence"])
+    section.missing += [
+        f"Left out: {line['text']} ({line['failure']})" for line in ranking["architectures"] if line["failure"]
+    ]
+    kept = [line for line in ranking["architectures"] if not line["failure"]]
+    if not kept:
+        return section
+    panels = [
+        (
+            "ranking",
+            "Shared weights against training alone",
+            "The nearer the dots to a rising line, the better the ranking. Kendall's tau is the share of pairs that "
+            "both axes order alike, minus the share that they order otherwise: 1 is the same order, 0 no relation. Few "
+            "validation data and a short training from one seed blur both axes, so that a perfect ranking would not "
+            "reach 1; and it is easier to tell finalists from random architectures than from each other.",
+            "shared",
+            "quality with shared weights",
+        ),
+        (
+            "ranking-macs",
+            "Size against training alone",
+            "What knowing nothing but the size would give: a ranking by shared weights is worth its time where its "
+            "dots lie nearer to a line than these.",
+            "macs",
+            COSTS["macs"],
+        ),
+    ]
+    for name, title, reading, key, label in panels:
+        section.pictures.append(Picture(name, title, reading, plots.against_standalone(kept, key, label)))
+    return section
+
+
+def cost_unit(run: Record) -> str:
+    """The unit of the costs in the history."""
+    return (run.results or {}).get("cost_unit") or (run.candidates or {}).get("cost_unit") or "macs"
+
+
+def _final_points(run: Record, unit: str) -> list[tuple[str, float, float]]:
+    """Name, cost and validation quality of the final networks."""
+    rows = [row for row in run.rows.values() if known(row["quality"]) and row.get(unit) is not None]
+    return [(row["name"].replace("_", " "), row[unit], fmean(known(row["quality"]))) for row in rows]

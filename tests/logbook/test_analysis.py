@@ -1,0 +1,69 @@
+"""What is computed from a run's files has answers known from how the files were made."""
+
+import numpy as np
+import pytest
+
+from logbook.analysis import accuracy_by_class, effects, preferences, worst_confusions
+
+SHARES = np.array([0.4, 0.2, 0.05, 0.0])
+DECISIONS = [{"name": f"d{number}", "labels": list("abcd")} for number in range(4)]
+
+
+def draw(num: int, drift: float = 0.0) -> list[dict]:
+    """Evaluations whose reward is a sum of main effects of these shares, noise, and what rounds have in common."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 4, (num, 4))
+    levels = np.array([-1.5, -0.5, 0.5, 1.5]) / np.sqrt(1.25)  # of variance 1
+    rewards = levels[tokens] @ np.sqrt(SHARES) + rng.normal(0, np.sqrt(1 - SHARES.sum()), num)
+    rounds = np.arange(num) // 16
+    rewards = rewards + drift * rounds
+    return [
+        {"reward": reward, "round": number, "genotype": {"tokens": row}}
+        for reward, number, row in zip(rewards.tolist(), rounds.tolist(), tokens.tolist(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("drift", "by_round"), [(0.0, False), (5.0, True)])
+def test_known_shares_of_the_variance_are_found(drift: float, by_round: bool) -> None:
+    found = effects(DECISIONS, draw(4000, drift), by_round)
+    assert [effect.share for effect in found] == pytest.approx(SHARES, abs=0.025)
+    assert all(effect.low <= share <= effect.high for effect, share in zip(found, SHARES, strict=True))
+    assert [effect.share > effect.chance for effect in found[:3]] == [True] * 3
+    assert all(effect.tellable for effect in found)
+
+
+def test_too_few_evaluations_are_called_that() -> None:
+    assert not any(effect.tellable for effect in effects(DECISIONS, draw(12), False))
+    assert effects(DECISIONS, [], False) == []
+
+
+def test_decisions_that_were_closed_do_not_count() -> None:
+    lines = draw(400)
+    for line in lines[:200]:
+        line["open"] = [0]
+        line["genotype"]["tokens"][1:] = [0, 0, 0]
+    found = {effect.place: effect for effect in effects(DECISIONS, lines, False)}
+    assert found[0].num == 400 and found[1].num == 200
+    assert found[1].share == pytest.approx(effects(DECISIONS, lines[200:], False)[1].share)
+
+
+def test_preferences_follow_the_probabilities_and_tell_since_when() -> None:
+    decisions = [{"name": "op", "labels": ["x", "y"]}]
+    updates = [{"round": number, "probabilities": [[1 - share, share]]} for number, share in enumerate((0.4, 0.6, 0.9))]
+    found = preferences(decisions, [], updates)
+    assert found is not None and found.are_probabilities
+    assert found.settled(0) == (1, 0.9, 1)
+    history = [{"round": n, "genotype": {"tokens": [t]}} for n, t in ((0, 0), (0, 1), (1, 1))]
+    counted = preferences(decisions, history, [])
+    assert counted is not None and counted.shares[0].tolist() == [[0.5, 0.5], [0.0, 1.0]]
+
+
+def test_confusions_are_those_of_the_predictions() -> None:
+    right = np.array([0, 0, 0, 0, 1, 1, 2, 2])
+    given = np.array([0, 1, 1, 2, 1, 0, 2, 2])
+    found = worst_confusions(right, given, samples=1)
+    assert [(each.right, each.given, each.places, each.share) for each in found] == [
+        (0, 1, [1], 0.5), (1, 0, [5], 0.5), (0, 2, [3], 0.25)
+    ]  # fmt: skip
+    assert accuracy_by_class(right, given, 4) == [(1, 4), (1, 2), (2, 2), (0, 0)]
+    assert worst_confusions(right, right) == []
