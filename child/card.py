@@ -226,8 +226,7 @@ def _onnx_snippet(network: TrainedNetwork, stored: str, comment: str) -> str:
             "print([classes[best] for best in outputs.argmax(axis=1)])\n"
         ),
         Regression: (
-            'objective = json.loads(about["objective"])\n'
-            'print(outputs[:, 0] * objective["std"] + objective["mean"])\n'
+            'objective = json.loads(about["objective"])\nprint(outputs[:, 0] * objective["std"] + objective["mean"])\n'
         ),
         Language: (
             'symbols = json.loads(about["objective"])["symbols"]\n'
@@ -245,8 +244,8 @@ def _onnx_snippet(network: TrainedNetwork, stored: str, comment: str) -> str:
 
 def _limits(network: TrainedNetwork, record: Record) -> str:
     text = (
-        f"It was trained for the task {record.task or 'named above'} alone, and its figures hold for data that come about "
-        "as that task's test data did; elsewhere, measure it first."
+        f"It was trained for the task {record.task or 'named above'} alone, and its figures hold for data that come "
+        "about as that task's test data did; elsewhere, measure it first."
     )
     if isinstance(network.objective, Classification):
         text += (

@@ -8,8 +8,8 @@ networks/student/model.pt2     the same for torch.export.load, without the netwo
 networks/student/MODEL.md      the model card
 
 Both take preprocessed inputs: float32, or int64 for tokens. How to preprocess is in the metadata and in the card. It is
-not a part of the graph, so that one graph answers for every kind of task, and so that `measure`, the calibration of int8
-and a stopwatch give it what they give the network. Both are proved equal to the network when they are written.
+not a part of the graph, so that one graph answers for every kind of task, and so that `measure`, the calibration of
+int8 and a stopwatch give it what they give the network. Both are proved equal to the network when they are written.
 """
 
 import argparse
@@ -79,16 +79,17 @@ def export(
         "architecture": network.blueprint.text(plugins),
         **{key: json.dumps(value) for key, value in describe(network).items()},
     }
-    with _quiet():
+    written = {}
+    with _one_line(network), _quiet():
         program = _trace(network)
-        written = {}
         for kind in formats:
             if kind == "onnx":
                 data = _to_onnx(program, metadata)
-                check(OnnxModule(data), network, FILES[kind])
+                answer = OnnxModule(data)
             else:
                 data = _to_archive(program, metadata)
-                check(torch.export.load(io.BytesIO(data)).module(), network, FILES[kind])
+                answer = torch.export.load(io.BytesIO(data)).module()
+            check(answer, network, FILES[kind])
             add_file(folder, FILES[kind], data)
             written[FILES[kind]] = len(data)
     return written
@@ -129,15 +130,10 @@ def _trace(network: TrainedNetwork) -> ExportedProgram:
     module = copy.deepcopy(network.module).requires_grad_(False)  # a loop with gradients cannot be written
     # Two, since a batch of one would be taken for a constant.
     inputs = sample_inputs(network, 2)
-    try:
-        with torch.no_grad():
-            program = torch.export.export(module, (inputs,), dynamic_shapes=({0: Dim("batch")},))
-            (output,) = program.graph_signature.user_outputs
-            if not isinstance(output, str):
-                raise TypeError("it does not give one tensor")
-    except Exception as error:  # there is no list of what tracing somebody's Python may raise
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"{network.blueprint.target} cannot be exported: torch.export says: {reason:.300}") from None
+    with torch.no_grad():
+        program = torch.export.export(module, (inputs,), dynamic_shapes=({0: Dim("batch")},))
+    if len(program.graph_signature.user_outputs) != 1:
+        raise TypeError(f"it gives {len(program.graph_signature.user_outputs)} outputs, not one")
     for part in program.graph_module.modules():
         for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)
@@ -166,6 +162,16 @@ def _to_onnx(program: ExportedProgram, metadata: dict[str, str]) -> bytes:
         part.metadata_props.clear()
     model.metadata_props.update(metadata)
     return onnx_ir.to_proto(model).SerializeToString(deterministic=True)
+
+
+@contextmanager
+def _one_line(network: TrainedNetwork) -> Iterator[None]:
+    """Turn whatever goes wrong into a ValueError that names the network and says why in its first line."""
+    try:
+        yield
+    except Exception as error:  # there is no list of what tracing somebody's Python may raise
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(f"{network.blueprint.target} cannot be exported: {reason:.300}") from None
 
 
 @contextmanager
@@ -230,10 +236,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def summary(folder: Path, done: dict[str, Any]) -> str:
-    """What `export_saved` did, in a line, and its notes in lines of their own."""
-    sizes = ", ".join(f"{name} ({size:,} bytes)" for name, size in done["files"].items())
+    """What `export_saved` did, in a line."""
+    sizes = ", ".join(f"{name} ({size:,} bytes)" for name, size in done["files"].items()) or "no model"
     times = ", ".join(f"{milliseconds:.2f} ms in {name}" for name, milliseconds in done["latency_ms"].items())
-    return "\n".join([f"Exported to {folder}: {sizes}. One sample takes {times}, on one thread.", *done["notes"]])
+    return " ".join([f"Exported to {folder}: {sizes}. One sample takes {times}, on one thread.", *done["notes"]])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from child.distill import SoftTargets
+from child.export import FORMATS, Format
 from child.rungs import RungsSettings
 from child.space import nearest
 from child.training import TrainingSettings
@@ -209,6 +210,17 @@ class BaselineSettings:
 
 
 @dataclass(frozen=True)
+class ExportSettings:
+    """What the student is exported to.
+
+    Args:
+        formats: `onnx` needs the extra of that name, `torch` nothing; empty for neither.
+    """
+
+    formats: tuple[Format, ...] = FORMATS
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole run. `seed` follows every random draw; `device` is `auto`, `cpu` or `cuda`."""
 
@@ -224,6 +236,7 @@ class RunConfig:
     retrain: RetrainSettings
     distill: DistillSettings
     baseline: BaselineSettings
+    export: ExportSettings
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
