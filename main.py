@@ -1,4 +1,4 @@
-"""One run of Luban, read top to bottom: search, derive, retrain, distill, test, report.
+"""One run of Luban, read top to bottom: search, derive, retrain, distill, test, export, report.
 
 python main.py                                    # scikit-learn's digits, three minutes on two cores
 python main.py env=arrays env.path=mine.npz       # your own images
@@ -29,6 +29,7 @@ from child.cost import (
     random_of_like_macs,
     width_of_like_cost,
 )
+from child.export import export_saved, summary
 from child.network import Blueprint, TrainedNetwork, load_network, save_network
 from child.retrain import retrain
 from child.rungs import RungsEvaluator
@@ -160,6 +161,7 @@ def main(config: RunConfig, text: str) -> None:
                 found = check_ranking(at, parts, found)
                 trained = train_finals(at, found)
                 results = run.once("test", lambda: test_finals(at, found, trained))
+                results = export_student(config, run, results)
         except Interrupted:
             console.say(f"Stopped. Go on with: python main.py resume={run.folder}")
             raise
@@ -747,6 +749,7 @@ def test_finals(at: Setting, found: dict[str, Any], trained: dict[str, Any]) -> 
         "metric": task.metric_name,
         "higher_is_better": task.objective.higher_is_better,
         "cost_unit": "macs",
+        "samples": {"training": len(task.train), "validation": len(task.validation), "test": len(task.test)},
         "seed": config.seed,
         "teacher": trained["teacher"],
         "rows": rows,
@@ -775,6 +778,33 @@ def validation_answers(at: Setting, network: nn.Module, name: str) -> dict[str, 
         images = split.inputs[torch.from_numpy(shown), :, ::step, ::step].contiguous().numpy()
         found |= {f"places {name}": shown, f"images {name}": images}
     return found
+
+
+def export_student(config: RunConfig, run: Run, results: dict[str, Any]) -> dict[str, Any]:
+    """Write the student in the formats that others read, with its model card; a network that has none is told of."""
+    if not config.export.formats:
+        return results
+    student = next(row for row in results["rows"] if row["name"] == "student")
+    folder = run.folder / student["folder"]
+
+    def export() -> dict[str, Any]:
+        started = time.monotonic()
+        try:
+            done = export_saved(folder, config.export.formats, config.plugins)
+        except ValueError as error:
+            return {"exported": None, "notes": [f"Not exported: {error}"], "seconds": time.monotonic() - started}
+        return {"exported": done, "notes": [summary(folder, done)], "seconds": time.monotonic() - started}
+
+    result = run.once("export", export)
+    rows = [{**row, "exported": result["exported"]} if row is student else row for row in results["rows"]]
+    results = {
+        **results,
+        "rows": rows,
+        "seconds": {**results["seconds"], "export": result["seconds"]},
+        "notes": [*results["notes"], *result["notes"]],
+    }
+    run.write("results.json", results)
+    return results
 
 
 def beside_random(rows: Sequence[Mapping[str, Any]], random: Sequence[str], teacher: str, metric: str) -> str:

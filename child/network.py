@@ -2,16 +2,17 @@
 
 outputs/<run>/networks/student/network.json          format, how to build it, input, objective, preprocessing
 outputs/<run>/networks/student/weights.safetensors   weights and running statistics
-outputs/<run>/networks/student/SHA256SUMS            of both files; `sha256sum -c SHA256SUMS` checks them too
+outputs/<run>/networks/student/SHA256SUMS            of all files; `sha256sum -c SHA256SUMS` checks them too
 
 A network whose channels were pruned is built as it was, and its layers then take the sizes of the weights (`resize`).
+`child/export.py` writes more files beside these.
 """
 
 import hashlib
 import importlib
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,27 @@ class Blueprint:
         Raises:
             ValueError: The class is not one of `child/` or of the modules in `plugins`, or does not take this.
         """
+        made = self._make(plugins)
+        if self.tokens is not None and isinstance(made, NetworkSpace):
+            try:
+                made = made.network(made.genotype(self.tokens))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"cannot build {self.target!r} with {self.arguments}: {error}") from None
+        if not isinstance(made, nn.Module):
+            raise ValueError(f"cannot build {self.target!r}: it is neither a network nor a search space with tokens")
+        return made
+
+    def text(self, plugins: Sequence[str] = ()) -> str:
+        """The architecture as its space writes it; of a network without a space, its class and arguments."""
+        if self.tokens is not None:
+            space = self._make(plugins)
+            if isinstance(space, NetworkSpace):
+                return space.text(space.genotype(self.tokens))
+        arguments = ", ".join(f"{name}={value}" for name, value in self.arguments.items())
+        return f"{self.target.rpartition('.')[2]}({arguments})"
+
+    def _make(self, plugins: Sequence[str]) -> Any:
+        """What the target is: a network, or a search space."""
         module_name, _, name = self.target.rpartition(".")
         if module_name.partition(".")[0] != "child" and module_name not in plugins:
             raise ValueError(
@@ -64,14 +86,9 @@ class Blueprint:
         except (ImportError, AttributeError) as error:
             raise ValueError(f"cannot build {self.target!r}: {error}") from None
         try:
-            made = built(**self.arguments) if inspect.isclass(built) else None
-            if self.tokens is not None and isinstance(made, NetworkSpace):
-                made = made.network(made.genotype(self.tokens))
+            return built(**self.arguments) if inspect.isclass(built) else None
         except (TypeError, ValueError) as error:
             raise ValueError(f"cannot build {self.target!r} with {self.arguments}: {error}") from None
-        if not isinstance(made, nn.Module):
-            raise ValueError(f"cannot build {self.target!r}: it is neither a network nor a search space with tokens")
-        return made
 
 
 class TrainedNetwork:
@@ -144,18 +161,43 @@ def part_from_json(data: Mapping[str, Any], kinds: Mapping[str, type[Any]]) -> A
     return kinds[arguments.pop("kind")](**arguments)
 
 
-def save_network(network: TrainedNetwork, folder: Path) -> None:
-    """Write `network.json`, `weights.safetensors` and their `SHA256SUMS`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    description = {
+def describe(network: TrainedNetwork) -> dict[str, Any]:
+    """All of a network but its weights, as plain data."""
+    return {
         "format": FORMAT,
         "build": {key: value for key, value in asdict(network.blueprint).items() if key != "resized" or value},
         "input_shape": list(network.input_shape),
         "objective": part_to_json(network.objective),
         "preprocessing": part_to_json(network.preprocessing),
     }
+
+
+def restore(
+    description: Mapping[str, Any], make: Callable[[Blueprint], nn.Module], source: str | Path
+) -> TrainedNetwork:
+    """A network from what `describe` gave, around the module that is made for its blueprint.
+
+    Raises:
+        ValueError: This is no description, or one of another format; the message names its source.
+    """
+    try:
+        if description["format"] != FORMAT:
+            raise ValueError(f"{source} has format {description['format']}, expected {FORMAT}")
+        build = description["build"]
+        tokens = None if build["tokens"] is None else tuple(build["tokens"])
+        blueprint = Blueprint(build["target"], build["arguments"], tokens, build.get("resized", False))
+        objective = part_from_json(description["objective"], OBJECTIVES)
+        preprocessing = part_from_json(description["preprocessing"], PREPROCESSINGS)
+        return TrainedNetwork(make(blueprint), blueprint, description["input_shape"], objective, preprocessing)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{source} is not a network description: {error!r}") from None
+
+
+def save_network(network: TrainedNetwork, folder: Path) -> None:
+    """Write `network.json`, `weights.safetensors` and their `SHA256SUMS`."""
+    folder.mkdir(parents=True, exist_ok=True)
     contents = {
-        "network.json": json.dumps(description, indent=2).encode() + b"\n",
+        "network.json": json.dumps(describe(network), indent=2).encode() + b"\n",
         "weights.safetensors": pack(network.module.state_dict()),
     }
     sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in contents.items())
@@ -174,38 +216,29 @@ def load_network(folder: str | Path, plugins: Sequence[str] = ()) -> TrainedNetw
         ValueError: A file is missing, damaged or of another format; the message names it.
     """
     folder = Path(folder)
-    sums = _read(folder / "SHA256SUMS").decode(errors="replace")
-    known = {name: digest for digest, _, name in (line.partition("  ") for line in sums.splitlines())}
-    contents = {}
-    for name in ("network.json", "weights.safetensors"):
-        contents[name] = _read(folder / name)
-        if hashlib.sha256(contents[name]).hexdigest() != known.get(name):
-            raise ValueError(f"{folder / name} is damaged: its SHA-256 is not the one in SHA256SUMS")
+    path = folder / "network.json"
+    contents = {name: read_checked(folder / name) for name in (path.name, "weights.safetensors")}
     try:
-        description = json.loads(contents["network.json"])
-        if description["format"] != FORMAT:
-            raise ValueError(f"{folder / 'network.json'} has format {description['format']}, expected {FORMAT}")
-        build = description["build"]
-        tokens = None if build["tokens"] is None else tuple(build["tokens"])
-        blueprint = Blueprint(build["target"], build["arguments"], tokens, build.get("resized", False))
-        objective = part_from_json(description["objective"], OBJECTIVES)
-        preprocessing = part_from_json(description["preprocessing"], PREPROCESSINGS)
-        input_shape = description["input_shape"]
+        description = json.loads(contents[path.name])
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a network description: {error!r}") from None
+
+    def make(blueprint: Blueprint) -> nn.Module:
         module = blueprint.build(plugins)
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder / 'network.json'} is not a network description: {error!r}") from None
-    try:
-        weights, same = unpack(contents["weights.safetensors"])
-        if blueprint.resized:
-            resize(module, weights)
-        module.load_state_dict(weights)
-        tie(module, same)
-        if blueprint.resized:  # whose layers might not fit each other
-            with torch.no_grad():
-                module.eval()(torch.zeros(1, *input_shape))
-    except (SafetensorError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{folder / 'weights.safetensors'} does not fit the network: {error}") from None
-    return TrainedNetwork(module, blueprint, input_shape, objective, preprocessing)
+        try:
+            weights, same = unpack(contents["weights.safetensors"])
+            if blueprint.resized:
+                resize(module, weights)
+            module.load_state_dict(weights)
+            tie(module, same)
+            if blueprint.resized:  # whose layers might not fit each other
+                with torch.no_grad():
+                    module.eval()(torch.zeros(1, *description["input_shape"]))
+        except (SafetensorError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{folder / 'weights.safetensors'} does not fit the network: {error}") from None
+        return module
+
+    return restore(description, make, path)
 
 
 def resize(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -265,6 +298,25 @@ def find_network(path: str | Path) -> Path:
     """The folder of a network: of a run folder its student's, else the folder itself."""
     inside = Path(path) / "networks" / "student"
     return inside if inside.is_dir() else Path(path)
+
+
+def add_file(folder: Path, name: str, data: bytes) -> None:
+    """Write a file beside a saved network, and its line in `SHA256SUMS`."""
+    lines = _read(folder / "SHA256SUMS").decode(errors="replace").splitlines()
+    kept = [line for line in lines if line.partition("  ")[2] != name]
+    (folder / name).write_bytes(data)
+    sums = "".join(f"{line}\n" for line in [*kept, f"{hashlib.sha256(data).hexdigest()}  {name}"])
+    (folder / "SHA256SUMS").write_text(sums)
+
+
+def read_checked(path: Path) -> bytes:
+    """A file of a network's folder (else ValueError: it is missing, or not what its line in `SHA256SUMS` says)."""
+    sums = _read(path.with_name("SHA256SUMS")).decode(errors="replace")
+    known = {name: digest for digest, _, name in (line.partition("  ") for line in sums.splitlines())}
+    data = _read(path)
+    if hashlib.sha256(data).hexdigest() != known.get(path.name):
+        raise ValueError(f"{path} is damaged: its SHA-256 is not the one in SHA256SUMS")
+    return data
 
 
 def _read(path: Path) -> bytes:

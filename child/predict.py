@@ -2,6 +2,7 @@
 
 python -m child.predict outputs/<run> photo.png other.jpg     # the run's student
 python -m child.predict outputs/<run>/networks/teacher a.wav  # or any network of it
+python -m child.predict model.onnx photo.png                  # or an exported one, with no other file
 """
 
 import argparse
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from child.files import read_image, read_wave
 from child.network import TrainedNetwork, find_network, load_network
+from child.onnx_module import load_onnx
 from child.task import Classification, Regression
 from child.transforms import LogMel, Normalize
 
@@ -22,14 +24,19 @@ from child.transforms import LogMel, Normalize
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a line per file: the likeliest classes with their probabilities, or the number."""
     parser = argparse.ArgumentParser(prog="python -m child.predict", description="Ask a trained network about files.")
-    parser.add_argument("network", type=Path, help="a run folder, whose student answers, or a network's own folder")
+    parser.add_argument(
+        "network", type=Path, help="a run folder, whose student answers, a network's own folder, or an ONNX file"
+    )
     parser.add_argument("files", type=Path, nargs="+", help="images, or WAV files")
     parser.add_argument("--top", type=int, default=3, help="classes that are named (3)")
     parser.add_argument("--plugins", nargs="*", default=[], help="your own modules that the network is built from")
     given = parser.parse_args(arguments)
     failed = False
     try:
-        network = load_network(find_network(given.network), given.plugins)
+        if given.network.suffix == ".onnx":
+            network = load_onnx(given.network)
+        else:
+            network = load_network(find_network(given.network), given.plugins)
         check_readable(network)
     except ValueError as error:
         sys.exit(f"Error: {error}")

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
 
 from child.language import LanguageModel
 from child.space import Decision, Genotype, Graph, NetworkSpace, nearest
@@ -221,7 +222,6 @@ class RecurrentNetwork(LanguageModel):
                 state = self._unroll(nodes, context, state, mask)[-1]
         return self.decode(self._unroll(nodes, inputs, state, mask))
 
-    @torch.autocast("cuda", enabled=False)
     def _unroll(self, nodes: Sequence[Node], inputs: Tensor, state: Tensor, mask: Tensor) -> Tensor:
         """The cell's outputs (L, B, W), in full precision, since a state's rounding errors would add up.
 
@@ -231,14 +231,28 @@ class RecurrentNetwork(LanguageModel):
         (first, _), *others = [(ACTIVATIONS[activation], source) for activation, source in nodes]
         weight = self.weights["state"]
         bound = [(f, source, self.weights[f"{source + 1}to{node}"]) for node, (f, source) in enumerate(others, 2)]
-        outputs = []
-        for x in inputs.to(state.dtype).unbind():
+
+        def step(state: Tensor, x: Tensor) -> Tensor:
             gate, value = torch.addmm(x, state * mask, weight).split(width, dim=1)
             values = [torch.lerp(state, first(value), gate.sigmoid())]
             for activation, source, between in bound:
                 gate, value = torch.mm(values[source], between).split(width, dim=1)
                 values.append(torch.lerp(values[source], activation(value), gate.sigmoid()))
             ends = [values[node] for node in loose]
-            state = ends[0] if len(ends) == 1 else torch.stack(ends).mean(dim=0)
-            outputs.append(state)
+            return ends[0] if len(ends) == 1 else torch.stack(ends).mean(dim=0)
+
+        inputs = inputs.to(state.dtype)
+        if torch.compiler.is_exporting():
+
+            def carry(state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+                state = step(state, x)
+                return state, state.clone()
+
+            # A loop over one step: as many copies of it as a window has tokens would take minutes to export.
+            return scan(carry, state, inputs)[1]
+        outputs = []
+        with torch.autocast("cuda", enabled=False):
+            for x in inputs.unbind():
+                state = step(state, x)
+                outputs.append(state)
         return torch.stack(outputs)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from child.distill import FeatureTransfer, SoftTargets
+from child.export import FORMATS, Format
 from child.prune import PruneSettings
 from child.rungs import RungsSettings
 from child.share import ShareSettings
@@ -221,6 +222,17 @@ class BaselineSettings:
 
 
 @dataclass(frozen=True)
+class ExportSettings:
+    """What the student is exported to.
+
+    Args:
+        formats: `onnx` needs the extra of that name, `torch` nothing; empty for neither.
+    """
+
+    formats: tuple[Format, ...] = FORMATS
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole run. `seed` follows every random draw; `device` is `auto`, `cpu` or `cuda`.
 
@@ -240,6 +252,7 @@ class RunConfig:
     retrain: RetrainSettings
     distill: DistillSettings
     baseline: BaselineSettings
+    export: ExportSettings
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None

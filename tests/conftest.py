@@ -38,6 +38,7 @@ TINY = (
     "retrain.training.epochs=1",
     "distill.training.epochs=1",
     "baseline.learning_rates=[0.05]",
+    "export.formats=[]",
 )
 
 

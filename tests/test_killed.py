@@ -20,6 +20,7 @@ TINY = [
     "search.batches_per_round=3", "search.fidelity=0.3", "derive.candidates=3", "ranking.random=2",
     "space.channels=8", "space.num_layers=3", "space.min_layers=2", "retrain.training.epochs=3",
     "distill.training.epochs=3", "baseline.learning_rates=[0.05]", "checkpoint_every_s=0.0",
+    "export.formats=[]",
 ]  # fmt: skip
 
 # Where to kill: in a write of this kind of file, at its n-th time; every stage and the inside of a save occur.

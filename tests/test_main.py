@@ -39,7 +39,7 @@ from envs.cifar10 import CLASSES as CIFAR10_CLASSES
 from envs.digits import digits
 from logbook.report import usage_example
 from logbook.run import Run
-from main import build_parts, main
+from main import build_parts, export_student, main
 
 Compose = Callable[..., tuple[RunConfig, str]]
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,6 +113,39 @@ def test_every_file_is_there(finished: Path) -> None:
     assert not list(finished.rglob("*.part"))
     plots = {path.suffix for path in (finished / "plots").iterdir()}
     assert plots == {".png", ".svg"}
+
+
+def test_the_student_is_exported_once(
+    finished: Path, tmp_path: Path, compose_text: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    config, results = compose_text()[0], load(finished / "results.json")
+    run = Run.resume(tmp_path / "run", 30.0)
+    done = export_student(config, run, results)
+    run.close()
+    assert done == load(tmp_path / "run" / "results.json")
+    exported = {row["name"]: row["exported"] for row in done["rows"] if "exported" in row}
+    assert list(exported) == ["student"] and exported["student"]["latency_ms"].keys() == {"torch", "onnxruntime"}
+    folder = tmp_path / "run" / "networks" / "student"
+    for name, size in exported["student"]["files"].items():
+        assert (folder / name).stat().st_size == size
+    card = (folder / "MODEL.md").read_text()
+    test = next(row["test"][0] for row in results["rows"] if row["name"] == "student")
+    assert card.startswith("# Student (distilled): digits") and f"| test accuracy | {test:.5g} (one seed) |" in card
+    assert "num_layers: 3" in card and "1,010 samples for training" in card
+    monkeypatch.setattr("main.export_saved", lambda *_: pytest.fail("exported twice"))
+    assert export_student(config, Run.resume(tmp_path / "run", 30.0), results) == done
+
+
+def test_a_student_that_cannot_be_exported_does_not_stop_the_run(
+    finished: Path, tmp_path: Path, compose_text: Compose
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "networks" / "student" / "weights.safetensors").write_bytes(b"")
+    run = Run.resume(tmp_path / "run", 30.0)
+    done = export_student(compose_text()[0], run, load(finished / "results.json"))
+    run.close()
+    assert done["notes"][-1].startswith("Not exported: ") and "weights.safetensors is damaged" in done["notes"][-1]
 
 
 def test_the_search_is_written_down(finished: Path, known: Any) -> None:

@@ -167,7 +167,8 @@ def test_features_of_another_size_are_pooled(pair: tuple[Features, Features], ta
     teacher.first.stride = (2, 2)
     images = torch.randn(2, 3, 8, 8)
     pupil = Pupil(student, teacher, FeatureTransfer("attention"), images)
-    teacher(images), pupil(images)
+    teacher(images)
+    pupil(images)
     pooled = functional.avg_pool2d(student.seen(images), 2)
     wanted = attention(pooled) - attention(teacher.seen(images[:, :, ::2, ::2]))
     torch.testing.assert_close(pupil.distance(), wanted.pow(2).mean())
@@ -212,7 +213,8 @@ def test_hints_of_vectors_and_of_a_language() -> None:
     tokens = torch.randint(7, (3, 9))
     models = [LSTMLanguageModel((9,), 7, width, context=2).eval() for width in (8, 12)]
     pupil = Pupil(models[0], models[1], FeatureTransfer("hint", layers=("embedding",)), tokens)
-    pupil(tokens), models[1](tokens)
+    pupil(tokens)
+    models[1](tokens)
     assert pupil.distance().item() > 0
 
 

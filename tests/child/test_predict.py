@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.io import wavfile
 from torch import Tensor, nn
 
+from child.export import export
 from child.network import Blueprint, TrainedNetwork, save_network
 from child.plain_mlp import PlainMLP
 from child.predict import main
@@ -121,6 +122,27 @@ def test_mistakes_are_one_line_and_the_other_files_are_answered(
     five = write(tmp_path / "five", (5, 4, 6), Normalize(1.0, (0.5,) * 5, (0.25,) * 5))
     with pytest.raises(SystemExit, match="takes images of 5 channels, which no image file has"):
         main([str(five), good])
+
+
+def test_an_exported_model_answers_alone_as_its_folder_does(
+    tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a process that sees no other folder of ours, and no other file of the network."""
+    torch.manual_seed(0)
+    arguments = {"input_shape": [1, 4, 6], "num_outputs": 2, "width": 1}
+    blueprint = Blueprint("child.resnet.ResNet", arguments)
+    network = TrainedNetwork(blueprint.build(), blueprint, (1, 4, 6), CLASSES, Normalize(16.0, (0.5,), (0.25,)))
+    save_network(network, tmp_path / "network")
+    export(network, tmp_path / "network", ["onnx"])
+    image = write_image(tmp_path / "a.png", np.random.default_rng(0).integers(0, 256, (9, 8)).astype(np.uint8))
+    main([str(tmp_path / "network"), image])
+    wanted = capsys.readouterr().out
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "child").symlink_to(root / "child")
+    (tmp_path / "alone" / "model.onnx").write_bytes((tmp_path / "network" / "model.onnx").read_bytes())
+    command = [sys.executable, "-m", "child.predict", "model.onnx", image]
+    done = subprocess.run(command, cwd=tmp_path / "alone", capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == (wanted, "") and "light" in wanted
 
 
 def test_it_runs_with_nothing_but_child(tmp_path: Path, root: Path) -> None:

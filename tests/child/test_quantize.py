@@ -1,0 +1,77 @@
+"""A network in 8-bit integers answers nearly as before, in less than a third of the bytes."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from child.export import export
+from child.network import Blueprint, TrainedNetwork, read_checked, save_network
+from child.onnx_module import OnnxModule, load_onnx
+from child.quantize import NAME, quantize
+from child.task import Task
+from child.training import Training, TrainingSettings, measure
+from envs.digits import digits
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return digits(seed=0)
+
+
+@pytest.fixture(scope="module")
+def folder(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small residual network after four epochs of the digits, exported and quantized."""
+    torch.manual_seed(0)
+    arguments = {"input_shape": list(task.input_shape), "num_outputs": 10, "width": 16}
+    blueprint = Blueprint("child.resnet.ResNet", arguments)
+    training = Training(blueprint.build(), task, TrainingSettings(epochs=4, batch_size=64), None, 0, "digits", CPU)
+    while not training.finished:
+        training.network.train()
+        training.step()
+    network = TrainedNetwork(training.network, blueprint, task.input_shape, task.objective, task.preprocessing)
+    folder = tmp_path_factory.mktemp("digits")
+    save_network(network, folder)
+    export(network, folder, ["onnx"], task.name)
+    quantize(folder, task.preprocessing(task.train.inputs[:256]))
+    return folder
+
+
+def test_it_answers_nearly_as_before(folder: Path, task: Task) -> None:
+    before, after = (OnnxModule(read_checked(folder / name)) for name in ("model.onnx", NAME))
+    good, better = (measure(module, task, task.validation, 64, CPU) for module in (after, before))
+    assert better > 0.9 and good >= better - 0.01
+    inputs = task.preprocessing(task.validation.inputs)
+    apart = (after(inputs) - before(inputs)).abs().mean() / before(inputs).std()
+    assert 0 < apart < 0.1
+
+
+def test_it_is_much_smaller_and_really_of_integers(folder: Path) -> None:
+    assert (folder / NAME).stat().st_size < (folder / "model.onnx").stat().st_size / 3
+    model = onnx.load(folder / NAME)
+    weights = [value for value in model.graph.initializer if len(value.dims) == 4]
+    assert len(weights) == 9 and all(value.data_type == onnx.TensorProto.INT8 for value in weights)
+    # 7 bits, and of a scale for each output channel: in each the largest weight is the largest that fits.
+    for value in weights:
+        largest = np.abs(onnx.numpy_helper.to_array(value).astype(int)).reshape(value.dims[0], -1).max(axis=1)
+        assert (largest == 64).mean() > 0.5 and largest.max() <= 64
+
+
+def test_it_says_what_it_is_and_is_covered(folder: Path, task: Task) -> None:
+    before, after = (OnnxModule(read_checked(folder / name)) for name in ("model.onnx", NAME))
+    assert after.metadata == before.metadata
+    samples = task.validation.inputs[:5].numpy()
+    np.testing.assert_allclose(
+        load_onnx(folder / NAME).predict(samples), load_onnx(folder / "model.onnx").predict(samples), atol=0.1
+    )
+
+
+def test_mistakes(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected samples of the training data to calibrate on, got none"):
+        quantize(folder, torch.zeros(0, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"cannot read .*SHA256SUMS"):
+        quantize(tmp_path, torch.zeros(4, 1, 8, 8))
