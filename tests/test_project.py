@@ -30,7 +30,9 @@ def read_lock() -> dict[NormalizedName, str]:
     return versions
 
 
-@pytest.mark.parametrize("dependency", [*PROJECT["dependencies"], *EXTRAS["rl"], *EXTRAS["prune"], *EXTRAS["dev"]])
+@pytest.mark.parametrize(
+    "dependency", [*PROJECT["dependencies"], *EXTRAS["onnx"], *EXTRAS["rl"], *EXTRAS["prune"], *EXTRAS["dev"]]
+)
 def test_dependency_is_pinned(dependency: str) -> None:
     requirement = Requirement(dependency)
     version = read_lock()[canonicalize_name(requirement.name)]
