@@ -24,7 +24,9 @@ import envs  # noqa: F401 (registers the environments)
 from child.compact import unpack
 from child.cost import count_macs, count_parameters, measure_latency
 from child.distill import Ensemble, Pupil
-from child.network import Blueprint, TrainedNetwork, find_network, load_network, save_network
+from child.export import export
+from child.network import Blueprint, TrainedNetwork, find_network, load_network, read_checked, save_network
+from child.onnx_module import QUANTIZED, OnnxModule, require
 from child.prune import (
     Group,
     Kept,
@@ -64,6 +66,8 @@ from logbook.run import Run
 LATENCY_BATCH = 64
 """Samples of a forward pass that is timed."""
 LATENCY_ROUNDS = 3
+CALIBRATION_SAMPLES = 512
+"""Training samples from which quantization takes the range of every value."""
 STATISTICS_BATCHES = 8
 """Training batches that normalizations take statistics from after channels were removed, and `taylor` its gradients."""
 FINALISTS = 5
@@ -97,6 +101,11 @@ class Setting:
         network = load_network(self.folder(stage), self.config.plugins)
         network.module.to(self.device)
         return network
+
+    def answering(self, stage: str) -> nn.Module:
+        """What answers in the end: the network, or where it was quantized the model in 8-bit integers."""
+        file = self.folder(stage) / QUANTIZED
+        return OnnxModule(read_checked(file)) if file.is_file() else self.load(stage).module
 
     def save(self, stage: str, module: nn.Module, blueprint: Blueprint) -> None:
         """A network of this task."""
@@ -181,6 +190,12 @@ def build(config: OptimizeConfig) -> tuple[torch.device, Task, Blueprint, nn.Mod
     for number, name in enumerate(config.steps):
         if name not in STEPS:
             raise ConfigError(f"steps[{number}]: there is no step {name!r}; {nearest(name, STEPS)}")
+    if "quantize" in config.steps[:-1]:
+        raise ConfigError(
+            f"steps: what is quantized can no longer be trained, so quantize comes last, got {list(config.steps)}"
+        )
+    if "quantize" in config.steps:
+        require("onnx", "onnxscript", "onnxruntime")
     if not config.steps:
         raise ConfigError(f"steps: expected a list of one or more of {', '.join(STEPS)}, got none")
     task: Task = config.env.task.build(config.plugins, seed=config.seed)
@@ -258,6 +273,7 @@ def check_goals(config: OptimizeConfig, module: nn.Module, task: Task) -> None:
     if goal.bytes is not None:
         live = 1 - config.sparsify.sparsity if "sparsify" in steps else 1.0
         bits = np.log2(config.share.values) if "share" in steps and not config.share.tie else 32.0
+        bits = min(bits, 8.0) if "quantize" in steps else bits
         least = 0.0 if config.share.tie else fewest * (live * bits + (live < 1)) / 32
         if goal.bytes < least:
             raise ConfigError(
@@ -292,8 +308,8 @@ def optimize(at: Setting, blueprint: Blueprint, original: nn.Module | None) -> l
 def describe(at: Setting, stage: str, title: str, seconds: float) -> Row:
     """A row of the table: the network's validation metric with its standard error, and what it costs."""
     task, folder = at.task, at.folder(stage)
-    module = at.load(stage).module
-    scores = grade(module, task, task.validation, final_batch(at), at.device)
+    module, file = at.load(stage).module, folder / QUANTIZED
+    scores = grade(at.answering(stage), task, task.validation, final_batch(at), at.device)
     metric = task.objective.metric(scores, task.validation.targets.cpu())
     row = {
         "name": stage,
@@ -305,7 +321,7 @@ def describe(at: Setting, stage: str, title: str, seconds: float) -> Row:
         "test": [],
         "macs": count_macs(module, task.input_shape),
         "parameters": count_parameters(module),
-        "bytes": sum(file.stat().st_size for file in folder.iterdir()),
+        "bytes": sum(each.stat().st_size for each in ([file] if file.is_file() else folder.iterdir())),
         "seconds": seconds,
         "note": None,
     }
@@ -415,16 +431,34 @@ def distill(at: Setting, step: Step) -> float:
     return at.run.once(f"train {step.stage}", compute)
 
 
+def quantize(at: Setting, step: Step) -> float:
+    """Export the network, and round its weights and activations to 8-bit integers."""
+    from child.quantize import quantize as quantize_exported  # needs an extra
+
+    def compute() -> float:
+        started = time.monotonic()
+        network, folder = at.load(step.before), at.folder(step.stage)
+        at.save(step.stage, network.module, network.blueprint)
+        export(load_network(folder, at.config.plugins), folder, ("onnx",), at.task.name, at.config.plugins)
+        train, generator = at.task.train, torch.Generator().manual_seed(derive_seed(at.config.seed, step.stage))
+        drawn = train.take(torch.randperm(len(train), generator=generator)[:CALIBRATION_SAMPLES])
+        quantize_exported(folder, at.task.preprocessing(drawn.inputs).cpu())
+        return time.monotonic() - started
+
+    return at.run.once(f"train {step.stage}", compute)
+
+
 STEPS: dict[str, Callable[[Setting, Step], float]] = {
     "prune": prune,
     "sparsify": sparsify,
     "share": share,
     "distill": distill,
+    "quantize": quantize,
 }
 
 CALLED = {"macs": "multiply-accumulates", "parameters": "parameters", "bytes": "bytes"}
 KNOWN_TEACHERS = ("original", "self")
-HELPFUL = {"macs": ("prune",), "parameters": ("prune", "share"), "bytes": ("prune", "sparsify", "share")}
+HELPFUL = {"macs": ("prune",), "parameters": ("prune", "share"), "bytes": ("prune", "sparsify", "share", "quantize")}
 """The steps that bring a cost down."""
 
 
@@ -586,7 +620,7 @@ def final_batch(at: Setting) -> int:
 
 def time_networks(at: Setting, rows: Sequence[Row]) -> list[Row]:
     """The rows with latencies: of a few rounds, in which the networks take turns, each one's least disturbed."""
-    networks = [at.load(row["name"]).module for row in rows]
+    networks = [at.answering(row["name"]) for row in rows]
     rounds = [
         [
             measure_latency(network, at.task.input_shape, at.device, LATENCY_BATCH, num_repeats=20)
@@ -664,7 +698,7 @@ def test(at: Setting, rows: Sequence[Row], choice: Mapping[str, Any]) -> dict[st
         test = []
         if row["name"] in ("original", choice["chosen"]):
             split = task.test.read(row["name"])
-            test = [measure(at.load(row["name"]).module, task, split, final_batch(at), at.device)]
+            test = [measure(at.answering(row["name"]), task, split, final_batch(at), at.device)]
         tested.append({**row, "test": test, "note": choice["notes"].get(row["name"])})
     results = {
         "task": task.name,

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from child.network import TrainedNetwork, read_checked, restore
 
 INSTALL = "pip install '.[onnx]'"
+QUANTIZED = "model.int8.onnx"
+"""The file that `child/quantize.py` writes."""
 TYPES = {"tensor(float)": torch.float32, "tensor(int64)": torch.int64}
 
 

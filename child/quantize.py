@@ -19,9 +19,8 @@ from onnxruntime import quantization
 from torch import Tensor
 
 from child.network import add_file, read_checked
-from child.onnx_module import OnnxModule
+from child.onnx_module import QUANTIZED, OnnxModule
 
-NAME = "model.int8.onnx"
 BATCH = 64  # samples that are calibrated on at once: all values of the network are held for so many
 
 
@@ -52,7 +51,7 @@ def quantize(folder: Path, inputs: Tensor) -> Path:
         raise ValueError("expected samples of the training data to calibrate on, got none")
     data = read_checked(folder / "model.onnx")
     with tempfile.TemporaryDirectory() as scratch, _quiet():
-        prepared, written = Path(scratch) / "prepared.onnx", Path(scratch) / NAME
+        prepared, written = Path(scratch) / "prepared.onnx", Path(scratch) / QUANTIZED
         # Folds normalizations into the convolutions before them, and names the shape of every value.
         quantization.quant_pre_process(onnx.load_from_string(data), prepared)
         quantization.quantize_static(
@@ -62,8 +61,8 @@ def quantize(folder: Path, inputs: Tensor) -> Path:
         model = onnx.load(written)
     del model.metadata_props[:]
     model.metadata_props.extend(onnx.load_from_string(data).metadata_props)
-    add_file(folder, NAME, model.SerializeToString(deterministic=True))
-    return folder / NAME
+    add_file(folder, QUANTIZED, model.SerializeToString(deterministic=True))
+    return folder / QUANTIZED
 
 
 @contextmanager

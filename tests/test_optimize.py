@@ -17,8 +17,10 @@ from safetensors.torch import save_file
 import optimize as script
 from child.cost import count_macs, count_parameters
 from child.network import load_network
+from child.onnx_module import OnnxModule
 from child.resnet import ResNet
 from child.task import SealedSplit
+from child.training import measure
 from conf.launch import one_line
 from conf.schema import OptimizeConfig
 from envs.digits import digits
@@ -344,6 +346,7 @@ def line(compose_text: Any, output: Path, *overrides: str) -> str:
     (["goal.bytes=0.1", "steps=[share]"], "goal.bytes: 0.1 of the bytes cannot be reached by these steps"),
     (["goal.macs=0.4", "prune.share=0.8"], "prune.share: 0.8 of the macs contradicts goal.macs=0.4; leave it out"),
     (["steps=[]"], "steps: expected a list of one or more of prune, sparsify, share, distill"),
+    (["steps=[quantize,prune]"], "steps: what is quantized can no longer be trained, so quantize comes last"),
     (["steps=[prune,shar]"], r"steps\[1\]: there is no step 'shar'; .*did you mean 'share'\?"),
     (["+model.depth=3"], "model.depth: child.resnet.ResNet takes no such argument; allowed: width, blocks"),
     (["model.weights=none.safetensors"], "model.weights: cannot read none.safetensors: No such file"),
@@ -417,3 +420,15 @@ def test_the_best_that_honors_the_goal_or_the_nearest(
         (tmp_path / "run" / "networks" / each["name"]).mkdir(parents=True)
     choice = script.choose(at, rows)
     assert choice["chosen"] == chosen and told in choice["verdict"]
+
+
+def test_eight_bits_answer_in_the_place_of_the_network(tmp_path: Path, run_optimize: Any) -> None:
+    folder = run_optimize(tmp_path, *NET, "goal.bytes=0.9", "steps=[prune,quantize]")
+    results = load(folder / "results.json")
+    pruned, quantized = results["rows"][1:]
+    file = folder / "networks" / "2-quantize" / "model.int8.onnx"
+    assert quantized["bytes"] == file.stat().st_size and quantized["macs"] == pruned["macs"]
+    module = OnnxModule(file.read_bytes())
+    task = digits(seed=0)
+    expected = measure(module, task, task.validation, 512, torch.device("cpu"))
+    assert quantized["validation"] == [expected]

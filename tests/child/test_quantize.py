@@ -9,8 +9,8 @@ import torch
 
 from child.export import export
 from child.network import Blueprint, TrainedNetwork, read_checked, save_network
-from child.onnx_module import OnnxModule, load_onnx
-from child.quantize import NAME, quantize
+from child.onnx_module import QUANTIZED, OnnxModule, load_onnx
+from child.quantize import quantize
 from child.task import Task
 from child.training import Training, TrainingSettings, measure
 from envs.digits import digits
@@ -42,7 +42,7 @@ def folder(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_answers_nearly_as_before(folder: Path, task: Task) -> None:
-    before, after = (OnnxModule(read_checked(folder / name)) for name in ("model.onnx", NAME))
+    before, after = (OnnxModule(read_checked(folder / name)) for name in ("model.onnx", QUANTIZED))
     good, better = (measure(module, task, task.validation, 64, CPU) for module in (after, before))
     assert better > 0.9 and good >= better - 0.01
     inputs = task.preprocessing(task.validation.inputs)
@@ -51,8 +51,8 @@ def test_it_answers_nearly_as_before(folder: Path, task: Task) -> None:
 
 
 def test_it_is_much_smaller_and_really_of_integers(folder: Path) -> None:
-    assert (folder / NAME).stat().st_size < (folder / "model.onnx").stat().st_size / 3
-    model = onnx.load(folder / NAME)
+    assert (folder / QUANTIZED).stat().st_size < (folder / "model.onnx").stat().st_size / 3
+    model = onnx.load(folder / QUANTIZED)
     weights = [value for value in model.graph.initializer if len(value.dims) == 4]
     assert len(weights) == 9 and all(value.data_type == onnx.TensorProto.INT8 for value in weights)
     # 7 bits, and of a scale for each output channel: in each the largest weight is the largest that fits.
@@ -62,11 +62,11 @@ def test_it_is_much_smaller_and_really_of_integers(folder: Path) -> None:
 
 
 def test_it_says_what_it_is_and_is_covered(folder: Path, task: Task) -> None:
-    before, after = (OnnxModule(read_checked(folder / name)) for name in ("model.onnx", NAME))
+    before, after = (OnnxModule(read_checked(folder / name)) for name in ("model.onnx", QUANTIZED))
     assert after.metadata == before.metadata
     samples = task.validation.inputs[:5].numpy()
     np.testing.assert_allclose(
-        load_onnx(folder / NAME).predict(samples), load_onnx(folder / "model.onnx").predict(samples), atol=0.1
+        load_onnx(folder / QUANTIZED).predict(samples), load_onnx(folder / "model.onnx").predict(samples), atol=0.1
     )
 
 
