@@ -23,8 +23,9 @@ class ModelBased(WholeStrategy):
     After every round the reward model is fitted to all evaluations, and the policy takes a few REINFORCE steps on
     imagined rewards: the model's mean plus some of its deviation, so that what it does not know is worth a look, less
     a penalty where the truth is known already (without it the policy collapses on the best it knows). Of a number of
-    fresh samples from the policy the ones of largest expected improvement are evaluated. Learning in a model is Dyna's
-    idea (Sutton 1991), the acquisition Bayesian optimization's; the space is never enumerated.
+    fresh samples the ones of largest expected improvement are evaluated: half of them the policy's, half uniform, for
+    what a policy that has settled in a region of its own never draws, the model cannot choose. Learning in a model is
+    Dyna's idea (Sutton 1991), the acquisition Bayesian optimization's; the space is never enumerated.
 
     Where the cost counts, quality and cost are modeled apart: a reward bends at its target, which no smooth model sees
     in a hundred evaluations, while neither of the two does. The reward model then learns the quality from every
@@ -44,9 +45,9 @@ class ModelBased(WholeStrategy):
         entropy_weight: Of the policy's entropy (nats per architecture) in the loss.
         learning_rate: Of the policy's Adam.
         clip: Largest norm of the gradient.
-        proposer: Where candidates come from: the `policy`, `uniform` draws, or `mutants` of the best few; the others
-            are there to see what the policy adds.
-        chooser: `model`, or `first` for the first new sample, whatever the model thinks.
+        proposer: Where candidates come from: half from the `policy`, or all from `uniform` draws or `mutants` of the
+            best few; these two are there to see what the policy adds.
+        chooser: `model`, or `first` for the policy's first new sample, whatever the model thinks.
     """
 
     name = "model_based"
@@ -92,8 +93,7 @@ class ModelBased(WholeStrategy):
             return self.space.sample(rng, num)
         tokens = self._candidates(min(1000, self.candidates * num), rng)
         tokens = tokens[np.sort(np.unique(tokens, axis=0, return_index=True)[1])]  # each once, in the order drawn
-        new = np.array([Genotype(self.space.name, tuple(row)) not in self.seen for row in tokens.tolist()])
-        tokens = tokens[new]
+        tokens = tokens[~self._is_known(tokens)]
         if self.chooser == "model" and len(tokens):
             best = self._worth(self._tokens_seen())[0].max()
             tokens = tokens[np.argsort(-expected_improvement(*self._worth(tokens), best), kind="stable")]
@@ -101,12 +101,13 @@ class ModelBased(WholeStrategy):
         return found + self.space.sample(rng, num - len(found))
 
     def _candidates(self, num: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        if self.proposer == "uniform":
-            return np.array([genotype.tokens for genotype in self.space.sample(rng, num)])
         if self.proposer == "mutants":
             parents = sorted(self.seen, key=lambda genotype: -self.seen[genotype][0])[:10]
             return np.array([self.space.mutate(parents[i], rng).tokens for i in rng.integers(len(parents), size=num)])
-        return self.policy.draw(num, derive_seed(self.seed, self.name, "candidates", int(rng.integers(2**62))))
+        num_own = (num + 1) // 2 if self.proposer == "policy" else 0
+        own = self.policy.draw(num_own, derive_seed(self.seed, self.name, "candidates", int(rng.integers(2**62))))
+        uniform = np.array([genotype.tokens for genotype in self.space.sample(rng, num - num_own)], np.int64)
+        return np.concatenate([own, uniform.reshape(-1, own.shape[1])])  # candidates: 1 leaves none for the uniform
 
     def learn(self, rollout: Rollout) -> Update:
         """Fit the model to all that was seen, and teach the policy what it imagines."""
@@ -123,6 +124,11 @@ class ModelBased(WholeStrategy):
                 update = self._imagine()
                 self.num_learned += 1
         return update
+
+    def _is_known(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of the architectures (M, T) were evaluated, (M)."""
+        seen = {genotype.tokens for genotype in self.seen}
+        return np.array([tuple(row) in seen for row in tokens.tolist()], np.bool_)
 
     def _tokens_seen(self) -> NDArray[np.int64]:
         return np.array([genotype.tokens for genotype in self.seen])
@@ -142,8 +148,7 @@ class ModelBased(WholeStrategy):
         """One REINFORCE step on imagined rewards, their normal scores taken as advantages."""
         tokens = self.policy.draw(self.imagined, derive_seed(self.seed, self.name, "imagine", self.num_learned))
         mean, deviation = self._worth(tokens)
-        known = np.array([Genotype(self.space.name, tuple(row)) in self.seen for row in tokens.tolist()])
-        rewards = mean + self.optimism * deviation - self.known_penalty * known
+        rewards = mean + self.optimism * deviation - self.known_penalty * self._is_known(tokens)
         advantage = torch.from_numpy(normal_scores(rewards)).float()
         masks = torch.from_numpy(np.array(self.space.masks(tokens)))
         chosen = self.policy.evaluate(torch.from_numpy(tokens), masks, 0.5)

@@ -12,19 +12,24 @@ from controller.ranks import normal_scores
 from controller.reinforce import Reinforce
 from controller.strategy import Rollout, Update, WholeStrategy
 
+NUM_DRAWN = 32
+"""Samples of the policy for every architecture evaluated, to find new ones among."""
+
 
 class SmallBudgetReinforce(WholeStrategy, Reinforce):
     """REINFORCE on ranks, which imitates the best that it has seen.
 
     The advantage of an architecture is the normal score of its reward's rank among all that was seen, which neither
     the scale nor the outliers of the reward disturb; the best few join every update, as in self-imitation learning
-    (Oh et al. 2018). What was seen is never forgotten, so every evaluation goes on teaching. Of the policy's samples
-    the first that is new is evaluated: what is known already would teach nothing.
+    (Oh et al. 2018). What was seen is never forgotten, so every evaluation goes on teaching. Of a few new samples of
+    the policy the one that it finds likeliest is evaluated: what is known already would teach nothing, and a policy
+    that is kept broad, lest it settle too early, can so be followed closely all the same.
 
     Args:
         space: What is searched.
         seed: The run's seed.
         policy: Size and squashing of the policy.
+        candidates: New samples, 32 at most, of which the likeliest is taken, for every architecture evaluated.
         imitated: How many of the best join every update.
         updates: Gradient steps after every round.
         learning_rate: Adam's.
@@ -41,10 +46,11 @@ class SmallBudgetReinforce(WholeStrategy, Reinforce):
         space: SearchSpace,
         seed: int,
         policy: PolicySettings,
-        imitated: int = 5,
+        candidates: int = 4,
+        imitated: int = 2,
         updates: int = 3,
         learning_rate: float = 0.01,
-        entropy_weight: float = 0.5,
+        entropy_weight: float = 1.0,
         skip_prior: float = 0.4,
         skip_weight: float = 0.0,
         clip: float = 5.0,
@@ -53,17 +59,30 @@ class SmallBudgetReinforce(WholeStrategy, Reinforce):
             space, seed, 1, policy, learning_rate, entropy_weight=entropy_weight, final_entropy_weight=entropy_weight,
             skip_prior=skip_prior, skip_weight=skip_weight, clip=clip,
         )  # fmt: skip
-        if imitated < 0 or updates < 1:
-            raise ValueError(f"the controller needs imitated >= 0 and updates >= 1, got {imitated} and {updates}")
-        self.imitated, self.updates = imitated, updates
+        if not 1 <= candidates <= NUM_DRAWN or imitated < 0 or updates < 1:
+            raise ValueError(
+                f"the controller needs candidates from 1 to {NUM_DRAWN}, imitated >= 0 and updates >= 1, "
+                f"got {candidates}, {imitated} and {updates}"
+            )
+        self.candidates, self.imitated, self.updates = candidates, imitated, updates
         self.seen: dict[Genotype, float] = {}
 
     def propose(self, num: int, round_number: int) -> list[Genotype]:
         seed = derive_seed(self.seed, "policy", "act", round_number)
-        genotypes = [Genotype(self.space.name, tuple(row)) for row in self.policy.draw(32 * num, seed).tolist()]
+        genotypes = [Genotype(self.space.name, tuple(row)) for row in self.policy.draw(NUM_DRAWN * num, seed).tolist()]
         genotypes += self.space.sample(np.random.default_rng(seed), num)  # where the policy knows nothing new
         new = [genotype for genotype in dict.fromkeys(genotypes) if genotype not in self.seen]
-        return (new + genotypes)[:num]
+        return (self._likeliest_first(new[: self.candidates * num]) + genotypes)[:num]
+
+    @torch.no_grad()
+    def _likeliest_first(self, genotypes: list[Genotype]) -> list[Genotype]:
+        if not genotypes:
+            return []
+        tokens = np.array([genotype.tokens for genotype in genotypes])
+        chosen = self.policy.evaluate(
+            torch.from_numpy(tokens), torch.from_numpy(np.array(self.space.masks(tokens))), 0.5
+        )
+        return [genotypes[i] for i in chosen.log_probability.argsort(descending=True, stable=True).tolist()]
 
     def learn(self, rollout: Rollout) -> Update:
         new = []

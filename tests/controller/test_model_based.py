@@ -9,7 +9,7 @@ import torch
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, WhiteKernel
 
-from child.space import Evaluation, Genotype, SearchSpace
+from child.space import Evaluation, Genotype, SearchSpace, derive_seed
 from controller.model_based import ModelBased
 from controller.policy import PolicySettings
 from controller.ranks import normal_scores
@@ -116,6 +116,37 @@ def test_small_budget_reinforce_learns(known: Any) -> None:
         strategy = SmallBudgetReinforce(space, seed, POLICY, learning_rate=0.02, entropy_weight=0.3)
         needed.append(hunt(strategy, target, 300))
     assert np.median(needed) <= 250  # of 4,096: chance finds one in 14 with 300
+
+
+def test_of_a_few_new_samples_the_likeliest_is_evaluated(known: Any) -> None:
+    """Followed by hand: of the first three of the draws that are new, the largest product of probabilities."""
+    space: SearchSpace = known.FlatSpace(3, 3)
+    strategy = SmallBudgetReinforce(space, 0, POLICY, candidates=3, learning_rate=0.05)
+    differed = 0
+    for round_number in range(12):
+        draws = strategy.policy.draw(32, derive_seed(0, "policy", "act", round_number))
+        new = [
+            row for row in dict.fromkeys(map(tuple, draws.tolist())) if Genotype(space.name, row) not in strategy.seen
+        ]
+        tokens = torch.tensor(new[:3])
+        with torch.no_grad():
+            likelihoods = strategy.policy.evaluate(tokens, torch.ones(len(tokens), 3, 3), 0.5).log_probability
+        expected = new[int(likelihoods.argmax())]
+        (proposed,) = strategy.propose(1, round_number)
+        assert proposed.tokens == expected
+        differed += expected != new[0]
+        tell(strategy, np.array([expected]), [float(sum(expected))])
+    assert differed  # the first would not have done
+
+
+def test_half_of_the_candidates_are_uniform(known: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy that draws one architecture alone does not keep the model from seeing others."""
+    space: SearchSpace = known.FlatSpace(4, 4)
+    strategy = ModelBased(space, 0, POLICY)
+    monkeypatch.setattr(strategy.policy, "draw", lambda num, seed: np.zeros((num, 4), np.int64))
+    found = strategy._candidates(201, np.random.default_rng(0))
+    assert found.shape == (201, 4) and not found[:101].any()
+    assert len(np.unique(found[101:], axis=0)) > 60  # 83 of 256 are expected
 
 
 def test_nothing_known_is_proposed_again(known: Any) -> None:
