@@ -146,12 +146,13 @@ class ModelBased(WholeStrategy):
 
     def _imagine(self) -> Update:
         """One REINFORCE step on imagined rewards, their normal scores taken as advantages."""
-        tokens = self.policy.draw(self.imagined, derive_seed(self.seed, self.name, "imagine", self.num_learned))
+        seed = derive_seed(self.seed, self.name, "imagine", self.num_learned)
+        tokens, walk = self.policy.draw_and_walk(self.imagined, seed)
         mean, deviation = self._worth(tokens)
         rewards = mean + self.optimism * deviation - self.known_penalty * self._is_known(tokens)
         advantage = torch.from_numpy(normal_scores(rewards)).float()
         masks = torch.from_numpy(np.array(self.space.masks(tokens)))
-        chosen = self.policy.evaluate(torch.from_numpy(tokens), masks, 0.5)
+        chosen = self.policy.evaluate(torch.from_numpy(tokens), masks, 0.5, walk)
         loss = -(advantage * chosen.log_probability).mean() - self.entropy_weight * chosen.entropy.mean()
         self.optimizer.zero_grad()
         loss.backward()

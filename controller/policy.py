@@ -188,10 +188,14 @@ class LSTMPolicy(nn.Module):
 
     def draw(self, num: int, seed: int) -> NDArray[np.int64]:
         """`num` architectures drawn by the seed, (num, T)."""
+        return self.draw_and_walk(num, seed)[0]
+
+    def draw_and_walk(self, num: int, seed: int) -> tuple[NDArray[np.int64], Walk]:
+        """The same, with the walk in which they were drawn, for `evaluate`."""
         episodes = Episodes(self, num, seed)
         for step in range(len(self.space.decisions)):
             episodes.next(step, self.space.mask(episodes.tokens[:step].T))
-        return episodes.tokens.T.copy()
+        return episodes.tokens.T.copy(), episodes.memory.walk
 
     def begin(self, num: int) -> Memory:
         """What `num` episodes carry before their first decision."""
