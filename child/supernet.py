@@ -99,7 +99,8 @@ class SupernetEvaluator:
     def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
         """Score architectures on the same share `fidelity` of the validation data, drawn by `seed`."""
         split = self.task.validation
-        split = shuffled(split, max(1, round(fidelity * len(split))), derive_seed(seed, "validation"))
+        draw = derive_seed(seed if fidelity < 1 else self.seed, "validation")
+        split = shuffled(split, max(1, round(fidelity * len(split))), draw)
         unique = list(dict.fromkeys(genotypes))
         targets = split.targets.cpu()
         found = {}

@@ -553,7 +553,7 @@ def tiny_cells(known: Any, controller: str) -> list[str]:
     return [*small, "space=nasbench201", f"controller={controller}", "search.rounds=3", "search.batches_per_round=2"]
 
 
-@pytest.mark.parametrize("controller", ["darts", "gdas"])
+@pytest.mark.parametrize("controller", ["darts", pytest.param("gdas", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("no_report")
 def test_a_search_by_gradients_stops_and_goes_on(
     controller: str, known: Any, compose_text: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

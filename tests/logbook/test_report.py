@@ -13,9 +13,8 @@ from rich.console import Console
 from scipy import stats
 
 import report as report_script
-from logbook import plots
+from logbook import compare, plots
 from logbook.compare import read_parts, side_by_side, write_comparison
-from logbook.compare import tests as tests_of
 from logbook.numbers import results_table
 from logbook.record import read_run
 from logbook.report import usage_example, verdict, write_report
@@ -516,16 +515,16 @@ def test_a_difference_far_beyond_its_spread_is_called_one(repetitions: list[Path
         change_results(worse, **{n: [FIRST[seed] - 0.3 - 0.001 * seed] for n in ("teacher", "student", "random_best")})
     folders = [*repetitions[:3], *(tmp_path / f"c{seed}" for seed in range(3))]
     (part,) = read_parts(folders)
-    row = next(row for row in tests_of(part) if row["pair"] == "A against B" and row["network"] == "teacher")
+    row = next(row for row in compare.tests(part) if row["pair"] == "A against B" and row["network"] == "teacher")
     assert row["difference"] == "+30.1 points" and row["judged"] == "beyond noise"
 
 
 def test_single_runs_and_equal_differences_are_not_judged(repetitions: list[Path]) -> None:
     (part,) = read_parts([repetitions[0], repetitions[3]])
-    row = next(row for row in tests_of(part) if row["network"] == "teacher")
+    row = next(row for row in compare.tests(part) if row["network"] == "teacher")
     assert row["judged"] == "too few runs to tell" and row["p"] == "-"
     (part,) = read_parts(repetitions)
-    alike = next(row for row in tests_of(part) if row["network"] == "student")  # the same in every run
+    alike = next(row for row in compare.tests(part) if row["network"] == "student")  # the same in every run
     assert alike["judged"] == "no spread to judge by"
 
 
