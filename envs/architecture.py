@@ -62,6 +62,7 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._num_steps = len(space.decisions)
         self._num_choices = [decision.num_choices for decision in space.decisions]
+        self._free = not space.masks_depend_on_prefix
         self._limits = list(np.array(self._num_choices, np.uint64)[:, None].repeat(num_envs, axis=1))
         self._all = np.ones(num_envs, bool).tobytes()
         self._rows = np.arange(num_envs)
@@ -110,7 +111,10 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         actions = np.asarray(actions)
         if actions.shape != self._rows.shape or actions.dtype.kind not in "iu":
             raise ValueError(f"expected {self.num_envs} integer actions, got {actions!r:.200}")
-        self._check(step, actions)
+        # The usual case in one pass: read as unsigned, a negative number is a huge one.
+        unsigned = actions.view(_UINT64) if self._free and actions.dtype == _INT64 else None
+        if unsigned is None or _less(unsigned, self._limits[step]).tobytes() != self._all:
+            self._check(step, actions)
         self._tokens[:, step] = actions
         self._step = step + 1
         self._mask = self._next_mask()
@@ -129,20 +133,17 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         return self._mask.astype(bool)
 
     def _check(self, step: int, actions: NDArray[np.integer[Any]]) -> None:
-        if self.search_space.masks_depend_on_prefix:
+        if not self._free:
             known = (actions >= 0) & (actions < self._mask.shape[1])
             legal = known & (self._mask[self._rows, np.where(known, actions, 0)] == 1)
         else:
-            # The usual case in one pass: read as unsigned, a negative number is a huge one.
-            if actions.dtype == _INT64 and _less(actions.view(_UINT64), self._limits[step]).tobytes() == self._all:
-                return
             legal = (actions >= 0) & (actions < self._num_choices[step])
         if not legal.all():
             row = int(legal.argmin())
             raise ValueError(f"episode {row}: {self.search_space.illegal(step, actions[row], self._mask[row])}")
 
     def _next_mask(self) -> Mask:
-        if self._step == self._num_steps or not self.search_space.masks_depend_on_prefix:
+        if self._free or self._step == self._num_steps:
             return self._shared_masks[self._step]
         return self.search_space.mask(self._tokens[:, : self._step].astype(np.int64))
 
