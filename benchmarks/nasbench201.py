@@ -64,7 +64,7 @@ ROWS: dict[str, tuple[tuple[str, ...], int]] = {
 
 @functools.cache
 def settings(row: str) -> RunConfig:
-    """Of a row, composed once for all its seeds: half a second each would be a third of the whole."""
+    """Of a row, composed once for all its seeds: that takes 0.14 s, longer than a whole random search."""
     return compose("env=nasbench201", *ROWS[row][0])
 
 
