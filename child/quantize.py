@@ -1,10 +1,10 @@
 """An exported network in 8-bit integers: a quarter of the bytes, and on processors with such instructions faster.
 
-Static quantization by onnxruntime (after Jacob et al. 2018): weights become int8, symmetric, with a scale for each output
-channel; activations become uint8 with a scale and a zero for each tensor, from the smallest and largest values that they
-take on samples of the training data. Weights get 7 of the 8 bits, since products of 8 and 8 bits overflow the 16-bit
-sums of processors without VNNI instructions. The graph says where it rounds (QuantizeLinear and DequantizeLinear), so
-any runtime can read it. Layers inside a loop, those of a recurrent cell, stay as they are.
+Static quantization by onnxruntime (after Jacob et al. 2018): weights become int8, symmetric, with a scale for each
+output channel; activations become uint8 with a scale and a zero for each tensor, from the smallest and largest values
+that they take on samples of the training data. Weights get 7 of the 8 bits, since products of 8 and 8 bits overflow the
+16-bit sums of processors without VNNI instructions. The graph says where it rounds (QuantizeLinear and
+DequantizeLinear), so any runtime can read it. Layers inside a loop, those of a recurrent cell, stay as they are.
 """
 
 import logging

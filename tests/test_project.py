@@ -10,6 +10,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name
 
+from child.export import VERSION
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -30,11 +32,15 @@ def read_lock() -> dict[NormalizedName, str]:
     return versions
 
 
-@pytest.mark.parametrize("dependency", [*PROJECT["dependencies"], *EXTRAS["rl"], *EXTRAS["dev"]])
+@pytest.mark.parametrize("dependency", [*PROJECT["dependencies"], *EXTRAS["onnx"], *EXTRAS["rl"], *EXTRAS["dev"]])
 def test_dependency_is_pinned(dependency: str) -> None:
     requirement = Requirement(dependency)
     version = read_lock()[canonicalize_name(requirement.name)]
     assert requirement.specifier.contains(version), f"{requirement} is pinned to {version}"
+
+
+def test_exported_models_tell_the_version() -> None:
+    assert PROJECT["version"] == VERSION
 
 
 def test_no_path_of_one_machine() -> None:
