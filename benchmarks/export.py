@@ -1,0 +1,122 @@
+"""Random architectures of every space, exported and compared with the network they were made from.
+
+python benchmarks/export.py             # 50 of each space; what was stopped goes on
+python benchmarks/export.py 2           # 2 of each
+
+Each is exported to ONNX and to an archive of torch.export, and answers as the network does for one sample and for seven
+(1e-5 + 1e-4 |y|), or is counted as a failure. Spaces are as large as in their configs, but for texts, whose windows are
+short. Latencies are of one sample on one thread.
+"""
+
+from timing import RESULTS  # isort: skip
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from whole_runs import finish_lines, read_lines, write
+
+from child.cost import measure_latency
+from child.export import FILES, check, export
+from child.macro import MacroSpace
+from child.micro import MicroSpace
+from child.mlp import MLPSpace
+from child.mobile import MobileSpace
+from child.nasbench201 import NASBench201Space
+from child.network import Blueprint, TrainedNetwork, save_network
+from child.onnx_module import OnnxModule
+from child.recurrent import RecurrentSpace
+from child.space import NetworkSpace
+from child.task import Classification, Language
+from child.transforms import Normalize, Tokens
+
+LINES = RESULTS / "export.jsonl"
+SPACES: dict[str, Callable[[], NetworkSpace]] = {
+    "macro": lambda: MacroSpace((1, 28, 28), 10),
+    "macro, sequences": lambda: MacroSpace((32, 63), 10),
+    "micro": lambda: MicroSpace((3, 32, 32), 10),
+    "mobile": lambda: MobileSpace((3, 32, 32), 10),
+    "nasbench201": lambda: NASBench201Space((3, 32, 32), 10),
+    "mlp": lambda: MLPSpace((30,), 2),
+    "recurrent": lambda: RecurrentSpace((40,), 65),
+}
+
+
+def run(job: tuple[str, int]) -> dict[str, Any]:
+    """Export the architecture of this number."""
+    name, number = job
+    torch.set_num_threads(1)
+    torch.manual_seed(number)
+    space = SPACES[name]()
+    genotype = space.sample(np.random.default_rng(number), 1)[0]
+    shape, num_outputs = space.arguments["input_shape"], space.arguments["num_outputs"]
+    names = tuple(map(str, range(num_outputs)))
+    text = isinstance(space, RecurrentSpace)
+    objective = Language(names, "characters") if text else Classification(names)
+    preprocessing = Tokens() if text else Normalize(255.0, (0.5,) * shape[0], (0.25,) * shape[0])
+    blueprint = Blueprint.of(space, genotype)
+    network = TrainedNetwork(space.network(genotype), blueprint, shape, objective, preprocessing)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        save_network(network, folder)
+        try:
+            sizes = export(network, folder)
+        except ValueError as error:
+            return {"space": name, "number": number, "failure": str(error)}
+        answers = {
+            "onnx": OnnxModule((folder / FILES["onnx"]).read_bytes()),
+            "torch": torch.export.load(folder / FILES["torch"]).module(),
+        }
+        weights = (folder / "weights.safetensors").stat().st_size
+    deviations = {kind: check(answer, network, FILES[kind]) for kind, answer in answers.items()}
+    modules = {"torch": network.module, "onnxruntime": answers["onnx"]}
+    latency = {kind: measure_latency(module, shape, torch.device("cpu")).median_ms for kind, module in modules.items()}
+    return {
+        "space": name, "number": number, "failure": None, "deviation": deviations, "latency_ms": latency,
+        "bytes": {"weights": weights, **sizes},
+    }  # fmt: skip
+
+
+def row(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    good = [line for line in lines if line["failure"] is None]
+
+    def median(group: str, key: str) -> float:
+        return float(np.median([line[group][key] for line in good]))
+
+    return {
+        "space": name,
+        "equal": f"{len(good)} of {len(lines)}",
+        "largest deviation, ONNX": f"{max(line['deviation']['onnx'] for line in good):.1e}",
+        "torch.export": f"{max(line['deviation']['torch'] for line in good):.1e}",
+        "weights, kB": f"{median('bytes', 'weights') / 1000:.1f}",
+        "model.onnx, kB": f"{median('bytes', 'model.onnx') / 1000:.1f}",
+        "model.pt2, kB": f"{median('bytes', 'model.pt2') / 1000:.1f}",
+        "torch, ms": f"{median('latency_ms', 'torch'):.2f}",
+        "onnxruntime, ms": f"{median('latency_ms', 'onnxruntime'):.2f}",
+    }
+
+
+def main() -> None:
+    wanted = int(sys.argv[1]) if sys.argv[1:] else 50
+    lines = read_lines(LINES)
+    done = {(line["space"], line["number"]) for line in lines}
+    jobs = [(name, number) for number in range(wanted) for name in SPACES if (name, number) not in done]
+    for line in finish_lines(LINES, run, jobs):
+        print(json.dumps(line), flush=True)
+        lines.append(line)
+    kept = {name: [line for line in lines if line["space"] == name] for name in SPACES}
+    rows = [row(name, group) for name, group in kept.items() if any(line["failure"] is None for line in group)]
+    text = ["# Random architectures exported", "", "`python benchmarks/export.py`: medians but for the deviations."]
+    text += ["", "| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    text += ["| " + " | ".join(each.values()) + " |" for each in rows]
+    text += ["", *(f"{line['space']} {line['number']}: {line['failure']}" for line in lines if line["failure"]), ""]
+    write("export", rows, "\n".join(text))
+
+
+if __name__ == "__main__":
+    main()
