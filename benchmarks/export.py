@@ -22,7 +22,7 @@ import torch
 from whole_runs import finish_lines, read_lines, write
 
 from child.cost import measure_latency
-from child.export import FILES, check, export
+from child.export import FILES, Format, check, export
 from child.macro import MacroSpace
 from child.micro import MicroSpace
 from child.mlp import MLPSpace
@@ -68,7 +68,7 @@ def run(job: tuple[str, int]) -> dict[str, Any]:
             sizes = export(network, folder)
         except ValueError as error:
             return {"space": name, "number": number, "failure": str(error)}
-        answers = {
+        answers: dict[Format, Any] = {
             "onnx": OnnxModule((folder / FILES["onnx"]).read_bytes()),
             "torch": torch.export.load(folder / FILES["torch"]).module(),
         }
