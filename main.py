@@ -718,7 +718,7 @@ def test_finals(at: Setting, found: dict[str, Any], trained: dict[str, Any]) -> 
         for folder in final["folders"]:
             module = load_network(at.run.folder / folder, config.plugins).module.to(at.device)
             test = task.test.read(folder)
-            answered = ask(module, task, test, final_batch(config), at.device)
+            answered = ask(module, task, test, config.retrain.training.final_batch, at.device)
             tested.append(answered.metric)
             if folder == final["folder"] and answered.given is not None:
                 answers |= {"test": truth(task.objective, test.targets), f"test {final['name']}": answered.given}
@@ -769,7 +769,7 @@ def validation_answers(at: Setting, network: nn.Module, name: str) -> dict[str, 
     """The right answers of the validation split and the network's, and the images of its worst confusions."""
     task, split = at.task, at.task.validation
     right = truth(task.objective, split.targets)
-    given = ask(network, task, split, final_batch(at.config), at.device).given
+    given = ask(network, task, split, at.config.retrain.training.final_batch, at.device).given
     assert right is not None and given is not None
     found = {"validation": right, f"validation {name}": given}
     if split.inputs.ndim == 4 and split.inputs.dtype == torch.uint8 and isinstance(task.objective, Classification):
@@ -816,11 +816,6 @@ def beside_random(rows: Sequence[Mapping[str, Any]], random: Sequence[str], teac
         f"{len(others)} random architectures of like MACs, trained in the same way: median {metric} "
         f"{np.median(others):.4f}{spread}, from {min(others):.4f} to {max(others):.4f}; teacher: {tested[teacher]:.4f}."
     )
-
-
-def final_batch(config: RunConfig) -> int:
-    """Samples per batch of the final measurements, where nothing is learned."""
-    return 4 * config.retrain.training.batch_size
 
 
 def config_of_interest(config: RunConfig) -> dict[str, Any]:

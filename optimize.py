@@ -309,7 +309,7 @@ def describe(at: Setting, stage: str, title: str, seconds: float) -> Row:
     """A row of the table: the network's validation metric with its standard error, and what it costs."""
     task, folder = at.task, at.folder(stage)
     module, file = at.load(stage).module, folder / QUANTIZED
-    scores = grade(at.answering(stage), task, task.validation, final_batch(at), at.device)
+    scores = grade(at.answering(stage), task, task.validation, at.training.final_batch, at.device)
     metric = task.objective.metric(scores, task.validation.targets.cpu())
     row = {
         "name": stage,
@@ -544,8 +544,8 @@ def search_ratios(
     groups, scores = units_of(at, stage, module)
     space, seed = RatioSpace(groups, settings.choices), derive_seed(config.seed, stage)
     evaluator = PruningEvaluator(
-        module, space, scores, task, cost, settings.least, settings.multiple, final_batch(at), STATISTICS_BATCHES, seed,
-        at.device,
+        module, space, scores, task, cost, settings.least, settings.multiple, at.training.final_batch,
+        STATISTICS_BATCHES, seed, at.device,
     )  # fmt: skip
     unit, _ = prune_target(config)
     fixed = {"target": wanted, "unit": unit} if "target" in config.reward.arguments else {}
@@ -575,7 +575,7 @@ def search_ratios(
         except ValueError:  # too much of it is not pruned at all
             continue
         gather_statistics(smaller, task, STATISTICS_BATCHES, at.training.batch_size, seed)
-        graded = grade(smaller, task, task.validation, final_batch(at), at.device)
+        graded = grade(smaller, task, task.validation, at.training.final_batch, at.device)
         quality = task.quality(graded, task.validation.targets.cpu())
         if best is None or quality > best[0]:
             best = quality, genotype
@@ -608,11 +608,6 @@ def fresh(at: Setting, network: TrainedNetwork) -> nn.Module:
         if callable(draw):
             draw()
     return network.module
-
-
-def final_batch(at: Setting) -> int:
-    """Samples per batch where nothing is learned."""
-    return 4 * at.training.batch_size
 
 
 # The end
@@ -698,7 +693,7 @@ def test(at: Setting, rows: Sequence[Row], choice: Mapping[str, Any]) -> dict[st
         test = []
         if row["name"] in ("original", choice["chosen"]):
             split = task.test.read(row["name"])
-            test = [measure(at.answering(row["name"]), task, split, final_batch(at), at.device)]
+            test = [measure(at.answering(row["name"]), task, split, at.training.final_batch, at.device)]
         tested.append({**row, "test": test, "note": choice["notes"].get(row["name"])})
     results = {
         "task": task.name,

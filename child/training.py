@@ -68,6 +68,11 @@ class TrainingSettings:
             if not 0 <= getattr(self, name) < limit:
                 raise ValueError(f"training.{name} must be in [0, {limit}), got {getattr(self, name)}")
 
+    @property
+    def final_batch(self) -> int:
+        """Samples per batch of the final measurements, where nothing is learned."""
+        return 4 * self.batch_size
+
 
 def keep_freed_memory() -> None:
     """Ask the allocator to keep what tensors free for the tensors to come, where it is glibc's.
