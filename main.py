@@ -29,7 +29,7 @@ from child.cost import (
     random_of_like_macs,
     width_of_like_cost,
 )
-from child.export import export_saved, summary
+from child.export import export_or_tell
 from child.network import Blueprint, TrainedNetwork, load_network, save_network
 from child.retrain import retrain
 from child.rungs import RungsEvaluator
@@ -37,7 +37,7 @@ from child.space import CostUnit, Evaluator, Genotype, Graph, NetworkSpace, Rela
 from child.standalone import StandaloneEvaluator
 from child.supernet import SupernetEvaluator
 from child.task import Classification, Task
-from child.training import LossOf, TrainingSettings, check_fit, choose_device, keep_freed_memory
+from child.training import LossOf, TrainingSettings, check_fit, choose_device, prepare_process
 from conf.launch import launch
 from conf.schema import ConfigError, Part, RunConfig, read
 from controller.collapse import name_collapse
@@ -129,7 +129,7 @@ class Final:
 def main(config: RunConfig, text: str) -> None:
     """Run every stage, or those that a resumed run has not finished."""
     started = time.monotonic()
-    keep_freed_memory()
+    prepare_process()
     console = Console()
     with Interruption() as interruption:
         run = None
@@ -785,16 +785,7 @@ def export_student(config: RunConfig, run: Run, results: dict[str, Any]) -> dict
     if not config.export.formats:
         return results
     student = next(row for row in results["rows"] if row["name"] == "student")
-    folder = run.folder / student["folder"]
-
-    def export() -> dict[str, Any]:
-        started = time.monotonic()
-        try:
-            done = export_saved(folder, config.export.formats, config.plugins)
-        except ValueError as error:
-            return {"exported": None, "notes": [f"Not exported: {error}"], "seconds": time.monotonic() - started}
-        return {"exported": done, "notes": [summary(folder, done)], "seconds": time.monotonic() - started}
-
+    export = partial(export_or_tell, run.folder / student["folder"], config.export.formats, config.plugins)
     result = run.once("export", export)
     rows = [{**row, "exported": result["exported"]} if row is student else row for row in results["rows"]]
     results = {

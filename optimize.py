@@ -24,7 +24,7 @@ import envs  # noqa: F401 (registers the environments)
 from child.compact import unpack
 from child.cost import count_macs, count_parameters, measure_latency
 from child.distill import Ensemble, Pupil
-from child.export import export
+from child.export import export, export_or_tell
 from child.network import Blueprint, TrainedNetwork, find_network, load_network, read_checked, save_network
 from child.onnx_module import QUANTIZED, OnnxModule, require
 from child.prune import (
@@ -51,8 +51,8 @@ from child.training import (
     check_fit,
     choose_device,
     grade,
-    keep_freed_memory,
     measure,
+    prepare_process,
 )
 from conf.launch import launch
 from conf.schema import ConfigError, Goal, OptimizeConfig
@@ -144,7 +144,7 @@ class Step:
 def main(config: OptimizeConfig, text: str) -> None:
     """Run every stage, or those that a resumed run has not finished."""
     started = time.monotonic()
-    keep_freed_memory()
+    prepare_process()
     console = Console()
     with Interruption() as interruption:
         run = None
@@ -162,6 +162,7 @@ def main(config: OptimizeConfig, text: str) -> None:
             rows = run.once("time", lambda: time_networks(at, rows))
             choice = run.once("choice", lambda: choose(at, rows))
             results = run.once("test", lambda: test(at, rows, choice))
+            results = export_chosen(at, results)
         except Interrupted:
             console.say(f"Stopped. Go on with: python optimize.py resume={run.folder}")
             raise
@@ -169,6 +170,8 @@ def main(config: OptimizeConfig, text: str) -> None:
             run.close()
     console.table(steps_table(results))
     console.say(results["verdict"])
+    for note in results["notes"]:
+        console.say(note)
     report = write_optimization(run.folder)
     console.say(f"Report: {report}   TensorBoard: tensorboard --logdir {run.folder}")
     console.say(f"Finished in {time.monotonic() - started:.0f} s.")
@@ -704,8 +707,21 @@ def test(at: Setting, rows: Sequence[Row], choice: Mapping[str, Any]) -> dict[st
         "goal": {name: limit for name, limit in vars(at.config.goal).items() if limit is not None},
         **{key: choice[key] for key in ("chosen", "honored", "verdict")},
         "rows": tested,
+        "notes": [],
         "seconds": {row["name"]: row["seconds"] for row in rows},
     }
+    at.run.write("results.json", results)
+    return results
+
+
+def export_chosen(at: Setting, results: dict[str, Any]) -> dict[str, Any]:
+    """Write the chosen network in the formats that others read, with its model card."""
+    if not at.config.export.formats:
+        return results
+    export = partial(export_or_tell, at.folder("student"), at.config.export.formats, at.config.plugins)
+    result = at.run.once("export", export)
+    seconds = {**results["seconds"], "export": result["seconds"]}
+    results = {**results, "exported": result["exported"], "notes": result["notes"], "seconds": seconds}
     at.run.write("results.json", results)
     return results
 

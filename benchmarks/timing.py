@@ -18,9 +18,9 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("LUBAN_DATA", str(ROOT.parent / "shared" / "data"))
 
 from child.space import Evaluation  # noqa: E402
-from child.training import keep_freed_memory  # noqa: E402
+from child.training import prepare_process  # noqa: E402
 
-keep_freed_memory()  # as every run does
+prepare_process()  # as every run does
 
 
 TURN = 0.02

@@ -57,9 +57,12 @@ def read_record(folder: Path) -> Record:
     try:
         known = json.loads(results.read_text(encoding="utf-8"))
         where = f"networks/{folder.resolve().name}"
-        row: dict[str, Any] = next((row for row in known["rows"] if row["folder"] == where), {})
+        chosen = known.get("chosen") if where == "networks/student" else None  # where a model was made smaller
+        mine = (row for row in known["rows"] if row["folder"] == where or row["name"] == chosen)
+        row: dict[str, Any] = next(mine, {})
+        title = row.get("title", folder.resolve().name)
         return Record(
-            row.get("title", folder.resolve().name), known["task"], known["metric"],
+            title if chosen is None else f"A smaller model ({title})", known["task"], known["metric"],
             tuple(row.get("validation", ())), tuple(row.get("test", ())), known.get("samples"), known.get("seed"),
             config.read_text(encoding="utf-8") if config.is_file() else None,
         )  # fmt: skip

@@ -18,6 +18,7 @@ import io
 import json
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ from torch.export import Dim, ExportedProgram
 from child.card import read_record, write_card
 from child.cost import measure_latency
 from child.network import TrainedNetwork, add_file, describe, load_network, read_checked
-from child.onnx_module import OnnxModule, require
+from child.onnx_module import QUANTIZED, OnnxModule, require
 from child.transforms import Tokens
 
 VERSION = "0.1.0"  # of Luban, as in pyproject.toml
@@ -213,10 +214,27 @@ def export_saved(folder: Path, formats: Sequence[Format] = FORMATS, plugins: Seq
     modules = {"torch": network.module}
     if "onnx" in formats:
         modules["onnxruntime"] = OnnxModule(read_checked(folder / FILES["onnx"]))
+    if "onnx" in formats and (folder / QUANTIZED).is_file():
+        modules["onnxruntime with 8-bit integers"] = OnnxModule(read_checked(folder / QUANTIZED))
     here = torch.device("cpu")
     latency = {name: measure_latency(module, network.input_shape, here) for name, module in modules.items()}
     write_card(network, folder, record, network.blueprint.text(plugins), latency)
     return {"files": files, "latency_ms": {name: each.median_ms for name, each in latency.items()}, "notes": notes}
+
+
+def export_or_tell(folder: Path, formats: Sequence[Format], plugins: Sequence[str]) -> dict[str, Any]:
+    """Export a saved network as a stage of a run, which goes on without where it cannot be done.
+
+    Returns:
+        `exported`, what `export_saved` gave or None; `notes`, for the user; `seconds`.
+    """
+    started = time.monotonic()
+    try:
+        exported = export_saved(folder, formats, plugins)
+        notes = [summary(folder, exported)]
+    except ValueError as error:
+        exported, notes = None, [f"Not exported: {error}"]
+    return {"exported": exported, "notes": notes, "seconds": time.monotonic() - started}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

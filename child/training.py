@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from child.operations import DropPath
@@ -74,7 +75,17 @@ class TrainingSettings:
         return 4 * self.batch_size
 
 
-def keep_freed_memory() -> None:
+def prepare_process() -> None:
+    """What every run asks of the process it has to itself.
+
+    NumPy's matrices here are small: products of them gain nothing from several threads, whose waiting for one another
+    makes two runs side by side take twice as long.
+    """
+    threadpool_limits(1, user_api="blas")
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
     """Ask the allocator to keep what tensors free for the tensors to come, where it is glibc's.
 
     By default every tensor above 128 KiB to 32 MiB is a mapping of its own, whose pages the system must clear again and

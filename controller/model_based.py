@@ -24,8 +24,11 @@ class ModelBased(WholeStrategy):
     imagined rewards: the model's mean plus some of its deviation, so that what it does not know is worth a look, less
     a penalty where the truth is known already (without it the policy collapses on the best it knows). Of a number of
     fresh samples the ones of largest expected improvement are evaluated: half of them the policy's, half uniform, for
-    what a policy that has settled in a region of its own never draws, the model cannot choose. Learning in a model is
-    Dyna's idea (Sutton 1991), the acquisition Bayesian optimization's; the space is never enumerated.
+    what a policy that has settled in a region of its own never draws, the model cannot choose. Every second round the
+    choice is that of a model which has learned no likeness of its own: from a few unlucky evaluations one is learned,
+    now and then, in which all that was never tried looks bad, and which nothing else would shake.
+    Learning in a model is Dyna's idea (Sutton 1991), the acquisition Bayesian optimization's; the space is never
+    enumerated.
 
     Where the cost counts, quality and cost are modeled apart: a reward bends at its target, which no smooth model sees
     in a hundred evaluations, while neither of the two does. The reward model then learns the quality from every
@@ -83,6 +86,7 @@ class ModelBased(WholeStrategy):
         self.policy = LSTMPolicy(space, policy)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=learning_rate, fused=True)
         self.model = RewardModel(space)
+        self.steady = RewardModel(space, steps=0)
         self.demand = Demand(space)
         self.seen: dict[Genotype, tuple[float, float, float]] = {}  # reward, quality, cost
         self.num_learned = 0
@@ -95,8 +99,9 @@ class ModelBased(WholeStrategy):
         tokens = tokens[np.sort(np.unique(tokens, axis=0, return_index=True)[1])]  # each once, in the order drawn
         tokens = tokens[~self._is_known(tokens)]
         if self.chooser == "model" and len(tokens):
-            best = self._worth(self._tokens_seen())[0].max()
-            tokens = tokens[np.argsort(-expected_improvement(*self._worth(tokens), best), kind="stable")]
+            model = self.model if round_number % 2 else self.steady
+            best = self._worth(self._tokens_seen(), model)[0].max()
+            tokens = tokens[np.argsort(-expected_improvement(*self._worth(tokens, model), best), kind="stable")]
         found = [Genotype(self.space.name, tuple(row)) for row in tokens[:num].tolist()]
         return found + self.space.sample(rng, num - len(found))
 
@@ -118,7 +123,9 @@ class ModelBased(WholeStrategy):
         update = Update(num_skipped=int((~finite).sum()))
         if len(self.seen) < self.num_random:
             return update
-        self.model.fit(list(self.seen), self._learned_from())
+        learned_from = self._learned_from()
+        for model in (self.model, self.steady):
+            model.fit(list(self.seen), learned_from)
         if self.proposer == "policy":
             for _ in range(self.updates):
                 update = self._imagine()
@@ -139,16 +146,16 @@ class ModelBased(WholeStrategy):
         self.demand.fit(self._tokens_seen(), qualities, costs, rewards, normal_scores(qualities))
         return qualities if self.demand.matters else rewards
 
-    def _worth(self, tokens: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _worth(self, tokens: NDArray[np.int64], model: RewardModel) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and deviation of how far architectures (M, T) lie above what is demanded of them, in normal scores."""
-        mean, deviation = self.model.predict(tokens)
+        mean, deviation = model.predict(tokens)
         return mean - self.demand(tokens), deviation
 
     def _imagine(self) -> Update:
         """One REINFORCE step on imagined rewards, their normal scores taken as advantages."""
         seed = derive_seed(self.seed, self.name, "imagine", self.num_learned)
         tokens, walk = self.policy.draw_and_walk(self.imagined, seed)
-        mean, deviation = self._worth(tokens)
+        mean, deviation = self._worth(tokens, self.model)
         rewards = mean + self.optimism * deviation - self.known_penalty * self._is_known(tokens)
         advantage = torch.from_numpy(normal_scores(rewards)).float()
         masks = torch.from_numpy(np.array(self.space.masks(tokens)))
@@ -164,7 +171,7 @@ class ModelBased(WholeStrategy):
         """What the model thinks of architectures that were evaluated, noise taken off."""
         if len(self.seen) < self.num_random:
             return None
-        return self._worth(np.array([genotype.tokens for genotype in genotypes]))[0]
+        return self._worth(np.array([genotype.tokens for genotype in genotypes]), self.model)[0]
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -179,5 +186,8 @@ class ModelBased(WholeStrategy):
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.seen = {Genotype(self.space.name, tuple(tokens)): tuple(outcome) for tokens, *outcome in state["seen"]}
-        self.model.restore(state["model"], list(self.seen), self._learned_from() if self.seen else np.zeros(0))
+        learned_from = self._learned_from() if self.seen else np.zeros(0)
+        self.model.restore(state["model"], list(self.seen), learned_from)
+        if self.seen:
+            self.steady.fit(list(self.seen), learned_from)
         self.num_learned = state["num_learned"]

@@ -47,6 +47,7 @@ def steps_table(results: Mapping[str, Any]) -> Table:
 def write_optimization(folder: Path) -> Path:
     """Write the plots and `report.html` of a run of `optimize.py` into its folder, and return the page's path."""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    titles = {row["name"]: row["title"] for row in results["rows"]}
     section = Section("Quality and cost")
     for key, label in COSTS.items():
         networks = [(row["title"], row[key], row["quality"][0]) for row in results["rows"]]
@@ -66,11 +67,12 @@ def write_optimization(folder: Path) -> Path:
         verdict=results["verdict"],
         metric=results["metric"],
         goal=results["goal"],
+        notes=results["notes"],
         rows=_cells(results),
         columns=[(key, TITLES.get(key, key)) for key in COLUMNS],
         chosen=results["chosen"],
         sections=[section],
-        seconds={row["title"]: duration(row["seconds"]) for row in results["rows"]},
+        seconds={titles.get(name, name): duration(time) for name, time in results["seconds"].items()},
         config=(folder / "config.yaml").read_text(encoding="utf-8"),
     )
     path = folder / "report.html"

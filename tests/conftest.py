@@ -1,6 +1,7 @@
 """What many tests share: small spaces, an evaluator that knows the best architecture, and a small task."""
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from child.macro import MacroSpace
 from child.space import Decision, Evaluation, Genotype, Improvement, Relaxation, Sampler, SearchSpace
 from child.task import Task
+from child.training import prepare_process
 from conf.launch import compose as compose_config
 from conf.launch import resolve
 from conf.schema import RunConfig
@@ -41,6 +43,22 @@ TINY = (
     "export.formats=[]",
 )
 
+# Likewise of making a model smaller.
+TINY_STEPS = (
+    "device=cpu",
+    "threads=1",
+    "retrain.training.epochs=2",
+    "prune.training.epochs=1",
+    "prune.multiple=1",
+    "sparsify.training.epochs=1",
+    "sparsify.rounds=2",
+    "share.training.epochs=1",
+    "distill.training.epochs=1",
+    "search.rounds=3",
+    "search.fidelity=0.3",
+    "export.formats=[]",
+)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole runs first: long files at the end would leave a core without work."""
@@ -49,6 +67,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
+    prepare_process()
     torch.set_num_threads(1)
 
 
@@ -189,10 +208,21 @@ def build_controller(name: str, space: SearchSpace, num_updates: int, relaxation
     return compose_config(f"controller={name}").controller.build((), **given)
 
 
+def readme_files() -> dict[str, str]:
+    """The files of a user's own folder, by their paths, as the README has them."""
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```\w+\n((?:# @package.*?\n)?# (mine/\S+)\n.*?)```", text, re.DOTALL)
+    files = {path: block for block, path in blocks}
+    assert len(files) == len(blocks) > 0
+    return files
+
+
 class Known:
     """The helpers above by one name, so that a test file can ask for them all with one fixture."""
 
     TINY = TINY
+    TINY_STEPS = TINY_STEPS
+    readme_files = staticmethod(readme_files)
     FlatSpace = FlatSpace
     CellSpace = CellSpace
     TargetEvaluator = TargetEvaluator

@@ -30,41 +30,11 @@ from optimize import main
 
 ROOT = Path(__file__).resolve().parents[1]
 NET = ("model._target_=child.resnet.ResNet", "+model.width=8")
-TINY = (
-    "device=cpu",
-    "threads=1",
-    "retrain.training.epochs=2",
-    "prune.training.epochs=1",
-    "prune.multiple=1",
-    "sparsify.training.epochs=1",
-    "sparsify.rounds=2",
-    "share.training.epochs=1",
-    "distill.training.epochs=1",
-    "search.rounds=3",
-    "search.fidelity=0.3",
-)
 
-# What a user writes, as the README has it.
-MODULE = """
-import torch
+# Beside the network that the README has.
+OTHERS = """
+from net import Net
 from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self, input_shape, num_outputs, width=8):
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(input_shape[0], width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
-        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
-        self.grouped = nn.Conv2d(width, width, 3, padding=1, groups=2)
-        self.side = nn.Conv2d(width, width // 2, 1)
-        self.mix = nn.Sequential(nn.Conv2d(width + width // 2, width, 1), nn.BatchNorm2d(width), nn.ReLU())
-        self.classifier = nn.Linear(width, num_outputs)
-
-    def forward(self, x):
-        x = self.stem(x)
-        x = x + self.grouped(torch.relu(self.depthwise(x)))        # a residual
-        x = self.mix(torch.cat([x, self.side(x)], dim=1))          # a concatenation
-        return self.classifier(x.mean(dim=(2, 3)))
 
 
 class Untraceable(Net):
@@ -81,12 +51,21 @@ class Two(nn.Linear):
 """
 
 
+@pytest.fixture
+def modules(known: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with modules of the user's, which can be imported."""
+    (tmp_path / "net.py").write_text(known.readme_files()["mine/net.py"])
+    (tmp_path / "strange.py").write_text(OTHERS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
 @pytest.fixture(scope="module")
-def run_optimize(compose_text: Any) -> Callable[..., Path]:
+def run_optimize(known: Any, compose_text: Any) -> Callable[..., Path]:
     """Run optimize.py with the tiny settings and these overrides, and give the run folder."""
 
     def run(output: Path, *overrides: str, name: str = "run") -> Path:
-        given = (*TINY, f"output={output}", f"name={name}", *overrides)
+        given = (*known.TINY_STEPS, f"output={output}", f"name={name}", *overrides)
         main(*compose_text(*given, kind=OptimizeConfig, name="optimize"))
         return output / name
 
@@ -287,34 +266,27 @@ def test_a_language_model_is_made_smaller(run_optimize: Any, tmp_path: Path) -> 
     assert results["honored"] and not results["higher_is_better"]
 
 
-def test_a_module_of_the_users(run_optimize: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pruned, distilled, shared, chosen and asked again."""
-    (tmp_path / "ownmodule.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    run = run_optimize(
-        tmp_path, "model._target_=ownmodule.Net", "plugins=[ownmodule]", "goal.macs=0.5", "steps=[prune,distill,share]"
-    )
+def test_a_module_of_the_users(run_optimize: Any, modules: Path) -> None:
+    """Pruned, shared, chosen and asked again."""
+    run = run_optimize(modules, "model._target_=net.Net", "plugins=[net]", "goal.macs=0.5", "steps=[prune,share]")
     results = load(run / "results.json")
     assert 0.3 < results["rows"][1]["macs"] / results["rows"][0]["macs"] <= 0.5 and results["honored"]
-    with pytest.raises(ValueError, match=r"refused to build 'ownmodule\.Net'"):
+    with pytest.raises(ValueError, match=r"refused to build 'net\.Net'"):
         load_network(run / "networks" / "student")
-    network = load_network(run / "networks" / "student", ["ownmodule"])
+    network = load_network(run / "networks" / "student", ["net"])
     images = np.zeros((5, 1, 8, 8), np.uint8)
     torch.testing.assert_close(network.predict(images)[:1], network.predict(images[:1]))
     grouped: Any = network.module.get_submodule("grouped")
-    assert grouped.groups == 2 and grouped.in_channels < 8
+    assert grouped.groups == 2 and grouped.in_channels < 16
 
 
 @pytest.mark.slow
-def test_by_the_command_line(tmp_path: Path) -> None:
-    (tmp_path / "mymodule.py").write_text(MODULE)
-    own = ["model._target_=mymodule.Net", "plugins=[mymodule]", "goal.macs=0.5", "steps=[prune]"]
+def test_by_the_command_line(known: Any, tmp_path: Path) -> None:
+    own = [*NET, "goal.macs=0.5", "steps=[prune]", *known.TINY_STEPS, f"output={tmp_path}", "name=run"]
 
     def type_in(*overrides: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "optimize.py"), *own, *TINY, f"output={tmp_path}", "name=run", *overrides]
-        return subprocess.run(
-            command, cwd=tmp_path, env={"PATH": "", "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
-        )
+        command = [sys.executable, str(ROOT / "optimize.py"), *own, *overrides]
+        return subprocess.run(command, cwd=tmp_path, env={"PATH": ""}, capture_output=True, text=True)
 
     done = type_in()
     assert done.returncode == 0 and done.stderr == "", done.stderr[-2000:]
@@ -327,7 +299,7 @@ def test_by_the_command_line(tmp_path: Path) -> None:
 def line(compose_text: Any, output: Path, *overrides: str) -> str:
     """What a user gets to read; no folder is left behind."""
     with pytest.raises(Exception) as caught:
-        main(*compose_text(*TINY, f"output={output / 'out'}", *overrides, kind=OptimizeConfig, name="optimize"))
+        main(*compose_text(f"output={output / 'out'}", *overrides, kind=OptimizeConfig, name="optimize"))
     told = one_line(caught.value)
     assert told and "\n" not in told and not isinstance(caught.value, AssertionError)
     assert not (output / "out").exists()
@@ -363,10 +335,8 @@ def test_what_cannot_be_is_told_in_one_line(overrides: list[str], told: str, com
 
 
 def test_models_that_do_not_fit_are_told_in_one_line(
-    compose_text: Any, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compose_text: Any, finished: Path, tmp_path: Path, modules: Path
 ) -> None:
-    (tmp_path / "strange.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(str(tmp_path))
     own = ("plugins=[strange]",)
     told = line(compose_text, tmp_path, "model._target_=strange.Untraceable", *own)
     assert told.startswith("Untraceable has no channels that can be pruned")

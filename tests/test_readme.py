@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.io import wavfile
 
-from child.network import load_network
+from child.network import load_network, read_checked
+from child.onnx_module import OnnxModule
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> dict[str, str]:
+def files(known: Any, tmp_path: Path) -> dict[str, str]:
     """The files of the user's own folder, written down as the README has them."""
-    blocks = re.findall(r"```\w+\n((?:# @package.*?\n)?# (mine/\S+)\n.*?)```", README, re.DOTALL)
-    texts = {path: text for text, path in blocks}
-    assert len(texts) == len(blocks) > 0
+    texts = known.readme_files()
     for path, text in texts.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text)
@@ -38,13 +38,22 @@ def type_in(known: Any, tmp_path: Path) -> Callable[..., Path]:
 
     Overrides of the small settings that do not concern the command's own space are left out by their start.
     """
+    scripts = {"main.py": known.TINY, "optimize.py": known.TINY_STEPS}
 
     def run(line: str, *more: str, without: str = " ") -> Path:
         words = shlex.split(line)
         variables = dict(word.split("=", 1) for word in words[: words.index("python")])
-        arguments = [str(ROOT / word) if word == "main.py" else word for word in words[words.index("python") + 1 :]]
-        small = [override for override in known.TINY if not override.startswith(without)]
-        command = [sys.executable, *arguments, *small, f"output={tmp_path / 'outputs'}", "name=run", *more]
+        script, *arguments = words[words.index("python") + 1 :]
+        small = [override for override in scripts[script] if not override.startswith(without)]
+        command = [
+            sys.executable,
+            str(ROOT / script),
+            *arguments,
+            *small,
+            f"output={tmp_path / 'outputs'}",
+            "name=run",
+            *more,
+        ]
         done = subprocess.run(command, cwd=tmp_path, env={"PATH": "", **variables}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stderr == ""
@@ -97,6 +106,24 @@ def test_a_space_of_the_users(type_in: Any, files: dict[str, str], monkeypatch: 
         load_network(run / "networks" / "student")
     monkeypatch.syspath_prepend(str(run.parents[1] / "mine"))
     assert load_network(run / "networks" / "student", ["stack"]).input_shape == (1, 8, 8)
+
+
+def test_a_network_of_the_users(type_in: Any, files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pruned, distilled and exported."""
+    (command,) = [line for line in commands("PYTHONPATH=mine python optimize.py") if "net.Net" in line]
+    run = type_in(command, "export.formats=[onnx,torch]", without="export.")
+    results = json.loads((run / "results.json").read_text())
+    assert results["honored"] and results["rows"][2]["macs"] <= 0.5 * results["rows"][0]["macs"]
+    student = run / "networks" / "student"
+    assert set(results["exported"]["files"]) == {"model.onnx", "model.pt2"}
+    card = (student / "MODEL.md").read_text()
+    assert card.startswith("# A smaller model (2. distill): digits") and "test accuracy" in card
+    monkeypatch.syspath_prepend(str(run.parents[1] / "mine"))
+    network = load_network(student, ["net"])
+    images = np.random.default_rng(0).integers(0, 17, (3, 1, 8, 8)).astype(np.uint8)
+    inputs = network.preprocessing(torch.from_numpy(images))
+    answered = OnnxModule(read_checked(student / "model.onnx"))(inputs)
+    torch.testing.assert_close(answered, network.module(inputs), rtol=1e-4, atol=1e-5)
 
 
 def test_a_folder_of_photos(type_in: Any, tmp_path: Path) -> None:
