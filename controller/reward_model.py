@@ -3,9 +3,10 @@
 A Gaussian process (Rasmussen and Williams 2006, chapter 2) on the normal scores of the rewards' ranks, which makes it
 indifferent to their scale and to outliers. Each choice of a decision is a learned vector, shared by the decisions of
 one kind and number of choices, times a learned weight of the decision; architectures are as alike as these vectors,
-end to end, are near (squared-exponential).
+end to end, are near (squared-exponential), and in part as they make each choice equally often, wherever. A few dozen
+evaluations tell much of how many convolutions are good before they tell where.
 
-Letters: N architectures seen, M asked about, T decisions, K entries of a choice's vector.
+Letters: N architectures seen, M asked about, T decisions, K entries of a choice's vector, R choices of all kinds.
 """
 
 import math
@@ -30,6 +31,12 @@ def expected_improvement(mean: Array, deviation: Array, best: float) -> Array:
     return (mean - best) * ndtr(z) + deviation * np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
 
 
+def near(first: Array, second: Array) -> Array:
+    """How near vectors (M, K) and (N, K) are, from 0 to 1, (M, N): the squared-exponential kernel."""
+    squares = (first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1) - 2 * first @ second.T
+    return np.exp(-0.5 * np.maximum(squares, 0))
+
+
 class RewardModel(nn.Module):
     """Learns from (architecture, reward) pairs; speaks in normal scores.
 
@@ -39,19 +46,27 @@ class RewardModel(nn.Module):
         learning_rate: Of these.
         pull: How strongly the hyper-parameters are held to their start.
         noise: The variance of a score that the architecture does not explain, at the start.
+        counted: The part of the likeness that goes by how often each choice is made.
     """
 
     def __init__(
-        self, space: SearchSpace, steps: int = 5, learning_rate: float = 0.05, pull: float = 0.5, noise: float = 0.1
+        self,
+        space: SearchSpace,
+        steps: int = 5,
+        learning_rate: float = 0.05,
+        pull: float = 0.5,
+        noise: float = 0.1,
+        counted: float = 0.3,
     ):
         super().__init__()
-        self.steps, self.pull = steps, pull
+        self.steps, self.pull, self.counted = steps, pull, counted
         kinds = [(decision.kind, decision.num_choices) for decision in space.decisions]
         tables = list(dict.fromkeys(kinds))
         width = space.max_choices
         self.first = np.array([width * tables.index(kind) for kind in kinds])  # of each decision's rows in `choices`
         # Two random architectures are then about as far apart in every space: 1 / 1.8 each where there are 6 decisions.
         start = torch.full((len(kinds),), math.sqrt(6 / len(kinds)) / 1.8, dtype=torch.float64)
+        self.count_weight = math.sqrt(1.8 / len(kinds))  # likewise
         self.log_weights = nn.Parameter(start.log())
         self.choices = nn.Parameter(torch.eye(width, dtype=torch.float64).repeat(len(tables), 1))
         self.log_noise = nn.Parameter(torch.tensor(math.log(noise), dtype=torch.float64))
@@ -83,34 +98,45 @@ class RewardModel(nn.Module):
     def _prepare(self) -> None:
         """What predictions need, once for many."""
         self.seen = self._vectors(torch.from_numpy(self.places)).numpy()
+        self.seen_counts = self._counts(self.places)
         self.inverse = torch.linalg.inv(self._kernel(torch.from_numpy(self.places))).numpy()
         self.explained = self.inverse @ self.scores
         self.table = (self.choices.numpy(), self.log_weights.exp().numpy())
 
     def predict(self, tokens: NDArray[np.int64]) -> tuple[Array, Array]:
         """Mean and standard deviation of the scores of architectures, (M) each, for tokens (M, T)."""
-        choices, weights = self.table
-        vectors = (choices[tokens + self.first] * weights[:, None]).reshape(len(tokens), -1)
-        squares = (vectors**2).sum(axis=1)[:, None] + (self.seen**2).sum(axis=1) - 2 * vectors @ self.seen.T
-        likeness = np.exp(-0.5 * np.maximum(squares, 0))
+        (choices, weights), places = self.table, tokens + self.first
+        vectors = (choices[places] * weights[:, None]).reshape(len(tokens), -1)
+        likeness = (1 - self.counted) * near(vectors, self.seen)
+        likeness += self.counted * near(self._counts(places), self.seen_counts)
         variance = 1 - ((likeness @ self.inverse) * likeness).sum(axis=1)
         return likeness @ self.explained, np.sqrt(np.maximum(variance, 1e-9))
 
     def _take_in(self, genotypes: Sequence[Genotype], rewards: Array) -> None:
         self.places = np.array([genotype.tokens for genotype in genotypes], np.int64) + self.first
         self.scores = normal_scores(np.asarray(rewards, np.float64))
+        counts = self._counts(self.places)
+        self.likeness_of_counts = torch.from_numpy(self.counted * near(counts, counts))
+
+    def _counts(self, places: NDArray[np.int64]) -> Array:
+        """How often each choice of each kind is made, (N, R) for places (N, T), times its weight."""
+        num_choices = len(self.choices)
+        rows = (places + num_choices * np.arange(len(places))[:, None]).ravel()
+        counts = np.bincount(rows, minlength=num_choices * len(places)).reshape(len(places), num_choices)
+        return self.count_weight * counts
 
     def _vectors(self, places: Tensor) -> Tensor:
         """(N, T * K) for places (N, T)."""
         return (self.choices[places] * self.log_weights.exp()[:, None]).flatten(1)
 
     def _kernel(self, places: Tensor) -> Tensor:
-        """How alike they are, (N, N), with the noise."""
+        """How alike those taken in are, (N, N), with the noise."""
         vectors = self._vectors(places)
         squares = (vectors**2).sum(dim=1)
         distances = (squares[:, None] + squares - 2 * vectors @ vectors.t()).clamp(min=0)
         noise = self.log_noise.exp() + 1e-6
-        return (-0.5 * distances).exp() + noise * torch.eye(len(places), dtype=torch.float64)
+        likeness = (1 - self.counted) * (-0.5 * distances).exp() + self.likeness_of_counts
+        return likeness + noise * torch.eye(len(places), dtype=torch.float64)
 
     def save(self) -> dict[str, Any]:
         """The hyper-parameters and how they were learning; what was seen is the caller's."""
