@@ -704,6 +704,20 @@ def test_parts_can_be_swapped(
         assert found["cost_unit"] == "parameters" and "parameters / " in found["reward_formula"]
 
 
+@pytest.mark.parametrize("analysis", ["brief", "full"])
+def test_a_full_analysis_looks_at_what_takes_training(analysis: str, run_main: Any, tmp_path: Path) -> None:
+    """Where every neighbor of the choice must be trained on its own, a brief one says so."""
+    alone = ("evaluator=standalone", "evaluator.settings.epochs=1", "search.rounds=1", "derive.candidates=2")
+    folder = run_main(tmp_path, *alone, f"analysis={analysis}")
+    found, page = load(folder / "neighbors.json"), (folder / "report.html").read_text()
+    if analysis == "brief":
+        assert not found["neighbors"] and found["missing"].endswith("analysis=full does it.")
+        assert found["missing"] in page
+        return
+    assert len(found["neighbors"]) == found["num_all"] >= 8
+    assert all(0 <= each["quality"] <= 1 for each in (found["center"], *found["neighbors"]))
+
+
 def test_a_users_environment_makes_a_whole_run(run_main: Any, tmp_path: Path) -> None:
     """Single, with a reward of its own, and silent about evaluations and costs."""
 

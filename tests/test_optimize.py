@@ -393,7 +393,7 @@ def test_the_best_that_honors_the_goal_or_the_nearest(
 
 
 def test_eight_bits_answer_in_the_place_of_the_network(tmp_path: Path, run_optimize: Any) -> None:
-    folder = run_optimize(tmp_path, *NET, "goal.bytes=0.9", "steps=[prune,quantize]")
+    folder = run_optimize(tmp_path, *NET, "goal.bytes=0.9", "steps=[prune,quantize]", "export.formats=[onnx]")
     results = load(folder / "results.json")
     pruned, quantized = results["rows"][1:]
     file = folder / "networks" / "2-quantize" / "model.int8.onnx"
@@ -402,3 +402,11 @@ def test_eight_bits_answer_in_the_place_of_the_network(tmp_path: Path, run_optim
     task = digits(seed=0)
     expected = measure(module, task, task.validation, 512, torch.device("cpu"))
     assert quantized["validation"] == [expected]
+    student = folder / "networks" / "student"  # exported too, with a card of the smaller file as well
+    assert (student / file.name).read_bytes() == file.read_bytes()
+    card = (student / "MODEL.md").read_text()
+    assert card.startswith("# A smaller model (2. quantize)")
+    assert f"| model.int8.onnx | {file.stat().st_size:,} |" in card
+    assert set(results["exported"]["latency_ms"]) == {"torch", "onnxruntime", "onnxruntime with 8-bit integers"}
+    (note,) = results["notes"]
+    assert note.startswith("Exported to ") and note in (folder / "report.html").read_text()

@@ -117,7 +117,8 @@ def test_a_network_of_the_users(type_in: Any, files: Any, monkeypatch: pytest.Mo
     student = run / "networks" / "student"
     assert set(results["exported"]["files"]) == {"model.onnx", "model.pt2"}
     card = (student / "MODEL.md").read_text()
-    assert card.startswith("# A smaller model (2. distill): digits") and "test accuracy" in card
+    titles = {row["name"]: row["title"] for row in results["rows"]}
+    assert card.startswith(f"# A smaller model ({titles[results['chosen']]}): digits") and "test accuracy" in card
     monkeypatch.syspath_prepend(str(run.parents[1] / "mine"))
     network = load_network(student, ["net"])
     images = np.random.default_rng(0).integers(0, 17, (3, 1, 8, 8)).astype(np.uint8)
