@@ -393,7 +393,7 @@ def test_the_best_that_honors_the_goal_or_the_nearest(
 
 
 def test_eight_bits_answer_in_the_place_of_the_network(tmp_path: Path, run_optimize: Any) -> None:
-    folder = run_optimize(tmp_path, *NET, "goal.bytes=0.9", "steps=[prune,quantize]", "export.formats=[onnx]")
+    folder = run_optimize(tmp_path, *NET, "steps=[prune,quantize]", "export.formats=[onnx]")
     results = load(folder / "results.json")
     pruned, quantized = results["rows"][1:]
     file = folder / "networks" / "2-quantize" / "model.int8.onnx"
