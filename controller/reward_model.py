@@ -66,7 +66,7 @@ class RewardModel(nn.Module):
         self.first = np.array([width * tables.index(kind) for kind in kinds])  # of each decision's rows in `choices`
         # Two random architectures are then about as far apart in every space: 1 / 1.8 each where there are 6 decisions.
         start = torch.full((len(kinds),), math.sqrt(6 / len(kinds)) / 1.8, dtype=torch.float64)
-        self.count_weight = math.sqrt(1.8 / len(kinds))  # likewise
+        self.count_weight = math.sqrt(1.8 / len(kinds))  # and about as far in their counts as in their vectors
         self.log_weights = nn.Parameter(start.log())
         self.choices = nn.Parameter(torch.eye(width, dtype=torch.float64).repeat(len(tables), 1))
         self.log_noise = nn.Parameter(torch.tensor(math.log(noise), dtype=torch.float64))
