@@ -122,8 +122,8 @@ class RewardModel(nn.Module):
         """How often each choice of each kind is made, (N, R) for places (N, T), times its weight."""
         num_choices = len(self.choices)
         rows = (places + num_choices * np.arange(len(places))[:, None]).ravel()
-        counts = np.bincount(rows, minlength=num_choices * len(places)).reshape(len(places), num_choices)
-        return self.count_weight * counts
+        counts = np.bincount(rows, minlength=num_choices * len(places)).astype(np.float64)
+        return self.count_weight * counts.reshape(len(places), num_choices)
 
     def _vectors(self, places: Tensor) -> Tensor:
         """(N, T * K) for places (N, T)."""
