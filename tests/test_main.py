@@ -133,7 +133,7 @@ def test_the_student_is_exported_once(
     test = next(row["test"][0] for row in results["rows"] if row["name"] == "student")
     assert card.startswith("# Student (distilled): digits") and f"| test accuracy | {test:.5g} (one seed) |" in card
     assert "num_layers: 3" in card and "1,010 samples for training" in card
-    monkeypatch.setattr("main.export_saved", lambda *_: pytest.fail("exported twice"))
+    monkeypatch.setattr("main.export_or_tell", lambda *_: pytest.fail("exported twice"))
     assert export_student(config, Run.resume(tmp_path / "run", 30.0), results) == done
 
 
