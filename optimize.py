@@ -443,8 +443,7 @@ def quantize(at: Setting, step: Step) -> float:
         network, folder = at.load(step.before), at.folder(step.stage)
         at.save(step.stage, network.module, network.blueprint)
         export(load_network(folder, at.config.plugins), folder, ("onnx",), at.task.name, at.config.plugins)
-        train, generator = at.task.train, torch.Generator().manual_seed(derive_seed(at.config.seed, step.stage))
-        drawn = train.take(torch.randperm(len(train), generator=generator)[:CALIBRATION_SAMPLES])
+        drawn = at.task.train.draw(CALIBRATION_SAMPLES, derive_seed(at.config.seed, step.stage))
         quantize_exported(folder, at.task.preprocessing(drawn.inputs).cpu())
         return time.monotonic() - started
 

@@ -93,8 +93,7 @@ class PruningEvaluator:
         """Score each on the same share `fidelity` of the validation data, drawn by `seed`."""
         split = self.task.validation
         if fidelity < 1:
-            draw = torch.Generator().manual_seed(derive_seed(seed, "validation"))
-            split = split.take(torch.randperm(len(split), generator=draw)[: max(1, round(fidelity * len(split)))])
+            split = split.draw(max(1, round(fidelity * len(split))), derive_seed(seed, "validation"))
         found: dict[Genotype, Evaluation] = {}
         for genotype in dict.fromkeys(genotypes):
             smaller = self.left(genotype)

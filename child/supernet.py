@@ -36,11 +36,6 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
-def shuffled(split: Split, count: int, seed: int) -> Split:
-    """So many samples drawn by the seed, in no order: batches of one class would have statistics of their own."""
-    return split.take(torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count])
-
-
 class SupernetEvaluator:
     """Quality from shared weights, on validation data.
 
@@ -100,7 +95,7 @@ class SupernetEvaluator:
         """Score architectures on the same share `fidelity` of the validation data, drawn by `seed`."""
         split = self.task.validation
         draw = derive_seed(seed if fidelity < 1 else self.seed, "validation")
-        split = shuffled(split, max(1, round(fidelity * len(split))), draw)
+        split = split.draw(max(1, round(fidelity * len(split))), draw)
         unique = list(dict.fromkeys(genotypes))
         targets = split.targets.cpu()
         found = {}
@@ -156,7 +151,7 @@ class SupernetEvaluator:
         norms = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
         before = [({name: value.clone() for name, value in norm.named_buffers()}, norm.momentum) for norm in norms]
         count = min(len(self.task.train), self.recalibration_batches * self.settings.batch_size)
-        train = shuffled(self.task.train, count, derive_seed(self.seed, "recalibration"))
+        train = self.task.train.draw(count, derive_seed(self.seed, "recalibration"))
         batch_size = self.settings.batch_size
         self.network.eval()
         try:

@@ -45,6 +45,10 @@ class Split:
         where = chosen.to(self.inputs.device)
         return Split(_gather(self.inputs, where), self.targets[where], groups)
 
+    def draw(self, count: int, seed: int) -> "Split":
+        """So many samples drawn by the seed, in no order: batches of one class would have statistics of their own."""
+        return self.take(torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count])
+
     def join(self, other: "Split") -> "Split":
         """Both, end to end."""
         groups = None

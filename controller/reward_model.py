@@ -98,7 +98,6 @@ class RewardModel(nn.Module):
     def _prepare(self) -> None:
         """What predictions need, once for many."""
         self.seen = self._vectors(torch.from_numpy(self.places)).numpy()
-        self.seen_counts = self._counts(self.places)
         self.inverse = torch.linalg.inv(self._kernel(torch.from_numpy(self.places))).numpy()
         self.explained = self.inverse @ self.scores
         self.table = (self.choices.numpy(), self.log_weights.exp().numpy())
@@ -115,8 +114,8 @@ class RewardModel(nn.Module):
     def _take_in(self, genotypes: Sequence[Genotype], rewards: Array) -> None:
         self.places = np.array([genotype.tokens for genotype in genotypes], np.int64) + self.first
         self.scores = normal_scores(np.asarray(rewards, np.float64))
-        counts = self._counts(self.places)
-        self.likeness_of_counts = torch.from_numpy(self.counted * near(counts, counts))
+        self.seen_counts = self._counts(self.places)
+        self.likeness_of_counts = torch.from_numpy(self.counted * near(self.seen_counts, self.seen_counts))
 
     def _counts(self, places: NDArray[np.int64]) -> Array:
         """How often each choice of each kind is made, (N, R) for places (N, T), times its weight."""

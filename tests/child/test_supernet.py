@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from child.cost import CostModel
 from child.macro import MacroSpace
 from child.space import Genotype, NetworkSpace, derive_seed
-from child.supernet import Score, Statistics, SupernetEvaluator, batch_statistics, shuffled
+from child.supernet import Score, Statistics, SupernetEvaluator, batch_statistics
 from child.task import Task
 from child.training import TrainingError, TrainingSettings
 
@@ -267,7 +267,7 @@ def test_recalibration_gathers_statistics_from_training_batches(
     for dropout in (part for part in fixed.modules() if isinstance(part, nn.Dropout)):
         dropout.eval()
     with torch.no_grad():
-        drawn = shuffled(task.train, 32, derive_seed(evaluator.seed, "recalibration")).inputs
+        drawn = task.train.draw(32, derive_seed(evaluator.seed, "recalibration")).inputs
         assert not torch.equal(drawn, task.train.inputs[:32])  # which may all be of one class
         for start in (0, 16):  # two batches of 16
             fixed(task.preprocessing(drawn[start : start + 16]))
