@@ -6,12 +6,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from child.space import Genotype, SearchSpace, derive_seed
 from controller.cost_model import Demand
 from controller.policy import LSTMPolicy, PolicySettings
 from controller.ranks import normal_scores
+from controller.reinforce import descend
 from controller.reward_model import RewardModel, expected_improvement
 from controller.strategy import Rollout, Update, WholeStrategy
 from controller.walk import check_connections
@@ -158,14 +158,10 @@ class ModelBased(WholeStrategy):
         mean, deviation = self._worth(tokens, self.model)
         rewards = mean + self.optimism * deviation - self.known_penalty * self._is_known(tokens)
         advantage = torch.from_numpy(normal_scores(rewards)).float()
-        masks = torch.from_numpy(np.array(self.space.masks(tokens)))
-        chosen = self.policy.evaluate(torch.from_numpy(tokens), masks, 0.5, walk)
+        chosen = self.policy.evaluate(tokens, self.space.masks(tokens), 0.5, walk)
         loss = -(advantage * chosen.log_probability).mean() - self.entropy_weight * chosen.entropy.mean()
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.clip)
-        self.optimizer.step()
-        return Update(loss.item(), chosen.entropy.mean().item(), norm.item())
+        norm = descend(self.policy.weights, loss, self.optimizer, self.clip)
+        return Update(loss.item(), chosen.entropy.mean().item(), norm)
 
     def estimate(self, genotypes: list[Genotype]) -> NDArray[np.float64] | None:
         """What the model thinks of architectures that were evaluated, noise taken off."""

@@ -1,6 +1,8 @@
 """Proximal policy optimization (Schulman et al. 2017) of the LSTM policy, without a critic."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from child.space import SearchSpace
@@ -55,7 +57,9 @@ class PPO(Reinforce):
         self.epochs, self.clip_ratio = epochs, clip_ratio
         self._drawn_at: Tensor | None = None  # log-probabilities under the policy that drew the episodes
 
-    def _improve(self, tokens: Tensor, masks: Tensor, advantage: Tensor, walk: Walk | None = None) -> Update | None:
+    def _improve(
+        self, tokens: NDArray[np.int64], masks: NDArray[np.int8], advantage: Tensor, walk: Walk | None = None
+    ) -> Update | None:
         self._drawn_at, update = None, None
         for epoch in range(self.epochs):
             update = super()._improve(tokens, masks, advantage, walk if epoch == 0 else None)

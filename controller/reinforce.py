@@ -1,5 +1,6 @@
 """REINFORCE (Williams 1992) for the LSTM policy, as in ENAS (Pham et al. 2018, section 2.2), in batches of episodes."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -32,6 +33,16 @@ def advantages(rewards: Tensor, baseline: Baseline, mean: float) -> Tensor:
     if baseline == "leave_one_out" and len(rewards) > 1:
         return rewards - (rewards.sum() - rewards) / (len(rewards) - 1)
     return rewards if baseline == "none" else rewards - mean
+
+
+def descend(weights: nn.Parameter, loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> float:
+    """A step down the gradient, clipped to a norm of `clip`, and its norm before; no step where it is not finite."""
+    (gradient,) = torch.autograd.grad(loss, weights)
+    norm = float(gradient.norm()) if bool(torch.isfinite(loss)) else math.nan
+    if math.isfinite(norm):
+        weights.grad = gradient.mul_(min(1.0, clip / (norm + 1e-6)))  # as PyTorch clips
+        optimizer.step()
+    return norm
 
 
 class Reinforce(Strategy):
@@ -113,14 +124,16 @@ class Reinforce(Strategy):
         advantage = advantages(rewards, self.baseline, self.mean_reward)
         subtracted = self.mean_reward if self.baseline == "ema" else float(rewards.mean())
         tokens, masks = rollout.tokens[finite], rollout.masks[finite]
-        walk, self._episodes = self._episodes and self._episodes.walk(tokens), None
-        update = self._improve(torch.from_numpy(tokens), torch.from_numpy(masks), advantage, walk)
+        walk, self._episodes = self._episodes and self._episodes.walk_of(tokens), None
+        update = self._improve(tokens, masks, advantage, walk)
         if update is None:
             return self._skip(len(rollout.rewards))
         self.mean_reward += (1 - self.baseline_decay) * (float(rewards.mean()) - self.mean_reward)
         return replace(update, baseline=0.0 if self.baseline == "none" else subtracted, num_skipped=num_lost)
 
-    def _improve(self, tokens: Tensor, masks: Tensor, advantage: Tensor, walk: Walk | None = None) -> Update | None:
+    def _improve(
+        self, tokens: NDArray[np.int64], masks: NDArray[np.int8], advantage: Tensor, walk: Walk | None = None
+    ) -> Update | None:
         """One gradient step on architectures (B, T) with their advantages (B); None where it is not finite.
 
         `walk` is the way in which the policy, as it is now, has drawn them.
@@ -144,13 +157,8 @@ class Reinforce(Strategy):
 
     def _step(self, loss: Tensor) -> float | None:
         """A step of Adam down the clipped gradient, and the gradient's norm; None, and no step, where not finite."""
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.clip)
-        if not bool(torch.isfinite(loss)) or not bool(torch.isfinite(norm)):
-            return None
-        self.optimizer.step()
-        return norm.item()
+        norm = descend(self.policy.weights, loss, self.optimizer, self.clip)
+        return norm if math.isfinite(norm) else None
 
     def loss(self, chosen: Distribution, advantage: Tensor) -> Tensor:
         """-mean(advantage * log p) - w * mean(entropy) + skip_weight * mean(divergence from the skip prior)."""

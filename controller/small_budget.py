@@ -79,9 +79,7 @@ class SmallBudgetReinforce(WholeStrategy, Reinforce):
         if not genotypes:
             return []
         tokens = np.array([genotype.tokens for genotype in genotypes])
-        chosen = self.policy.evaluate(
-            torch.from_numpy(tokens), torch.from_numpy(np.array(self.space.masks(tokens))), 0.5
-        )
+        chosen = self.policy.evaluate(tokens, self.space.masks(tokens), 0.5)
         return [genotypes[i] for i in chosen.log_probability.argsort(descending=True, stable=True).tolist()]
 
     def learn(self, rollout: Rollout) -> Update:
@@ -96,11 +94,11 @@ class SmallBudgetReinforce(WholeStrategy, Reinforce):
         scores = dict(zip(self.seen, normal_scores(np.array(list(self.seen.values()))).tolist(), strict=True))
         batch = new + sorted(self.seen, key=lambda genotype: -self.seen[genotype])[: self.imitated]
         tokens = np.array([genotype.tokens for genotype in batch])
-        masks = torch.from_numpy(np.array(self.space.masks(tokens)))
+        masks = self.space.masks(tokens)
         advantage = torch.tensor([scores[genotype] for genotype in batch])
         update = None
         for _ in range(self.updates):
-            update = self._improve(torch.from_numpy(tokens), masks, advantage)
+            update = self._improve(tokens, masks, advantage)
             if update is None:
                 return self._skip(len(rollout.rewards))
         assert update is not None

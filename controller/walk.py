@@ -1,24 +1,28 @@
-"""The way of the policy's LSTM through the decisions of an architecture, and the gradient back along it.
+"""The way of the policy through the decisions of an architecture, and the gradient back along it.
 
 The decisions are taken in blocks: a single decision, or all skip decisions of one layer, which are independent of each
 other given the state. The LSTM is called once for each block, and reads what the block before chose: the embedding of
 a token, or the mean of the anchors that were connected. The anchor of a node is the state after its last operation
-token was read, or learned where no decision shapes it (an input of a cell).
+token was read, or learned where no decision shapes it (an input of a cell). A head reads the logits of a choice from
+the state that decides it; connections attend to anchors.
 The gradient is written by hand (backpropagation through time): what autograd would do in a few hundred small steps is
-done for all calls at once where it does not depend on their order.
+done for all calls at once where it does not depend on their order. Episodes come last in every array, so that a gate
+is one piece of memory, a call one matrix product, and embeddings with their bias are columns of its matrix. Of arrays
+this small the work is mostly in the calling, which costs NumPy half of what it costs PyTorch.
 
-Letters: B episodes, T decisions, N blocks, A anchors, D decisions (or sources) of one block, H hidden size.
+Letters: B episodes, T decisions, N blocks, A anchors, D decisions (or sources) of one block, P pairs of a connecting
+block and a source, R rows of the tables of tokens, C the largest number of choices, H hidden size.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn import functional
+from numpy.typing import NDArray
 
 from child.space import Decision, SearchSpace
 
@@ -78,26 +82,63 @@ def check_connections(space: SearchSpace) -> None:
             raise ValueError(f"decision {name!r} connects to node {min(missing)}, which has no operation before it")
 
 
+class Parameters(NamedTuple):
+    """The policy's parameters, or their gradients, or their shapes.
+
+    Args:
+        gates, bias: Of the LSTM, (4H, 2H) and (4H): from the input and the state before to input, forget and output
+            gate and candidate.
+        rows: What the first call reads, and then the embeddings of all tables, (R - 1, H).
+        heads: The weights of all heads, one below the other, (choices, H).
+        key, query, score: The attention's, (H, H), (H, H) and (1, H); empty in a space without connections.
+        given: The learned anchors, (given, H).
+    """
+
+    gates: Any
+    bias: Any
+    rows: Any
+    heads: Any
+    key: Any
+    query: Any
+    score: Any
+    given: Any
+
+
 class Route:
     """What is known of every walk through a space before it begins.
 
     Args:
         blocks: The blocks of the space's decisions.
         given: The nodes whose anchors are learned; theirs come first of the anchors.
-        sizes: The tokens of each table, in the order in which their rows stand; the first row of all is what the
-            first block reads.
+        sizes: The tokens of each table, in the order in which their rows stand.
+        heads: Which rows of all heads decide a block, for those that do not connect, by the block.
+        max_choices: C.
+        hidden: H.
 
     Attributes:
-        rows: Where the rows begin that a block reads, by block; None where it reads connections.
+        first_row: Of each table. Before them all are the rows of no token and of the beginning.
+        num_rows: R.
+        shapes: Of the parameters, which lie in one vector of `num_parameters`.
         anchor_at: Which anchor the state of a block is, where it is one.
         num_anchors: A.
-        sources: The anchors that a block of connections may choose.
+        sources: The anchors that a connecting block may choose, by the block.
+        pairs: Where its pairs stand among all pairs of a connecting block and a source, by the block.
+        num_pairs: P.
     """
 
-    def __init__(self, blocks: Sequence[Block], given: Sequence[int], sizes: Mapping[str, int]):
-        self.blocks, self.num_given, self.sizes = tuple(blocks), len(given), [1, *sizes.values()]
-        first = dict(zip(sizes, accumulate(self.sizes), strict=False))
-        self.rows = [0, *(None if block.connects else first[block.table] for block in blocks[:-1])]
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        given: Sequence[int],
+        sizes: Mapping[str, int],
+        heads: Mapping[int, slice],
+        max_choices: int,
+        hidden: int,
+    ):
+        self.blocks, self.num_given, self.heads = tuple(blocks), len(given), heads
+        self.max_choices, self.hidden = max_choices, hidden
+        *first, self.num_rows = accumulate(sizes.values(), initial=2)
+        self.first_row = dict(zip(sizes, first, strict=True))
         # The states that connections may name: -1, -2, ... are the given ones.
         latest = {node: place - len(given) for place, node in enumerate(given)}
         named: dict[int, list[int]] = {}
@@ -112,32 +153,73 @@ class Route:
         self.num_anchors = len(place)
         self.anchor_at = {state: place[state] for state in used}
         self.sources = {number: _index([place[state] for state in states]) for number, states in named.items()}
+        stops = list(accumulate(map(len, named.values()), initial=0))
+        self.pairs = {number: slice(*ends) for number, ends in zip(named, pairwise(stops), strict=True)}
+        self.num_pairs = stops[-1]
+        attends = hidden if self.num_pairs else 0
+        num_choices = max((head.stop for head in heads.values()), default=0)
+        self.shapes = Parameters(
+            (4 * hidden, 2 * hidden), (4 * hidden,), (self.num_rows - 1, hidden), (num_choices, hidden),
+            (attends, attends), (attends, attends), (min(attends, 1), attends), (len(given), hidden),
+        )  # fmt: skip
+        stops = list(accumulate(map(math.prod, self.shapes), initial=0))
+        self._spans, self.num_parameters = [slice(*ends) for ends in pairwise(stops)], stops[-1]
+
+    def parts(self, flat: Any) -> Parameters:
+        """The parameters, or gradients, in a vector of all: views of it, a tensor's or an array's."""
+        return Parameters(*(flat[span].reshape(shape) for span, shape in zip(self._spans, self.shapes, strict=True)))
 
 
-def _index(places: list[int]) -> slice | Tensor:
-    """The places to pick from a tensor; where they follow each other, as in a chain, a slice, which copies nothing."""
+def _index(places: list[int]) -> slice | list[int]:
+    """The places to pick from an array; where they follow each other, as in a chain, a slice, which copies nothing."""
     stop = places[-1] + 1
-    return slice(places[0], stop) if places == list(range(places[0], stop)) else torch.tensor(places)
+    return slice(places[0], stop) if places == list(range(places[0], stop)) else places
 
 
-class Cell(NamedTuple):
-    """The weights of the LSTM as a walk reads them.
-
-    They are transposed to (inputs, outputs), and doubled where they make the candidate: tanh(x) = 2 sigmoid(2x) - 1 is
-    left with its sigmoid, which PyTorch computes three times faster on the processor.
+class Weights:
+    """The parameters as a walk reads them.
 
     Args:
-        inputs, recurrent: What the mean of the connected anchors and the state before add to the gates, (H, 4H) each.
-        bias: Of the gates, (4H).
-        rows: What the first block's input, and each token of every table, adds to the gates, (1 + tokens, 4H).
-        given: The learned anchors, (given, H).
+        route: Through which blocks.
+        flat: All parameters in one vector.
+        temperature: Divides what heads and attention give.
+
+    Attributes:
+        gates: From all that a call reads to what the gates are the tanh of, (4H, H + R + H): the columns of the mean
+            of the connected anchors, of the tokens, each with the bias, and of the state before. A sigmoid is
+            (1 + tanh(x / 2)) / 2, with which one tanh makes all four.
+        heads, score: As in `Parameters`.
     """
 
-    inputs: Tensor
-    recurrent: Tensor
-    bias: Tensor
-    rows: Tensor
-    given: Tensor
+    def __init__(self, route: Route, flat: NDArray[Any], temperature: float):
+        self.route, self.flat, self.temperature, hidden = route, flat, temperature, route.hidden
+        self.parameters = given = route.parts(flat)
+        self.gates = np.empty((4 * hidden, 2 * hidden + route.num_rows), flat.dtype)
+        self.gates[:, :hidden] = given.gates[:, :hidden]
+        self.gates[:, -hidden:] = given.gates[:, hidden:]
+        told = self.gates[:, hidden:-hidden]
+        np.matmul(given.gates[:, :hidden], given.rows.T, out=told[:, 1:])
+        told[:, 0] = 0
+        told += given.bias[:, None]
+        self.gates[: 3 * hidden] *= 0.5
+        self.heads, self.score = given.heads / temperature, given.score / temperature
+
+    def back(self, by_gates: NDArray[Any], by_heads: NDArray[Any], *rest: NDArray[Any]) -> NDArray[Any]:
+        """The gradient by all parameters, from that by the weights: gates, heads, key, query, score and given."""
+        hidden, flat = self.route.hidden, np.empty_like(self.flat)
+        by = self.route.parts(flat)
+        by_gates[: 3 * hidden] *= 0.5
+        told = by_gates[:, hidden:-hidden]
+        np.matmul(told[:, 1:], self.parameters.rows, out=by.gates[:, :hidden])
+        by.gates[:, :hidden] += by_gates[:, :hidden]
+        by.gates[:, hidden:] = by_gates[:, -hidden:]
+        np.sum(told, axis=1, out=by.bias)
+        np.matmul(told[:, 1:].T, self.parameters.gates[:, :hidden], out=by.rows)
+        for place, gradient in zip(by[3:], (by_heads, *rest), strict=True):
+            place[...] = gradient
+        for place in (by.heads, by.score):
+            place /= self.temperature
+        return flat
 
 
 class Walk:
@@ -145,146 +227,196 @@ class Walk:
 
     Args:
         route: Through which blocks.
-        cell: The weights.
-        num: B.
+        weights: Of the policy.
+        tokens: What is chosen, (T, B), filled in as the walk goes on.
+        constant: Logits are constant * tanh(what the heads and the attention give); None for no squashing.
 
     Attributes:
-        gates: The sigmoids of input, forget and output gate and candidate, (N, B, 4H).
-        cells: Before each call and after the last, doubled as their tanh reads them, (N + 1, B, H), and the sigmoids,
-            `bends`, (N, B, H).
-        states: The states that decide the blocks, (N, B, H).
-        anchors: (A, B, H).
-        means: The mean that was read of the connected anchors, (B, H), by the block that reads it, and `shares`, the
-            part that each source has in it, (D, B).
+        reads: What each call reads, (N + 1, H + R + H, B): the mean of the connected anchors, a one for the token that
+            was chosen last, and the state before; so that of N + 1 the last is but the state after all calls.
+        gates: Input, forget and output gate and candidate, (N, 4H, B).
+        cells: Before each call and after the last, (N + 1, H, B), and their tanh, `bent`, (N, H, B).
+        anchors: (A, H, B), and their keys.
+        shares: The part that each source has in the mean that is read, (D, B), by the block that reads it.
+        mixed: Of every pair the tanh of key and query, (P, H, B).
+        choices: The logits of the blocks that do not connect, (blocks, C, B); what is not a choice has 0.
+        scores: Those of the others, (P, B). A skip decision has the logits (-x, x), of which this is x.
     """
 
-    def __init__(self, route: Route, cell: Cell, num: int):
-        self.route, self.cell = route, cell
-        hidden, calls = len(cell.recurrent), len(route.blocks)
-        self.gates = cell.bias.new_empty(calls, num, 4 * hidden)
-        self.cells = cell.bias.new_empty(calls + 1, num, hidden)
+    def __init__(self, route: Route, weights: Weights, tokens: NDArray[np.int64], constant: float | None):
+        self.route, self.weights, self.tokens, self.constant = route, weights, tokens, constant
+        hidden, calls, num = route.hidden, len(route.blocks), tokens.shape[1]
+        rows, dtype = hidden + route.num_rows, weights.gates.dtype
+        self.reads = np.empty((calls + 1, rows + hidden, num), dtype)
+        self.reads[:, hidden:rows] = 0
+        self.reads[0, rows:] = 0
+        self.gates = np.empty((calls, 4 * hidden, num), dtype)
+        self.cells = np.empty((calls + 1, hidden, num), dtype)
         self.cells[0] = 0
-        self.bends = cell.bias.new_empty(calls, num, hidden)
-        self.states = cell.bias.new_empty(calls, num, hidden)
-        self.anchors = cell.bias.new_empty(route.num_anchors, num, hidden)
+        self.bent = np.empty((calls, hidden, num), dtype)
+        self.anchors = np.empty((route.num_anchors, hidden, num), dtype)
+        self.keys = np.empty_like(self.anchors)
         if route.num_given:
-            self.anchors[: route.num_given] = cell.given[:, None]
-        self.means: dict[int, Tensor] = {}
-        self.shares: dict[int, Tensor] = {}
-        # Views, made once, since making one takes as long as adding two states.
-        parts = (self.gates, *self.gates.unflatten(2, (4, hidden)).unbind(2), self.bends, self.states)
-        self._calls = list(zip(*(part.unbind(0) for part in parts), strict=True))
-        self._cells, self._anchors = self.cells.unbind(0), self.anchors.unbind(0)
-        self._tables = dict(zip(accumulate(route.sizes, initial=0), cell.rows.split(route.sizes), strict=False))
+            given = weights.parameters.given
+            self.anchors[: route.num_given] = given[:, :, None]
+            self.keys[: route.num_given] = (given @ weights.parameters.key.T)[:, :, None]
+        self.shares: dict[int, NDArray[Any]] = {}
+        self.mixed = np.empty((route.num_pairs, hidden, num), dtype)
+        self.choices = np.zeros((len(route.heads), route.max_choices, num), dtype)
+        self.scores = np.empty((route.num_pairs, num), dtype)
+        self.states = self.reads[1:, rows:]
+        self._columns = np.arange(num)
+        self._logits = iter(self.choices)
+        # PyTorch multiplies these matrices in two thirds of NumPy's time; what is smaller, NumPy does in less.
+        self._matrix = torch.from_numpy(weights.gates)
+        self._from_told = self._matrix[:, hidden:]
+        reads, gates = (torch.from_numpy(each) for each in (self.reads[:-1], self.gates))
+        self._products = list(zip(reads.unbind(0), reads[:, hidden:].unbind(0), gates.unbind(0), strict=True))
 
-    def step(self, number: int, tokens: Tensor) -> Tensor:
-        """Read what the block before `number` chose in tokens (T, B), and give the state that decides this one."""
-        route, weights = self.route, self.cell
-        gates, opening, keeping, showing, candidate, bend, state = self._calls[number]
-        row, before = route.rows[number], route.blocks[number - 1]
+    def step(self, number: int) -> NDArray[Any]:
+        """Go on to block `number`, given the tokens before it, and give the logits that decide it, (D, B)."""
+        route, block, hidden = self.route, self.route.blocks[number], self.route.hidden
+        reads, gates, state = self.reads[number], self.gates[number], self.states[number]
+        everything, told, product = self._products[number]
+        before = route.blocks[number - 1]
         if number == 0:
-            gates.copy_(weights.rows[0])
-        elif row is None:
-            shares = self._shares(before, tokens[before.start : before.stop])
-            mean = (self.anchors[route.sources[number - 1]] * shares[:, :, None]).sum(dim=0)
-            self.means[number], self.shares[number] = mean, shares
-            torch.addmm(weights.bias, mean, weights.inputs, out=gates)
+            reads[hidden + 1] = 1
+            torch.mm(self._from_told, told, out=product)
+        elif before.connects:
+            reads[hidden] = 1
+            shares = self.shares[number] = self._shares(before)
+            np.einsum("dhb,db->hb", self.anchors[route.sources[number - 1]], shares, out=reads[:hidden])
+            torch.mm(self._matrix, everything, out=product)
         else:
-            torch.index_select(self._tables[row], 0, tokens[before.start], out=gates)
-        if number:
-            gates.addmm_(self._calls[number - 1][-1], weights.recurrent)
-        gates.sigmoid_()
-        new = self._cells[number + 1]
-        torch.mul(keeping, self._cells[number], out=new).sub_(opening, alpha=2).addcmul_(opening, candidate, value=4)
-        torch.sigmoid(new, out=bend)
-        torch.neg(showing, out=state).addcmul_(showing, bend, value=2)
+            reads[hidden + route.first_row[before.table] + self.tokens[before.start], self._columns] = 1
+            torch.mm(self._from_told, told, out=product)
+        np.tanh(gates, out=gates)
+        sigmoids = gates[: 3 * hidden]
+        sigmoids *= 0.5
+        sigmoids += 0.5
+        opening, keeping, showing, candidate = gates.reshape(4, hidden, -1)
+        new = np.multiply(keeping, self.cells[number], out=self.cells[number + 1])
+        new += opening * candidate
+        np.multiply(showing, np.tanh(new, out=self.bent[number]), out=state)
         if number in route.anchor_at:
-            self._anchors[route.anchor_at[number]].copy_(state)
-        return state
+            place = route.anchor_at[number]
+            self.anchors[place] = state
+            np.matmul(self.weights.parameters.key, state, out=self.keys[place])
+        logits = self._attend(number, state) if block.connects else self._read(number, state)
+        if self.constant is not None:
+            np.tanh(logits, out=logits)
+            logits *= self.constant
+        return logits
 
-    def to_end(self, tokens: Tensor) -> "Walk":
-        """The whole walk of given architectures, tokens (T, B)."""
+    def to_end(self) -> "Walk":
+        """The whole walk, where all is chosen."""
         for number in range(len(self.route.blocks)):
-            self.step(number, tokens)
+            self.step(number)
         return self
 
-    def _shares(self, block: Block, chosen: Tensor) -> Tensor:
+    def _read(self, number: int, state: NDArray[Any]) -> NDArray[Any]:
+        """What the block's head gives, (choices, B)."""
+        head = self.weights.heads[self.route.heads[number]]
+        return np.matmul(head, state, out=next(self._logits)[: len(head)])
+
+    def _attend(self, number: int, state: NDArray[Any]) -> NDArray[Any]:
+        """The scores of the sources of a connecting block, v . tanh(W1 anchor + W2 state), (D, B)."""
+        pairs, sources = self.route.pairs[number], self.route.sources[number]
+        mixed = np.add(self.keys[sources], self.weights.parameters.query @ state, out=self.mixed[pairs])
+        np.tanh(mixed, out=mixed)
+        scores = self.scores[pairs]
+        np.matmul(self.weights.score, mixed, out=scores[:, None])
+        return scores
+
+    def _shares(self, block: Block) -> NDArray[Any]:
         """What part each source has in the mean that is read: of the connected ones all the same, (D, B)."""
         if block.kind == "input":
-            return functional.one_hot(chosen[0], len(block.sources)).t().to(self.anchors.dtype)
-        connected = chosen.to(self.anchors.dtype)
-        return connected / (1 + connected.sum(dim=0))
+            chosen = np.equal.outer(np.arange(len(block.sources)), self.tokens[block.start])
+            return chosen.astype(self.gates.dtype)
+        connected = self.tokens[block.start : block.stop].astype(self.gates.dtype)
+        connected /= 1 + connected.sum(axis=0)
+        return connected
 
+    def back(self, by_choices: NDArray[Any], by_scores: NDArray[Any]) -> NDArray[Any]:
+        """The gradient by all parameters, from that by the logits."""
+        if self.constant is not None:  # what it bends
+            by_choices = by_choices * (self.constant - self.choices * self.choices / self.constant)
+            by_scores = by_scores * (self.constant - self.scores * self.scores / self.constant)
+        by_states, by_heads = np.zeros_like(self.bent), np.zeros_like(self.weights.heads)
+        for (number, head), by_logits in zip(self.route.heads.items(), by_choices, strict=True):
+            by_logits = by_logits[: head.stop - head.start]
+            np.matmul(self.weights.heads[head].T, by_logits, out=by_states[number])
+            by_heads[head] += by_logits @ self.states[number].T
+        by_anchors, *attention = self._back_through_attention(by_scores, by_states)
+        by_gates = self._back_through_calls(by_states, by_anchors)
+        return self.weights.back(by_gates, by_heads, *attention, by_anchors[: self.route.num_given].sum(axis=2))
 
-class _Differentiable(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, walk: Walk, tokens: Tensor, *cell: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.route, ctx.tokens, ctx.shares, ctx.means = walk.route, tokens, walk.shares, walk.means
-        states, anchors = walk.states.view_as(walk.states), walk.anchors.view_as(walk.anchors)
-        ctx.save_for_backward(*cell, walk.gates, walk.cells, walk.bends, states)
-        return states, anchors
+    def _back_through_attention(self, by_scores: NDArray[Any], by_states: NDArray[Any]) -> list[NDArray[Any]]:
+        """The gradient by anchors, key, query and score; that by the states is added to `by_states`."""
+        key, query, score = self.weights.parameters.key, self.weights.parameters.query, self.weights.score
+        by_keys = np.zeros_like(self.anchors)
+        if not self.route.num_pairs:
+            return [by_keys, key, query, score]  # all empty
+        by_mixed = self.mixed * by_scores[:, None]
+        by_score = by_mixed.sum(axis=(0, 2))[None]
+        by_mixed *= self.mixed
+        np.subtract(by_scores[:, None], by_mixed, out=by_mixed)
+        by_mixed *= score.T
+        by_query = np.zeros_like(query)
+        for number, pairs in self.route.pairs.items():
+            asked = by_mixed[pairs].sum(axis=0)
+            by_query += asked @ self.states[number].T
+            by_states[number] += query.T @ asked
+            _credit(by_keys, self.route.sources[number], by_mixed[pairs])
+        by_key = np.matmul(by_keys, self.anchors.transpose(0, 2, 1)).sum(axis=0)
+        return [np.matmul(key.T, by_keys), by_key, by_query, by_score]
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        *cell, gates, cells, bends, states = ctx.saved_tensors
-        route: Route = ctx.route
-        weights, tokens = Cell(*cell), ctx.tokens
-        opening, keeping, showing, candidate = gates.chunk(4, dim=2)
-        # What each gate moves by itself: the doubled cell, or in the third place the state; and the cell the state.
-        by_gate = torch.addcmul(gates, gates, gates, value=-1)
-        parts = by_gate.unflatten(2, (4, -1))
-        for part, moved in enumerate((4 * candidate - 2, cells[:-1], 2 * bends - 1, 4 * opening)):
-            parts[:, :, part].mul_(moved)
-        bending = torch.addcmul(bends, bends, bends, value=-1).mul_(showing).mul_(2)
-        # From the last call to the first.
-        by_state, by_anchor = (gradient.clone() for gradient in gradients)
-        by_cell = torch.zeros_like(cells[0])
-        back, back_inputs = weights.recurrent.t(), weights.inputs.t()
-        calls = zip(*(each.unbind(0) for each in (by_state, by_gate, *parts.unbind(2), keeping, bending)), strict=True)
-        calls = list(calls)
-        anchors = by_anchor.unbind(0)
-        for number in reversed(range(len(calls))):
-            this, all_gates, opened, kept, shown, proposed, keep, bend = calls[number]
+    def _back_through_calls(self, by_states: NDArray[Any], by_anchors: NDArray[Any]) -> NDArray[Any]:
+        """The gradient by `Weights.gates`, from the last call to the first; by the anchors it is added to theirs."""
+        route, hidden = self.route, self.route.hidden
+        # What each gate moves by itself: the cell, or in the third place the state; and the cell the state.
+        opening, keeping, showing, candidate = (self.gates[:, part * hidden :][:, :hidden] for part in range(4))
+        by_gates = 1 - self.gates
+        by_gates *= self.gates
+        by_gates *= 2  # a sigmoid s = (1 + tanh(z)) / 2 moves by 2 s (1 - s) with z
+        opened, kept, shown, proposed = (by_gates[:, part * hidden :][:, :hidden] for part in range(4))
+        opened *= candidate
+        kept *= self.cells[:-1]
+        shown *= self.bent
+        np.multiply(candidate, candidate, out=proposed)
+        np.subtract(1, proposed, out=proposed)
+        proposed *= opening
+        bending = 1 - self.bent * self.bent
+        bending *= showing
+        by_matrix, by_cell = torch.zeros_like(self._matrix), np.zeros_like(self.cells[0])
+        by_told, through, back = by_matrix[:, hidden:], torch.from_numpy(by_gates), torch.from_numpy(by_states)
+        back_to_means, back_to_states = self._matrix[:, :hidden].t(), self._matrix[:, -hidden:].t()
+        for number in reversed(range(len(route.blocks))):
+            by_state, gates = by_states[number], through[number]
             if number in route.anchor_at:
-                this += anchors[route.anchor_at[number]]
-            by_cell.addcmul_(this, bend)
-            for gate in (opened, kept, proposed):
-                gate.mul_(by_cell)
-            shown.mul_(this)
-            by_cell.mul_(keep)
+                by_state += by_anchors[route.anchor_at[number]]
+            bending[number] *= by_state
+            by_cell += bending[number]
+            opened[number] *= by_cell
+            kept[number] *= by_cell
+            proposed[number] *= by_cell
+            shown[number] *= by_state
+            by_cell *= keeping[number]
+            everything, told, _ = self._products[number]
+            if number in self.shares:
+                by_matrix.addmm_(gates, everything.t())
+                by_mean = torch.mm(back_to_means, gates).numpy()
+                _credit(by_anchors, route.sources[number - 1], by_mean * self.shares[number][:, None])
+            else:
+                by_told.addmm_(gates, told.t())
             if number:
-                calls[number - 1][0].addmm_(all_gates, back)
-            if number in ctx.shares:
-                added = ctx.shares[number][:, :, None] * (all_gates @ back_inputs)
-                sources = route.sources[number - 1]
-                if isinstance(sources, slice):
-                    by_anchor[sources].add_(added)
-                else:
-                    by_anchor.index_add_(0, sources, added)
-        # What does not depend on the order of the calls.
-        by_rows = torch.zeros_like(weights.rows)
-        by_rows[0] = by_gate[0].sum(dim=0)
-        told = {number: row for number, row in enumerate(route.rows) if number and row is not None}
-        if told:
-            rows = torch.stack([tokens[route.blocks[number - 1].start] + row for number, row in told.items()])
-            by_rows.index_add_(0, rows.flatten(), by_gate[list(told)].flatten(0, 1))
-        by_inputs, by_bias = torch.zeros_like(weights.inputs), torch.zeros_like(weights.bias)
-        if ctx.means:
-            reading = by_gate[list(ctx.means)].flatten(0, 1)
-            by_inputs = torch.cat([*ctx.means.values()]).t() @ reading
-            by_bias = reading.sum(dim=0)
-        by_recurrent = states[:-1].flatten(0, 1).t() @ by_gate[1:].flatten(0, 1)
-        return None, None, by_inputs, by_recurrent, by_bias, by_rows, by_anchor[: route.num_given].sum(dim=1)
+                back[number - 1].addmm_(back_to_states, gates)
+        return by_matrix.numpy()
 
 
-def states_and_anchors(walk: Walk, cell: Cell, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """The states (N, B, H) and anchors (A, B, H) of a walk, which can be differentiated by the weights, once.
-
-    Args:
-        walk: Walked to its end.
-        cell: The weights that it was walked with, with their graph.
-        tokens: What it chose, (T, B).
-    """
-    states, anchors = _Differentiable.apply(walk, tokens, *cell)  # type: ignore[misc]
-    return states, anchors
+def _credit(anchors: NDArray[Any], sources: slice | list[int], added: NDArray[Any]) -> None:
+    """Add to the anchors what belongs to each source, one that is named twice included."""
+    if isinstance(sources, slice):
+        anchors[sources] += added
+    else:
+        np.add.at(anchors, sources, added)

@@ -142,9 +142,9 @@ def test_of_a_few_new_samples_the_likeliest_is_evaluated(known: Any) -> None:
         new = [
             row for row in dict.fromkeys(map(tuple, draws.tolist())) if Genotype(space.name, row) not in strategy.seen
         ]
-        tokens = torch.tensor(new[:3])
+        tokens = np.array(new[:3])
         with torch.no_grad():
-            likelihoods = strategy.policy.evaluate(tokens, torch.ones(len(tokens), 3, 3), 0.5).log_probability
+            likelihoods = strategy.policy.evaluate(tokens, np.ones((len(tokens), 3, 3), np.int8), 0.5).log_probability
         expected = new[int(likelihoods.argmax())]
         (proposed,) = strategy.propose(1, round_number)
         assert proposed.tokens == expected

@@ -49,7 +49,7 @@ class Enumerated:
         self.space, self.strategy = space, reinforce(space, **settings)
         self.strategy.policy.double()
         tokens = np.array([genotype.tokens for genotype in genotypes])
-        self.tokens, self.masks = torch.from_numpy(tokens), torch.from_numpy(np.array(space.masks(tokens)))
+        self.tokens, self.masks = tokens, np.array(space.masks(tokens))
         self.rewards = torch.from_numpy(np.random.default_rng(1).random(len(genotypes)))
 
     def all(self) -> Distribution:
@@ -103,14 +103,15 @@ def test_the_entropy_term_is_the_sum_of_exact_conditional_entropies(known: Any) 
     exact = Enumerated(space, known.every_genotype(space), entropy_weight=0.25, final_entropy_weight=0.25)
     strategy, rows = exact.strategy, [0, 3, 9]
     chosen = strategy.policy.evaluate(exact.tokens[rows], exact.masks[rows], 0.4)
+    everything = torch.from_numpy(exact.tokens)
     by_hand = torch.zeros(()).double()
     for row in rows:
         # Every conditional distribution from the probabilities of all ways to go on from the prefix.
-        tokens = exact.tokens[row]
+        tokens = torch.from_numpy(exact.tokens[row])
         log_probability = exact.all().log_probability
-        for step in range(exact.tokens.shape[1]):
-            same = (exact.tokens[:, :step] == tokens[:step]).all(dim=1)
-            choices = exact.tokens[same, step]
+        for step in range(everything.shape[1]):
+            same = (everything[:, :step] == tokens[:step]).all(dim=1)
+            choices = everything[same, step]
             mass = torch.stack([log_probability[same][choices == c].exp().sum() for c in choices.unique()])
             conditional = mass / mass.sum()
             by_hand = by_hand - (conditional * conditional.log()).sum()
@@ -122,7 +123,7 @@ def test_the_entropy_term_is_the_sum_of_exact_conditional_entropies(known: Any) 
 
 def test_the_entropy_weight_falls_linearly(known: Any) -> None:
     strategy = reinforce(known.FlatSpace(2, 2), num_updates=5, entropy_weight=0.8, final_entropy_weight=0.4)
-    chosen = Distribution(torch.zeros(2), torch.ones(2), torch.zeros(2), torch.zeros(2, 2))
+    chosen = Distribution(torch.zeros(2), torch.ones(2), torch.zeros(2), np.zeros((2, 2)))
     weights = []
     for strategy.num_learned in range(7):
         weights.append(-float(strategy.loss(chosen, torch.zeros(2))))
