@@ -10,6 +10,7 @@ Letters: B samples, C channels, H height, W width, K outputs.
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from math import prod
+from operator import getitem
 from typing import Literal
 
 import torch
@@ -104,8 +105,7 @@ class NASBench201Space(RelaxedSpace):
 
     def text(self, genotype: Genotype) -> str:
         """The form that the benchmark's own tools use: `|nor_conv_3x3~0|+|none~0|skip_connect~1|+|...|`."""
-        e01, e02, e12, e03, e13, e23 = (words[token] for words, token in zip(WORDS, genotype.tokens, strict=True))
-        return f"|{e01}|+|{e02}|{e12}|+|{e03}|{e13}|{e23}|"
+        return "|{}|+|{}|{}|+|{}|{}|{}|".format(*map(getitem, WORDS, genotype.tokens))
 
     def parse(self, text: str) -> Genotype:
         """Read what `text` wrote.

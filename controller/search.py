@@ -5,8 +5,9 @@ It owns `env.step`; the environment is any Gymnasium vector environment that pla
 the same shared weights and validation batches, with as many evaluations.
 """
 
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -240,30 +241,52 @@ def search(
     run.save(state())
 
 
+LINE = (
+    '{"strategy": %s, "round": %s, "step": %s, "genotype": {"space": %s, "tokens": [%s]}, "text": %s, "quality": %s, '
+    '"cost": %s, "reward": %s, "fidelity": %s, "seed": %s, "failure": %s, "charge": %s%s}\n'
+)
+"""A line of `history.jsonl`, as JSON's encoder would write it; to encode line by line takes a third longer."""
+
+_encode = json.JSONEncoder(allow_nan=False, separators=(",\n", ": ")).encode
+
+
+def _column(values: Iterable[float | str | None]) -> list[str]:
+    """Each as JSON, encoded in one go: no text in JSON holds a line break, so that they come apart at these."""
+    return _encode(list(values))[1:-1].split(",\n")
+
+
 def _remember(run: Run, player: Strategy, rollout: Rollout, round_number: int) -> None:
-    first = round_number * len(rollout.rewards) + 1
-    lines = [
-        {
-            "strategy": player.name,
-            "round": round_number,
-            "step": step,
-            "genotype": evaluation.genotype.to_json(),
-            "text": player.space.text(evaluation.genotype),
-            "quality": _finite(evaluation.quality),
-            "cost": _finite(evaluation.cost),
-            "reward": _finite(reward),
-            "fidelity": evaluation.fidelity,
-            "seed": evaluation.seed,
-            "failure": evaluation.failure or (None if math.isfinite(reward) else f"reward {reward} is not finite"),
-            "charge": evaluation.charge,
-            # Where one decision may close another, an analysis has to know which were there to be made.
-            **({"open": np.flatnonzero(is_open).tolist()} if player.space.masks_depend_on_prefix else {}),
-        }
-        for step, (evaluation, reward, is_open) in enumerate(
-            zip(rollout.evaluations, rollout.rewards.tolist(), rollout.masks.sum(axis=2) > 1, strict=True), first
-        )
-    ]
-    run.append("history", *lines)
+    evaluations, num = rollout.evaluations, len(rollout.evaluations)
+    if num == 0:
+        return
+    genotypes = [evaluation.genotype for evaluation in evaluations]
+    rewards: list[float] = rollout.rewards.tolist()
+    opened = [""] * num
+    if player.space.masks_depend_on_prefix:
+        # Where one decision may close another, an analysis has to know which were there to be made.
+        is_open = rollout.masks.sum(axis=2) > 1
+        opened = [f', "open": {np.flatnonzero(row).tolist()}' for row in is_open]
+    rows = zip(
+        _column([player.name]) * num,
+        _column([round_number]) * num,
+        _column(range(round_number * num + 1, (round_number + 1) * num + 1)),
+        _column(genotype.space for genotype in genotypes),
+        json.dumps([genotype.tokens for genotype in genotypes])[2:-2].split("], ["),
+        _column(map(player.space.text, genotypes)),
+        _column(_finite(evaluation.quality) for evaluation in evaluations),
+        _column(_finite(evaluation.cost) for evaluation in evaluations),
+        _column(map(_finite, rewards)),
+        _column(evaluation.fidelity for evaluation in evaluations),
+        _column(evaluation.seed for evaluation in evaluations),
+        _column(
+            evaluation.failure or (None if math.isfinite(reward) else f"reward {reward} is not finite")
+            for evaluation, reward in zip(evaluations, rewards, strict=True)
+        ),
+        _column(evaluation.charge for evaluation in evaluations),
+        opened,
+        strict=True,
+    )
+    run.append_lines("history", "".join([LINE % row for row in rows]))
 
 
 def _log(
@@ -276,9 +299,10 @@ def _log(
     if len(own.rewards) == 0:
         return
     line: dict[str, Any] = {"round": round_number, "strategy": player.strategy.name}
-    line |= {f"reward_{name}": value for name, value in _spread(own.rewards).items()}
+    finite = own.rewards[np.isfinite(own.rewards)]
+    line |= {"reward_mean": _mean(own.rewards), "reward_best": float(finite.max()) if len(finite) else None}
     if len(played) > 1:
-        line["random_reward_mean"] = _spread(played[1][1].rewards)["mean"]
+        line["random_reward_mean"] = _mean(played[1][1].rewards)
     line |= vars(update)
     line["supernet_loss"] = supernet_loss
     run.append("updates", line)
@@ -287,7 +311,7 @@ def _log(
         "search/reward_mean": line["reward_mean"],
         "search/reward_best": line["reward_best"],
         "search/random_reward_mean": line.get("random_reward_mean"),
-        "search/quality_mean": _spread(np.array([e.quality for e in own.evaluations]))["mean"],
+        "search/quality_mean": _mean(np.array([e.quality for e in own.evaluations])),
         "search/entropy": update.entropy,
         "search/loss": update.loss,
         "search/gradient_norm": update.gradient_norm,
@@ -295,7 +319,7 @@ def _log(
         "search/skipped": float(update.num_skipped),
         "supernet/loss": line["supernet_loss"],
         "search/spent": player.ledger.spent if player.ledger else None,
-        "cost/mean": _spread(np.array([e.cost for e in own.evaluations]))["mean"],
+        "cost/mean": _mean(np.array([e.cost for e in own.evaluations])),
     }
     scalars |= {f"operations/{name}": share for name, share in operation_shares(space, own).items()}
     run.log({name: value for name, value in scalars.items() if value is not None})
@@ -303,25 +327,22 @@ def _log(
 
 def operation_shares(space: SearchSpace, rollout: Rollout) -> Mapping[str, float]:
     """How often each operation was chosen among the open operation decisions of a rollout."""
+    num_steps, num_choices = len(space.decisions), space.max_choices
+    is_open = rollout.masks.sum(axis=2, dtype=np.int16) > 1
+    places = (rollout.tokens + num_choices * np.arange(num_steps))[is_open]  # one number for a step and its choice
+    chosen = np.bincount(places, minlength=num_steps * num_choices).reshape(num_steps, num_choices).tolist()
     counts: dict[str, int] = {}
-    total = 0
-    is_open = rollout.masks.sum(axis=2) > 1
-    for step, decision in enumerate(space.decisions):
+    for decision, found in zip(space.decisions, chosen, strict=True):
         if decision.kind == "operation":
-            chosen = rollout.tokens[is_open[:, step], step]
-            total += len(chosen)
-            found = np.bincount(chosen, minlength=decision.num_choices).tolist()
-            for label, count in zip(decision.labels, found, strict=True):
+            for label, count in zip(decision.labels, found, strict=False):  # narrow decisions have fewer choices
                 counts[label] = counts.get(label, 0) + count
-    return {label: count / max(1, total) for label, count in counts.items()}
+    total = max(1, sum(counts.values()))
+    return {label: count / total for label, count in counts.items()}
 
 
-def _spread(values: np.ndarray[Any, Any]) -> dict[str, float | None]:
+def _mean(values: np.ndarray[Any, Any]) -> float | None:
     finite = values[np.isfinite(values)]
-    return {
-        "mean": float(finite.mean()) if len(finite) else None,
-        "best": float(finite.max()) if len(finite) else None,
-    }
+    return float(finite.mean()) if len(finite) else None
 
 
 def _finite(value: float) -> float | None:

@@ -63,22 +63,24 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         self._num_steps = len(space.decisions)
         self._num_choices = [decision.num_choices for decision in space.decisions]
         self._free = not space.masks_depend_on_prefix
-        self._limits = list(np.array(self._num_choices, np.uint64)[:, None].repeat(num_envs, axis=1))
+        self._narrow = space.max_choices <= 256
         self._all = np.ones(num_envs, bool).tobytes()
-        self._rows = np.arange(num_envs)
+        self._shape = (num_envs,)
         # What no episode changes is made once, read-only; observations get copies, as Gymnasium's checker asks.
+        limits = np.array(self._num_choices, np.uint64)[:, None].repeat(num_envs, axis=1)
         closing = np.zeros((1, space.max_choices), np.int8)
         closing[0, 0] = 1  # after the last token: never all zero, which Gymnasium would read as "anything"
         masks = np.concatenate([space.full_masks, closing])[:, None].repeat(num_envs, axis=1)
         steps = np.arange(self._num_steps + 1)[:, None].repeat(num_envs, axis=1)
         self._live, self._over, self._unpaid = np.zeros(num_envs, bool), np.ones(num_envs, bool), np.zeros(num_envs)
-        for array in (masks, steps, self._live, self._over, self._unpaid):
+        for array in (limits, masks, steps, self._live, self._over, self._unpaid):
             array.flags.writeable = False
-        self._shared_masks, self._shared_steps = list(masks), list(steps)
+        self._first = steps[0], masks[0]
+        self._after = list(zip(limits, steps[1:], masks[1:], strict=True))  # by step: what bounds it, and what follows
         self._step = self._num_steps
         self._tokens = np.full((num_envs, self._num_steps), -1, np.int16)
-        self._mask: Mask = self._shared_masks[-1]
-        self._seeds = np.zeros(num_envs, np.int64)
+        self._mask: Mask = masks[-1]
+        self._seeds: list[int] = []
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -88,12 +90,14 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         given = seed if isinstance(seed, list) else [seed] * self.num_envs
         if len(given) != self.num_envs:
             raise ValueError(f"expected one seed or {self.num_envs} of them, got {len(given)}")
-        drawn = int(self.np_random.integers(2**62))
-        self._seeds = np.array([drawn if each is None else each for each in given], np.int64)
+        if None in given:
+            drawn = int(self.np_random.integers(2**62))
+            given = [drawn if each is None else each for each in given]
+        self._seeds = [int(each) for each in given]
         self._step = 0
         self._tokens = np.full((self.num_envs, self._num_steps), -1, np.int16)
-        self._mask = self._next_mask()
-        observation = self._observation()
+        steps, self._mask = self._first
+        observation = {"tokens": self._tokens.copy(), "step": steps.copy(), "action_mask": self._mask.copy()}
         return observation, {"action_mask": observation["action_mask"]}
 
     def step(
@@ -108,24 +112,26 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         step = self._step
         if step == self._num_steps:
             raise RuntimeError("the episodes are over; call reset() before step()")
+        limits, steps, mask = self._after[step]
         actions = np.asarray(actions)
-        if actions.shape != self._rows.shape or actions.dtype.kind not in "iu":
-            raise ValueError(f"expected {self.num_envs} integer actions, got {actions!r:.200}")
         # The usual case in one pass: read as unsigned, a negative number is a huge one.
-        unsigned = actions.view(_UINT64) if self._free and actions.dtype == _INT64 else None
-        if unsigned is None or _less(unsigned, self._limits[step]).tobytes() != self._all:
+        usual = self._free and actions.dtype is _INT64 and actions.shape == self._shape
+        if not usual or _less(actions.view(_UINT64), limits).tobytes() != self._all:
             self._check(step, actions)
-        self._tokens[:, step] = actions
-        self._step = step + 1
-        self._mask = self._next_mask()
-        observation = self._observation()
+        tokens = self._tokens
+        tokens[:, step] = actions
+        self._step = step = step + 1
+        if not self._free and step < self._num_steps:
+            mask = self.search_space.mask(tokens[:, :step].astype(np.int64))
+        self._mask = mask
+        observation: Observation = {"tokens": tokens.copy(), "step": steps.copy(), "action_mask": mask.copy()}
         info: dict[str, Any] = {"action_mask": observation["action_mask"]}
-        if self._step < self._num_steps:
+        if step < self._num_steps:
             return observation, self._unpaid, self._live, self._live, info
         evaluations = self._evaluate()
         info["evaluation"] = np.empty(self.num_envs, object)
         info["evaluation"][:] = evaluations
-        rewards = np.array([self.reward(evaluation) for evaluation in evaluations], np.float64)
+        rewards = np.fromiter(map(self.reward, evaluations), np.float64, self.num_envs)
         return observation, rewards, self._over, self._live, info
 
     def action_masks(self) -> NDArray[np.bool_]:
@@ -133,40 +139,31 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         return self._mask.astype(bool)
 
     def _check(self, step: int, actions: NDArray[np.integer[Any]]) -> None:
+        if actions.shape != self._shape or actions.dtype.kind not in "iu":
+            raise ValueError(f"expected {self.num_envs} integer actions, got {actions!r:.200}")
         if not self._free:
             known = (actions >= 0) & (actions < self._mask.shape[1])
-            legal = known & (self._mask[self._rows, np.where(known, actions, 0)] == 1)
+            legal = known & (self._mask[np.arange(self.num_envs), np.where(known, actions, 0)] == 1)
         else:
             legal = (actions >= 0) & (actions < self._num_choices[step])
         if not legal.all():
             row = int(legal.argmin())
             raise ValueError(f"episode {row}: {self.search_space.illegal(step, actions[row], self._mask[row])}")
 
-    def _next_mask(self) -> Mask:
-        if self._free or self._step == self._num_steps:
-            return self._shared_masks[self._step]
-        return self.search_space.mask(self._tokens[:, : self._step].astype(np.int64))
-
-    def _observation(self) -> Observation:
-        return {
-            "tokens": self._tokens.copy(),
-            "step": self._shared_steps[self._step].copy(),
-            "action_mask": self._mask.copy(),
-        }
-
     def _evaluate(self) -> list[Evaluation]:
         name = self.search_space.name
-        genotypes = [Genotype(name, tuple(row)) for row in self._tokens.tolist()]  # every token has been checked
-        seeds = dict.fromkeys(self._seeds.tolist())
+        # Every token has been checked. Those that fit into bytes become tuples of Python's numbers twice as fast.
+        flat = self._tokens.astype(np.uint8).tobytes() if self._narrow else self._tokens.ravel().tolist()
+        genotypes = [Genotype(name, tokens) for tokens in zip(*[iter(flat)] * self._num_steps, strict=True)]
+        seeds = dict.fromkeys(self._seeds)
         if len(seeds) == 1:  # as in every search
             return self.evaluator.evaluate(genotypes, self.fidelity, *seeds)
-        evaluations: list[Evaluation | None] = [None] * self.num_envs
+        evaluations: dict[int, Evaluation] = {}
         for seed in seeds:
-            rows = np.flatnonzero(self._seeds == seed).tolist()
+            rows = [row for row, each in enumerate(self._seeds) if each == seed]
             found = self.evaluator.evaluate([genotypes[row] for row in rows], self.fidelity, seed)
-            for row, evaluation in zip(rows, found, strict=True):
-                evaluations[row] = evaluation
-        return [evaluation for evaluation in evaluations if evaluation is not None]
+            evaluations.update(zip(rows, found, strict=True))
+        return [evaluations[row] for row in range(self.num_envs)]
 
 
 class ArchitectureEnv(gymnasium.Env[Any, Any]):

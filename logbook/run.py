@@ -114,9 +114,13 @@ class Run:
 
     def append(self, journal: str, *records: Mapping[str, Any]) -> None:
         """A line of JSON for each record at the end of `<journal>.jsonl`."""
+        self.append_lines(journal, "".join([f"{_to_json(record)}\n" for record in records]))
+
+    def append_lines(self, journal: str, lines: str) -> None:
+        """What already is lines of JSON, at the end of `<journal>.jsonl`."""
         if journal not in self._journals:
             self._journals[journal] = (self.folder / f"{journal}.jsonl").open("ab")
-        self._journals[journal].write("".join(f"{_to_json(record)}\n" for record in records).encode())
+        self._journals[journal].write(lines.encode())
 
     def read(self, journal: str) -> list[dict[str, Any]]:
         """All lines of a journal."""

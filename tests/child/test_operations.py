@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from child.operations import (
@@ -11,6 +12,7 @@ from child.operations import (
     NASBENCH201_OPERATIONS,
     DropPath,
     Operation,
+    PointwiseConv2d,
     average_pool,
     conv,
     max_pool,
@@ -26,6 +28,22 @@ every_operation = pytest.mark.parametrize(("name", "operation"), NAMED.items(), 
 
 
 in_every_direction = pytest.mark.parametrize(("name", "operation", "dims"), DIRECTED)
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_a_pointwise_convolution_is_pytorchs(memory_format: torch.memory_format) -> None:
+    module = conv(5, 7, 1)
+    assert isinstance(module, PointwiseConv2d)
+    inputs = torch.randn(3, 5, 4, 6).to(memory_format=memory_format).requires_grad_()
+    outputs, expected = module(inputs), functional.conv2d(inputs, module.weight)
+    torch.testing.assert_close(outputs, expected)
+    assert outputs.is_contiguous(memory_format=memory_format)
+    for mine, other in zip(
+        *(torch.autograd.grad(each.square().sum(), (inputs, module.weight)) for each in (outputs, expected)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other)
+    assert torch.equal(module.eval()(inputs), expected)
 
 
 @in_every_direction

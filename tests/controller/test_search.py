@@ -1,5 +1,6 @@
 """The search loop: what it writes down, that its players are treated alike, and that it goes on where it stopped."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -147,6 +148,20 @@ def test_the_policys_share_of_training_rises_linearly(known: Any, tmp_path: Path
     assert [share for share, _ in shares] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
     assert [num for _, num in shares] == [7, 2, 2, 2, 2]
     assert settings.num_batches == 7 + 4 * 2
+
+
+@pytest.mark.parametrize("make", ["cell", "flat"])
+def test_a_line_of_history_is_what_the_encoder_writes(known: Any, tmp_path: Path, make: str) -> None:
+    space = known.CellSpace() if make == "cell" else known.FlatSpace(3, 4)
+    space.text = lambda genotype: f'{genotype.tokens} "é\\n%s", "\n'  # whatever a space may say
+    evaluator = known.TargetEvaluator(space.sample(np.random.default_rng(0), 1)[0])
+    run = make_run(tmp_path / "run")
+    play_search(reinforce(space), evaluator, run)
+    lines = run.read("history")
+    run.close()
+    assert all(line["text"] == space.text(Genotype.from_json(line["genotype"])) for line in lines)
+    assert ("open" in lines[0]) == space.masks_depend_on_prefix
+    assert (tmp_path / "run" / "history.jsonl").read_text() == "".join(f"{json.dumps(line)}\n" for line in lines)
 
 
 def test_failures_are_written_down(known: Any, tmp_path: Path) -> None:

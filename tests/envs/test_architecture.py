@@ -179,6 +179,19 @@ def wrong_actions(num_choices: int) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.int16, np.uint16])
+def test_any_integers_will_do_and_choices_may_be_many(env_id: str, known: Any, dtype: Any) -> None:
+    space = known.FlatSpace(3, 300)
+    tokens = np.array([[0, 255, 299], [256, 1, 257]])
+    evaluator = known.SeededEvaluator(space.genotype([0, 0, 0]))
+    envs = make_vector(env_id, 2, {"space": space, "evaluator": evaluator, "reward": REWARD})
+    evaluations = trajectory(envs, tokens.astype(dtype), 0)[-1][-1]["evaluation"]
+    assert [evaluation.genotype for evaluation in evaluations] == [space.genotype(row) for row in tokens]
+    begin(envs, 0)
+    with pytest.raises(ValueError, match="episode 1: illegal action 300"):
+        envs.step(np.array([299, 300], dtype))
+
+
 @pytest.mark.parametrize("wrong", wrong_actions(3))
 def test_illegal_actions_are_refused_and_change_nothing(env_id: str, known: Any, wrong: str) -> None:
     target = Genotype("flat", (2, 2))
