@@ -282,7 +282,7 @@ class Episodes:
         self.num_used = 0
         self.tokens = np.zeros((len(policy.space.decisions), num), np.int64)
         self.walk = policy.walk(self.tokens)
-        self._unmasked = [row.tobytes() * num for row in policy.space.full_masks]
+        self._num, self._unmasked = num, [row.tobytes() for row in policy.space.full_masks]
         self._number, self._first, self._stop = -1, 0, 0  # of the current block
         self._scores: NDArray[np.float32] | None = None  # (choices, B), but for skips
         self._drawn: NDArray[Any] = self.tokens  # its tokens where everything is legal, (D, B)
@@ -292,7 +292,7 @@ class Episodes:
         if step == self._stop:
             self._ask()
         tokens = self._drawn[step - self._first]
-        if mask.tobytes() != self._unmasked[step]:
+        if mask.tobytes() != self._unmasked[step] * self._num:
             if self._scores is None:  # of two choices, where one is legal it is taken
                 tokens = np.where(mask[:, 0] == 1, tokens * mask[:, 1], 1)
             else:

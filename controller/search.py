@@ -104,7 +104,7 @@ def play(envs: VectorEnv[Any, Any, Any], strategy: Strategy, round_number: int, 
     while True:
         masks.append(observation["action_mask"])
         observation, rewards, terminated, truncated, info = envs.step(strategy.act(observation))
-        if np.count_nonzero(terminated) or np.count_nonzero(truncated):  # several times faster than any()
+        if b"\1" in terminated.tobytes() or b"\1" in truncated.tobytes():  # ten times faster than any()
             break
     if not (terminated | truncated).all() or len(masks) != len(strategy.space.decisions):
         raise ValueError(
@@ -117,7 +117,8 @@ def play(envs: VectorEnv[Any, Any, Any], strategy: Strategy, round_number: int, 
         genotypes = [Genotype(strategy.space.name, tuple(row)) for row in tokens.tolist()]
         pairs = zip(genotypes, rewards.tolist(), strict=True)
         evaluations = [Evaluation(genotype, reward, math.nan, 1.0, seed) for genotype, reward in pairs]
-    return Rollout(tokens, np.stack(masks, axis=1), np.asarray(rewards, np.float64), list(evaluations))
+    by_step = np.concatenate(masks).reshape(len(masks), *masks[0].shape)  # several times faster than stack
+    return Rollout(tokens, by_step.transpose(1, 0, 2), np.asarray(rewards, np.float64), list(evaluations))
 
 
 @dataclass

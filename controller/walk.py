@@ -116,7 +116,7 @@ class Route:
         hidden: H.
 
     Attributes:
-        first_row: Of each table. Before them all are the rows of no token and of the beginning.
+        rows: Of each table. Before them all are those of no token and of the beginning.
         num_rows: R.
         shapes: Of the parameters, which lie in one vector of `num_parameters`.
         anchor_at: Which anchor the state of a block is, where it is one.
@@ -137,8 +137,9 @@ class Route:
     ):
         self.blocks, self.num_given, self.heads = tuple(blocks), len(given), heads
         self.max_choices, self.hidden = max_choices, hidden
-        *first, self.num_rows = accumulate(sizes.values(), initial=2)
-        self.first_row = dict(zip(sizes, first, strict=True))
+        stops = list(accumulate(sizes.values(), initial=2))
+        self.rows = {table: slice(*ends) for table, ends in zip(sizes, pairwise(stops), strict=True)}
+        self.num_rows = stops[-1]
         # The states that connections may name: -1, -2, ... are the given ones.
         latest = {node: place - len(given) for place, node in enumerate(given)}
         named: dict[int, list[int]] = {}
@@ -188,6 +189,7 @@ class Weights:
         gates: From all that a call reads to what the gates are the tanh of, (4H, H + R + H): the columns of the mean
             of the connected anchors, of the tokens, each with the bias, and of the state before. A sigmoid is
             (1 + tanh(x / 2)) / 2, with which one tanh makes all four.
+        attention: Key and query, (2H, H).
         heads, score: As in `Parameters`.
     """
 
@@ -202,6 +204,7 @@ class Weights:
         told[:, 0] = 0
         told += given.bias[:, None]
         self.gates[: 3 * hidden] *= 0.5
+        self.attention = np.concatenate([given.key, given.query])
         self.heads, self.score = given.heads / temperature, given.score / temperature
 
     def back(self, by_gates: NDArray[Any], by_heads: NDArray[Any], *rest: NDArray[Any]) -> NDArray[Any]:
@@ -265,12 +268,13 @@ class Walk:
         self.choices = np.zeros((len(route.heads), route.max_choices, num), dtype)
         self.scores = np.empty((route.num_pairs, num), dtype)
         self.states = self.reads[1:, rows:]
-        self._columns = np.arange(num)
+        self._choices = np.arange(route.num_rows)[:, None]
         self._logits = iter(self.choices)
         # PyTorch multiplies these matrices in two thirds of NumPy's time; what is smaller, NumPy does in less.
         self._matrix = torch.from_numpy(weights.gates)
         self._from_told = self._matrix[:, hidden:]
         reads, gates = (torch.from_numpy(each) for each in (self.reads[:-1], self.gates))
+        self._attention, self._states = torch.from_numpy(weights.attention), torch.from_numpy(self.states)
         self._products = list(zip(reads.unbind(0), reads[:, hidden:].unbind(0), gates.unbind(0), strict=True))
 
     def step(self, number: int) -> NDArray[Any]:
@@ -288,7 +292,8 @@ class Walk:
             np.einsum("dhb,db->hb", self.anchors[route.sources[number - 1]], shares, out=reads[:hidden])
             torch.mm(self._matrix, everything, out=product)
         else:
-            reads[hidden + route.first_row[before.table] + self.tokens[before.start], self._columns] = 1
+            told_of = reads[hidden:][route.rows[before.table]]
+            np.equal(self._choices[: len(told_of)], self.tokens[before.start], out=told_of, casting="unsafe")
             torch.mm(self._from_told, told, out=product)
         np.tanh(gates, out=gates)
         sigmoids = gates[: 3 * hidden]
@@ -298,11 +303,14 @@ class Walk:
         new = np.multiply(keeping, self.cells[number], out=self.cells[number + 1])
         new += opening * candidate
         np.multiply(showing, np.tanh(new, out=self.bent[number]), out=state)
-        if number in route.anchor_at:
-            place = route.anchor_at[number]
-            self.anchors[place] = state
-            np.matmul(self.weights.parameters.key, state, out=self.keys[place])
-        logits = self._attend(number, state) if block.connects else self._read(number, state)
+        if number in route.anchor_at or block.connects:
+            key, query = torch.mm(self._attention, self._states[number]).numpy().reshape(2, hidden, -1)
+            if number in route.anchor_at:
+                place = route.anchor_at[number]
+                self.anchors[place], self.keys[place] = state, key
+            logits = self._attend(number, query) if block.connects else self._read(number, state)
+        else:
+            logits = self._read(number, state)
         if self.constant is not None:
             np.tanh(logits, out=logits)
             logits *= self.constant
@@ -319,10 +327,10 @@ class Walk:
         head = self.weights.heads[self.route.heads[number]]
         return np.matmul(head, state, out=next(self._logits)[: len(head)])
 
-    def _attend(self, number: int, state: NDArray[Any]) -> NDArray[Any]:
-        """The scores of the sources of a connecting block, v . tanh(W1 anchor + W2 state), (D, B)."""
+    def _attend(self, number: int, query: NDArray[Any]) -> NDArray[Any]:
+        """The scores of the sources of a connecting block, v . tanh(key + query), (D, B)."""
         pairs, sources = self.route.pairs[number], self.route.sources[number]
-        mixed = np.add(self.keys[sources], self.weights.parameters.query @ state, out=self.mixed[pairs])
+        mixed = np.add(self.keys[sources], query, out=self.mixed[pairs])
         np.tanh(mixed, out=mixed)
         scores = self.scores[pairs]
         np.matmul(self.weights.score, mixed, out=scores[:, None])

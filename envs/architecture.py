@@ -78,7 +78,7 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         self._first = steps[0], masks[0]
         self._after = list(zip(limits, steps[1:], masks[1:], strict=True))  # by step: what bounds it, and what follows
         self._step = self._num_steps
-        self._tokens = np.full((num_envs, self._num_steps), -1, np.int16)
+        self._tokens = np.full((self._num_steps, num_envs), -1, np.int16)  # so that a step writes one piece of memory
         self._mask: Mask = masks[-1]
         self._seeds: list[int] = []
 
@@ -95,9 +95,9 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
             given = [drawn if each is None else each for each in given]
         self._seeds = [int(each) for each in given]
         self._step = 0
-        self._tokens = np.full((self.num_envs, self._num_steps), -1, np.int16)
+        self._tokens = np.full((self._num_steps, self.num_envs), -1, np.int16)
         steps, self._mask = self._first
-        observation = {"tokens": self._tokens.copy(), "step": steps.copy(), "action_mask": self._mask.copy()}
+        observation = {"tokens": self._tokens.copy().T, "step": steps.copy(), "action_mask": self._mask.copy()}
         return observation, {"action_mask": observation["action_mask"]}
 
     def step(
@@ -119,12 +119,12 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         if not usual or _less(actions.view(_UINT64), limits).tobytes() != self._all:
             self._check(step, actions)
         tokens = self._tokens
-        tokens[:, step] = actions
+        tokens[step] = actions
         self._step = step = step + 1
         if not self._free and step < self._num_steps:
-            mask = self.search_space.mask(tokens[:, :step].astype(np.int64))
+            mask = self.search_space.mask(tokens[:step].T.astype(np.int64))
         self._mask = mask
-        observation: Observation = {"tokens": tokens.copy(), "step": steps.copy(), "action_mask": mask.copy()}
+        observation: Observation = {"tokens": tokens.copy().T, "step": steps.copy(), "action_mask": mask.copy()}
         info: dict[str, Any] = {"action_mask": observation["action_mask"]}
         if step < self._num_steps:
             return observation, self._unpaid, self._live, self._live, info
@@ -153,7 +153,8 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
     def _evaluate(self) -> list[Evaluation]:
         name = self.search_space.name
         # Every token has been checked. Those that fit into bytes become tuples of Python's numbers twice as fast.
-        flat = self._tokens.astype(np.uint8).tobytes() if self._narrow else self._tokens.ravel().tolist()
+        tokens = self._tokens.T
+        flat = tokens.astype(np.uint8).tobytes() if self._narrow else tokens.ravel().tolist()
         genotypes = [Genotype(name, tokens) for tokens in zip(*[iter(flat)] * self._num_steps, strict=True)]
         seeds = dict.fromkeys(self._seeds)
         if len(seeds) == 1:  # as in every search
