@@ -78,10 +78,12 @@ class SupernetEvaluator:
     def improve(self, sampler: Sampler, num_batches: int) -> Improvement:
         """Train what comes from the sampler, a new path or blend for each batch."""
         self.network.train()
-        losses = []
+        losses, smoothing = [], self.settings.label_smoothing
         for path in sampler(num_batches, self.training.step_number):
             try:
-                losses.append(self.training.step(lambda x, y, path=path: self.task.loss(self.network(x, path), y)))
+                losses.append(
+                    self.training.step(lambda x, y, path=path: self.task.loss(self.network(x, path), y, smoothing))
+                )
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

@@ -359,6 +359,16 @@ def test_shared_weights_learn(
     assert after > max(before, 0.8)  # a guess is right once in three
 
 
+def test_smoothed_labels_are_learned(make_evaluator: Callable[..., SupernetEvaluator], sampler: Sample) -> None:
+    """The target's share is taken away at once: the first loss, before anything was learned, is another."""
+    losses = []
+    for smoothing in (0.0, 0.5):
+        evaluator = make_evaluator("batch")
+        evaluator.settings = replace(evaluator.settings, label_smoothing=smoothing)
+        losses.append(evaluator.improve(sampler, 1).loss)
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
 def test_improve_asks_the_sampler_for_the_steps_to_come_and_trains_those_paths(
     make_evaluator: Callable[..., SupernetEvaluator], sampler: Sample
 ) -> None:
