@@ -1,6 +1,6 @@
 """Shared weights of every space: a training step and the evaluation of a round, beside a plain version of each.
 
-    python benchmarks/supernet.py          # about ten minutes, as many threads as PyTorch takes
+    python benchmarks/supernet.py          # 10 to 17 minutes, as many threads as PyTorch takes
     python benchmarks/supernet.py mlp      # the spaces whose names contain this, nothing recorded
 
 The plain versions are in plain_supernets.py.

@@ -268,9 +268,9 @@ class Walk:
         self.choices = np.zeros((len(route.heads), route.max_choices, num), dtype)
         self.scores = np.empty((route.num_pairs, num), dtype)
         self.states = self.reads[1:, rows:]
-        self._choices = np.arange(route.num_rows)[:, None]
+        self._numbers = np.arange(route.num_rows)[:, None]
         self._logits = iter(self.choices)
-        # PyTorch multiplies these matrices in two thirds of NumPy's time; what is smaller, NumPy does in less.
+        # PyTorch multiplies matrices of this size a little faster than NumPy, and smaller ones no faster.
         self._matrix = torch.from_numpy(weights.gates)
         self._from_told = self._matrix[:, hidden:]
         reads, gates = (torch.from_numpy(each) for each in (self.reads[:-1], self.gates))
@@ -293,7 +293,7 @@ class Walk:
             torch.mm(self._matrix, everything, out=product)
         else:
             told_of = reads[hidden:][route.rows[before.table]]
-            np.equal(self._choices[: len(told_of)], self.tokens[before.start], out=told_of, casting="unsafe")
+            np.equal(self._numbers[: len(told_of)], self.tokens[before.start], out=told_of, casting="unsafe")
             torch.mm(self._from_told, told, out=product)
         np.tanh(gates, out=gates)
         sigmoids = gates[: 3 * hidden]
