@@ -143,9 +143,9 @@ def test_inputs_choose_among_anchors(known: Any) -> None:
 def test_probabilities_of_all_architectures_sum_to_one(space: SearchSpace, known: Any) -> None:
     genotypes = known.every_genotype(space)
     assert len(set(genotypes)) == len(genotypes) > 50
-    chosen = policy_of(space).evaluate(*batch_of(space, genotypes), 0.4)
+    chosen = policy_of(space, seed=2).evaluate(*batch_of(space, genotypes), 0.4)
     assert float(chosen.log_probability.exp().sum()) == pytest.approx(1, abs=1e-10)
-    assert float(chosen.log_probability.std()) > 0.3  # and they are not all alike
+    assert float(chosen.log_probability.std()) > 0.5  # and they are not all alike
 
 
 @torch.no_grad()
