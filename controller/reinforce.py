@@ -35,13 +35,14 @@ def advantages(rewards: Tensor, baseline: Baseline, mean: float) -> Tensor:
     return rewards if baseline == "none" else rewards - mean
 
 
-def descend(weights: nn.Parameter, loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> float:
-    """A step down the gradient, clipped to a norm of `clip`, and its norm before; no step where it is not finite."""
+def descend(weights: nn.Parameter, loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> float | None:
+    """A step down the gradient, clipped to a norm of `clip`, and its norm before; None, and no step, if not finite."""
     (gradient,) = torch.autograd.grad(loss, weights)
-    norm = float(gradient.norm()) if bool(torch.isfinite(loss)) else math.nan
-    if math.isfinite(norm):
-        weights.grad = gradient.mul_(min(1.0, clip / (norm + 1e-6)))  # as PyTorch clips
-        optimizer.step()
+    norm = float(gradient.norm())
+    if not bool(torch.isfinite(loss)) or not math.isfinite(norm):
+        return None
+    weights.grad = gradient.mul_(min(1.0, clip / (norm + 1e-6)))  # as PyTorch clips
+    optimizer.step()
     return norm
 
 
@@ -140,7 +141,7 @@ class Reinforce(Strategy):
         """
         chosen = self.policy.evaluate(tokens, masks, self.skip_prior, walk)
         loss = self.loss(chosen, advantage)
-        norm = self._step(loss)
+        norm = descend(self.policy.weights, loss, self.optimizer, self.clip)
         if norm is None:
             return None
         self.num_skipped_in_a_row = 0
@@ -154,11 +155,6 @@ class Reinforce(Strategy):
                 for row, decision in zip(chosen.probabilities.tolist(), self.space.decisions, strict=True)
             ],
         )
-
-    def _step(self, loss: Tensor) -> float | None:
-        """A step of Adam down the clipped gradient, and the gradient's norm; None, and no step, where not finite."""
-        norm = descend(self.policy.weights, loss, self.optimizer, self.clip)
-        return norm if math.isfinite(norm) else None
 
     def loss(self, chosen: Distribution, advantage: Tensor) -> Tensor:
         """-mean(advantage * log p) - w * mean(entropy) + skip_weight * mean(divergence from the skip prior)."""
