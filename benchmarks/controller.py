@@ -18,7 +18,7 @@ from torch.distributions import Categorical
 
 import envs  # noqa: F401 (registers the environments)
 from child.macro import MacroSpace
-from controller.policy import PolicySettings
+from controller.policy import Episodes, PolicySettings
 from controller.reinforce import Reinforce
 from controller.search import play
 from envs.reward import Linear
@@ -88,8 +88,11 @@ def main() -> None:
             for actions in tokens:
                 environment.step(actions)
 
-        def draw(environment=environment, strategy=strategy):
-            play(environment, strategy, 1, 0)
+        def draw(environment=environment, strategy=strategy, num=num):
+            episodes = Episodes(strategy.policy, num, 0, keep=False)
+            observation, _ = environment.reset(seed=0)
+            for step in range(len(space.decisions)):
+                observation, *_ = environment.step(episodes.next(step, observation["action_mask"]))
 
         def learn(strategy=strategy, rewards=rewards, environment=environment):
             strategy.learn(replace(play(environment, strategy, 1, 0), rewards=rewards))
@@ -108,8 +111,9 @@ def main() -> None:
             "with backward": ms["plain+"] / ms["learn"],
         })  # fmt: skip
     record("controller", "Drawing architectures, batched and one at a time", rows, [
-        "12-layer macro space, 78 tokens, LSTM of 64 units. Drawing includes every environment step; the update",
-        "includes Adam, entropy and clipping, which the plain version leaves out.",
+        "12-layer macro space, 78 tokens, LSTM of 64 units. Drawing includes every environment step and keeps",
+        "nothing for a gradient; with the backward pass goes the whole update, with Adam, entropy and clipping, which",
+        "the plain version leaves out.",
     ])  # fmt: skip
 
 

@@ -115,19 +115,26 @@ class LSTMPolicy(nn.Module):
 
     def draw(self, num: int, seed: int) -> NDArray[np.int64]:
         """`num` architectures drawn by the seed, (num, T)."""
-        return self.draw_and_walk(num, seed)[0]
+        return self._drawn(Episodes(self, num, seed, keep=False))
 
     def draw_and_walk(self, num: int, seed: int) -> tuple[NDArray[np.int64], Walk]:
         """The same, with the walk in which they were drawn, for `evaluate`."""
         episodes = Episodes(self, num, seed)
+        return self._drawn(episodes), episodes.walk
+
+    def _drawn(self, episodes: "Episodes") -> NDArray[np.int64]:
+        """The architectures, (num, T), of episodes that go their whole way without an environment."""
         for step in range(len(self.space.decisions)):
             episodes.next(step, self.space.mask(episodes.tokens[:step].T))
-        return episodes.tokens.T.copy(), episodes.walk
+        return episodes.tokens.T.copy()
 
-    def walk(self, tokens: NDArray[np.int64]) -> Walk:
-        """A walk that has not begun, of architectures that may not be chosen yet: tokens (T, B)."""
+    def walk(self, tokens: NDArray[np.int64], keep: bool = True) -> Walk:
+        """A walk that has not begun, of architectures that may not be chosen yet: tokens (T, B).
+
+        With `keep` it can be evaluated with its gradient.
+        """
         weights = Weights(self.route, self.weights.detach().numpy(), self.settings.temperature)
-        return Walk(self.route, weights, tokens, self.settings.tanh_constant)
+        return Walk(self.route, weights, tokens, self.settings.tanh_constant, keep)
 
     def evaluate(
         self, tokens: NDArray[np.int64], masks: NDArray[np.int8], prior: float, walk: Walk | None = None
@@ -271,17 +278,18 @@ class Episodes:
     """B episodes in the drawing: asks the policy once per block, and hands out its tokens one by one.
 
     All noise is drawn up front, so that a draw follows from the seed alone; a token is the argmax of logits plus
-    Gumbel noise over its legal choices, which is a draw from their softmax.
+    Gumbel noise over its legal choices, which is a draw from their softmax. `keep` says whether the gradient of the
+    walk will be wanted.
     """
 
-    def __init__(self, policy: LSTMPolicy, num: int, seed: int):
+    def __init__(self, policy: LSTMPolicy, num: int, seed: int, keep: bool = True):
         self.policy = policy
         # Minus the logarithm of an exponential variable is a Gumbel variable; a float32 draw can be exactly 0.
         drawn = np.random.default_rng(seed).standard_exponential(num * int(policy.space.full_masks.sum()), np.float32)
         self.noise = -np.log(np.maximum(drawn, np.finfo(np.float32).tiny))
         self.num_used = 0
         self.tokens = np.zeros((len(policy.space.decisions), num), np.int64)
-        self.walk = policy.walk(self.tokens)
+        self.walk = policy.walk(self.tokens, keep)
         self._num, self._unmasked = num, [row.tobytes() for row in policy.space.full_masks]
         self._number, self._first, self._stop = -1, 0, 0  # of the current block
         self._scores: NDArray[np.float32] | None = None  # (choices, B), but for skips

@@ -233,6 +233,8 @@ class Walk:
         weights: Of the policy.
         tokens: What is chosen, (T, B), filled in as the walk goes on.
         constant: Logits are constant * tanh(what the heads and the attention give); None for no squashing.
+        keep: Whether `back` will be asked. If not, each call writes over what the one before left in `reads`, `gates`,
+            `cells`, `bent` and `mixed`, so that all of a step stays in the processor's cache.
 
     Attributes:
         reads: What each call reads, (N + 1, H + R + H, B): the mean of the connected anchors, a one for the token that
@@ -246,17 +248,19 @@ class Walk:
         scores: Those of the others, (P, B). A skip decision has the logits (-x, x), of which this is x.
     """
 
-    def __init__(self, route: Route, weights: Weights, tokens: NDArray[np.int64], constant: float | None):
-        self.route, self.weights, self.tokens, self.constant = route, weights, tokens, constant
+    def __init__(
+        self, route: Route, weights: Weights, tokens: NDArray[np.int64], constant: float | None, keep: bool = True
+    ):
+        self.route, self.weights, self.tokens, self.constant, self.keep = route, weights, tokens, constant, keep
         hidden, calls, num = route.hidden, len(route.blocks), tokens.shape[1]
         rows, dtype = hidden + route.num_rows, weights.gates.dtype
-        self.reads = np.empty((calls + 1, rows + hidden, num), dtype)
+        self.reads = self._room(calls + 1, rows + hidden)
         self.reads[:, hidden:rows] = 0
         self.reads[0, rows:] = 0
-        self.gates = np.empty((calls, 4 * hidden, num), dtype)
-        self.cells = np.empty((calls + 1, hidden, num), dtype)
+        self.gates = self._room(calls, 4 * hidden)
+        self.cells = self._room(calls + 1, hidden)
         self.cells[0] = 0
-        self.bent = np.empty((calls, hidden, num), dtype)
+        self.bent = self._room(calls, hidden)
         self.anchors = np.empty((route.num_anchors, hidden, num), dtype)
         self.keys = np.empty_like(self.anchors)
         if route.num_given:
@@ -264,25 +268,41 @@ class Walk:
             self.anchors[: route.num_given] = given[:, :, None]
             self.keys[: route.num_given] = (given @ weights.parameters.key.T)[:, :, None]
         self.shares: dict[int, NDArray[Any]] = {}
-        self.mixed = np.empty((route.num_pairs, hidden, num), dtype)
+        most = max(len(block.sources) for block in route.blocks)
+        self.mixed = np.empty((route.num_pairs if keep else most, hidden, num), dtype)
         self.choices = np.zeros((len(route.heads), route.max_choices, num), dtype)
         self.scores = np.empty((route.num_pairs, num), dtype)
         self.states = self.reads[1:, rows:]
         self._numbers = np.arange(route.num_rows)[:, None]
         self._logits = iter(self.choices)
         # PyTorch multiplies matrices of this size a little faster than NumPy, and smaller ones no faster.
-        self._matrix = torch.from_numpy(weights.gates)
+        self._matrix, self._attention = torch.from_numpy(weights.gates), torch.from_numpy(weights.attention)
         self._from_told = self._matrix[:, hidden:]
-        reads, gates = (torch.from_numpy(each) for each in (self.reads[:-1], self.gates))
-        self._attention, self._states = torch.from_numpy(weights.attention), torch.from_numpy(self.states)
-        self._products = list(zip(reads.unbind(0), reads[:, hidden:].unbind(0), gates.unbind(0), strict=True))
+        self._asked = self._matrix.new_empty(2 * hidden, num)
+        self._key, self._query = self._asked.numpy().reshape(2, hidden, num)
+        # Views of each call's part of all this, made at once; where all have the same room, they are the same.
+        own = calls if keep else 1
+        reads, gates, states = (torch.from_numpy(each[:own]) for each in (self.reads, self.gates, self.states))
+        tensors = reads.unbind(0), reads[:, hidden:].unbind(0), gates.unbind(0), states.unbind(0)
+        self._products = list(zip(*tensors, strict=True)) * (calls // own)
+        self._parts = list(map(tuple, self.gates[:own].reshape(own, 4, hidden, num))) * (calls // own)
+
+    def _room(self, calls: int, rows: int) -> NDArray[Any]:
+        """For what the calls leave, (calls, rows, B): of each its own, or, if nothing is kept, of all the same."""
+        shape = (rows, self.tokens.shape[1])
+        if self.keep:
+            return np.empty((calls, *shape), self.weights.gates.dtype)
+        room = np.empty(shape, self.weights.gates.dtype)
+        return np.lib.stride_tricks.as_strided(room, (calls, *shape), (0, *room.strides))
 
     def step(self, number: int) -> NDArray[Any]:
         """Go on to block `number`, given the tokens before it, and give the logits that decide it, (D, B)."""
         route, block, hidden = self.route, self.route.blocks[number], self.route.hidden
         reads, gates, state = self.reads[number], self.gates[number], self.states[number]
-        everything, told, product = self._products[number]
+        everything, told, product, after = self._products[number]
         before = route.blocks[number - 1]
+        if not self.keep:
+            reads[hidden : hidden + route.num_rows] = 0
         if number == 0:
             reads[hidden + 1] = 1
             torch.mm(self._from_told, told, out=product)
@@ -299,16 +319,16 @@ class Walk:
         sigmoids = gates[: 3 * hidden]
         sigmoids *= 0.5
         sigmoids += 0.5
-        opening, keeping, showing, candidate = gates.reshape(4, hidden, -1)
+        opening, keeping, showing, candidate = self._parts[number]
         new = np.multiply(keeping, self.cells[number], out=self.cells[number + 1])
         new += opening * candidate
         np.multiply(showing, np.tanh(new, out=self.bent[number]), out=state)
         if number in route.anchor_at or block.connects:
-            key, query = torch.mm(self._attention, self._states[number]).numpy().reshape(2, hidden, -1)
+            torch.mm(self._attention, after, out=self._asked)
             if number in route.anchor_at:
                 place = route.anchor_at[number]
-                self.anchors[place], self.keys[place] = state, key
-            logits = self._attend(number, query) if block.connects else self._read(number, state)
+                self.anchors[place], self.keys[place] = state, self._key
+            logits = self._attend(number) if block.connects else self._read(number, state)
         else:
             logits = self._read(number, state)
         if self.constant is not None:
@@ -327,10 +347,11 @@ class Walk:
         head = self.weights.heads[self.route.heads[number]]
         return np.matmul(head, state, out=next(self._logits)[: len(head)])
 
-    def _attend(self, number: int, query: NDArray[Any]) -> NDArray[Any]:
+    def _attend(self, number: int) -> NDArray[Any]:
         """The scores of the sources of a connecting block, v . tanh(key + query), (D, B)."""
         pairs, sources = self.route.pairs[number], self.route.sources[number]
-        mixed = np.add(self.keys[sources], query, out=self.mixed[pairs])
+        mixed = self.mixed[pairs] if self.keep else self.mixed[: pairs.stop - pairs.start]
+        np.add(self.keys[sources], self._query, out=mixed)
         np.tanh(mixed, out=mixed)
         scores = self.scores[pairs]
         np.matmul(self.weights.score, mixed, out=scores[:, None])
@@ -342,11 +363,17 @@ class Walk:
             chosen = np.equal.outer(np.arange(len(block.sources)), self.tokens[block.start])
             return chosen.astype(self.gates.dtype)
         connected = self.tokens[block.start : block.stop].astype(self.gates.dtype)
-        connected /= 1 + connected.sum(axis=0)
+        connected /= np.add.reduce(connected, initial=1)
         return connected
 
     def back(self, by_choices: NDArray[Any], by_scores: NDArray[Any]) -> NDArray[Any]:
-        """The gradient by all parameters, from that by the logits."""
+        """The gradient by all parameters, from that by the logits.
+
+        Raises:
+            ValueError: The walk kept nothing.
+        """
+        if not self.keep:
+            raise ValueError("this walk was made with keep=False and has no gradient; make it with keep=True")
         if self.constant is not None:  # what it bends
             by_choices = by_choices * (self.constant - self.choices * self.choices / self.constant)
             by_scores = by_scores * (self.constant - self.scores * self.scores / self.constant)
@@ -410,7 +437,7 @@ class Walk:
             proposed[number] *= by_cell
             shown[number] *= by_state
             by_cell *= keeping[number]
-            everything, told, _ = self._products[number]
+            everything, told, *_ = self._products[number]
             if number in self.shares:
                 by_matrix.addmm_(gates, everything.t())
                 by_mean = torch.mm(back_to_means, gates).numpy()

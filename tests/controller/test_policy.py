@@ -381,6 +381,16 @@ def test_the_walk_of_a_draw_is_learned_from_as_it_is(space: SearchSpace) -> None
         assert drawn is not None and torch.equal(drawn, walked)
 
 
+def test_a_draw_that_keeps_nothing_for_a_gradient_is_the_same_draw(space: SearchSpace) -> None:
+    policy = policy_of(space)
+    tokens, walk = policy.draw_and_walk(9, seed=3)
+    assert np.array_equal(policy.draw(9, seed=3), tokens)
+    passing = policy.walk(tokens.T, keep=False).to_end()
+    assert np.array_equal(passing.choices, walk.choices) and np.array_equal(passing.scores, walk.scores)
+    with pytest.raises(ValueError, match="keep=True"):
+        policy.evaluate(tokens, space.masks(tokens), 0.4, passing).log_probability.sum().backward()
+
+
 def test_a_walk_does_not_keep_itself_alive(known: Any) -> None:
     policy = policy_of(known.tiny_macro(3, 2))
     tokens, walk = policy.draw_and_walk(4, 0)
