@@ -6,6 +6,7 @@ python optimize.py resume=outputs/<run>                             # go on with
 """
 
 import copy
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +43,7 @@ from child.prune import (
 from child.ratios import PruningEvaluator, RatioSpace
 from child.retrain import retrain
 from child.share import FineTuning, hold, release, share_values, tie_alike
-from child.space import Genotype, derive_seed, nearest
+from child.space import derive_seed, nearest
 from child.sparsify import cut_connections
 from child.task import Task
 from child.training import (
@@ -71,7 +72,9 @@ CALIBRATION_SAMPLES = 512
 STATISTICS_BATCHES = 8
 """Training batches that normalizations take statistics from after channels were removed, and `taylor` its gradients."""
 FINALISTS = 5
-"""Ratios of a search that are scored again on all validation data: more would be judged by its noise."""
+"""Ratios of a search that are tried, beside even ones: more would be judged by the noise of the validation data."""
+TRIAL = 0.1
+"""Of the epochs of fine-tuning, the share that a trial takes."""
 
 Row = dict[str, Any]
 """A network of the table: its name, title and folder, validation metric, costs, and later its test metric."""
@@ -357,18 +360,16 @@ def prune(at: Setting, step: Step) -> float:
         found = None
         if settings.ratios == "search":
             found = at.run.once(f"search {stage}", partial(search_ratios, at, stage, before, cost, wanted))
-            seconds += found["seconds"]
+            trials = [
+                try_ratios(at, stage, number, before, tokens, cost, wanted)
+                for number, tokens in enumerate(found["finalists"], 1)
+            ]
+            seconds += found["seconds"] + sum(trial["seconds"] for trial in trials)
+            found = max(trials, key=lambda trial: trial["quality"])
+            at.console.say(f"Ratios, removed of each layer: {found['text']}")
 
         def change(module: nn.Module, stage: str = stage, wanted: float = wanted, found: Any = found) -> nn.Module:
-            groups, scores = units_of(at, stage, module)
-            if found is not None:
-                space = RatioSpace(groups, settings.choices)
-                plan = plan_of_ratios(at, space, space.genotype(found["tokens"]))
-            else:
-                plan = plan_of_shares(at, groups, scores)
-            smaller = fit(module, at.task.input_shape, groups, scores, plan, cost, wanted)
-            gather_statistics(smaller, at.task, STATISTICS_BATCHES, at.training.batch_size, at.config.seed)
-            return smaller
+            return cut(at, stage, module, found and found["tokens"], cost, wanted)
 
         seconds += fine_tune(at, stage, before, change, settings.training, resized=True)
         before = stage
@@ -529,18 +530,36 @@ def plan_of_shares(at: Setting, groups: Sequence[Group], scores: Mapping[str, Te
     return lambda share: keep_shares(groups, family(groups, scores, share), settings.least, settings.multiple)
 
 
-def plan_of_ratios(at: Setting, space: RatioSpace, genotype: Genotype) -> Callable[[float], Kept]:
+def plan_of_ratios(at: Setting, groups: Sequence[Group], tokens: Sequence[int]) -> Callable[[float], Kept]:
     """The family of networks with these ratios to each other: as found at 1/2, whole at 1."""
     settings = at.config.prune
+    space = RatioSpace(groups, settings.choices)
+    genotype = space.genotype(tokens)
     return lambda position: keep_shares(
-        space.groups, space.shares(genotype, (1 - position) / max(position, 1e-6)), settings.least, settings.multiple
+        groups, space.shares(genotype, (1 - position) / max(position, 1e-6)), settings.least, settings.multiple
     )
+
+
+def cut(
+    at: Setting,
+    stage: str,
+    module: nn.Module,
+    tokens: Sequence[int] | None,
+    cost: Callable[[nn.Module], int],
+    wanted: float,
+) -> nn.Module:
+    """The largest network of the wanted cost, with ratios that were found or those of the config, ready to learn."""
+    groups, scores = units_of(at, stage, module)
+    plan = plan_of_shares(at, groups, scores) if tokens is None else plan_of_ratios(at, groups, tokens)
+    smaller = fit(module, at.task.input_shape, groups, scores, plan, cost, wanted)
+    gather_statistics(smaller, at.task, STATISTICS_BATCHES, at.training.batch_size, at.config.seed)
+    return smaller
 
 
 def search_ratios(
     at: Setting, stage: str, before: str, cost: Callable[[nn.Module], int], wanted: float
 ) -> dict[str, Any]:
-    """The ratios that the controller finds: the best of its few best, all brought to the wanted cost."""
+    """The few best ratios that the controller finds, and even ones."""
     started, config, settings, task = time.monotonic(), at.config, at.config.prune, at.task
     module = at.load(before).module
     groups, scores = units_of(at, stage, module)
@@ -569,22 +588,41 @@ def search_ratios(
         (line for line in lines if line["strategy"] == strategy.name and line["failure"] is None),
         key=lambda line: -line["reward"],
     )
-    finalists = list(dict.fromkeys(Genotype.from_json(line["genotype"]) for line in own))[:FINALISTS]
-    best: tuple[float, Genotype] | None = None
-    for genotype in finalists:
+    best = list(dict.fromkeys(tuple(line["genotype"]["tokens"]) for line in own))[:FINALISTS]
+    even = (len(settings.choices) // 2,) * len(groups)
+    return {"finalists": list(dict.fromkeys([*best, even])), "seconds": time.monotonic() - started}
+
+
+def try_ratios(
+    at: Setting,
+    stage: str,
+    number: int,
+    before: str,
+    tokens: Sequence[int],
+    cost: Callable[[nn.Module], int],
+    wanted: float,
+) -> dict[str, Any]:
+    """How good a network with these ratios is at the wanted cost, after a short fine-tuning; cut only, it says less."""
+    settings, task = at.config.prune, at.task
+    how = replace(settings.training, epochs=math.ceil(TRIAL * settings.training.epochs))
+    trial = f"{stage}-trial{number}"
+
+    def compute() -> dict[str, Any]:
+        started = time.monotonic()
+        module = at.load(before).module
+        space = RatioSpace(find_groups(module, task.input_shape), settings.choices)
+        found = {"tokens": list(tokens), "text": space.text(space.genotype(tokens))}
         try:
-            smaller = fit(module, task.input_shape, groups, scores, plan_of_ratios(at, space, genotype), cost, wanted)
+            smaller = cut(at, stage, module, tokens, cost, wanted)
         except ValueError:  # too much of it is not pruned at all
-            continue
-        gather_statistics(smaller, task, STATISTICS_BATCHES, at.training.batch_size, seed)
+            return {**found, "quality": -1.0, "seconds": time.monotonic() - started}
+        if how.epochs:
+            smaller = train(at, trial, lambda: smaller, at.tuning(how))
         graded = grade(smaller, task, task.validation, at.training.final_batch, at.device)
         quality = task.quality(graded, task.validation.targets.cpu())
-        if best is None or quality > best[0]:
-            best = quality, genotype
-    if best is None:
-        raise ValueError(f"no ratios were found that leave {wanted:.4g} {unit}; search longer with search.rounds")
-    at.console.say(f"Ratios, removed of each layer: {space.text(best[1])}")
-    return {"tokens": list(best[1].tokens), "seconds": time.monotonic() - started}
+        return {**found, "quality": quality, "seconds": time.monotonic() - started}
+
+    return at.run.once(f"train {trial}", compute)
 
 
 def teachers_on_disk(config: OptimizeConfig, task: Task) -> list[nn.Module]:

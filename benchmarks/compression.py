@@ -1,4 +1,4 @@
-"""Models made smaller: what pruning, shared weights and distillation cost in accuracy, and what they save.
+"""Models made smaller: what pruning, shared weights, integers and distillation cost in accuracy, and what they save.
 
     python benchmarks/compression.py     # goes on where it was stopped; further arguments are overrides for every run
 
@@ -45,6 +45,7 @@ TITLES = {
     "uniform": "uniform ratios at the MACs of those (`prune.ratios=uniform`)",
     "codebook": "16 values a layer (`steps=[share]`)",
     "pipeline": "pruned, distilled, shared (`steps=[prune,distill,share]`)",
+    "quantized": "8-bit integers (`steps=[quantize]`)",
     "student": "a student of width 12, distilled, beside itself alone",
 }
 
@@ -56,6 +57,7 @@ def main() -> None:
     finish(each(begun, "uniform", lambda task, folder: original(folder) + pruned("uniform", macs(folder / "searched"))),
            "optimize.py")  # fmt: skip
     finish(each(begun, "codebook", lambda task, folder: [*original(folder), "steps=[share]"]), "optimize.py")
+    finish(each(begun, "quantized", lambda task, folder: [*original(folder), "steps=[quantize]"]), "optimize.py")
     finish(each(begun, "pipeline", lambda task, folder: [
         *original(folder), "steps=[prune,distill,share]", f"prune.share={SHARE}",
     ]), "optimize.py")  # fmt: skip

@@ -63,7 +63,7 @@ class ModelBased(WholeStrategy):
         num_random: int = 10,
         updates: int = 3,
         imagined: int = 128,
-        candidates: int = 512,
+        candidates: int = 1000,
         optimism: float = 1.0,
         known_penalty: float = 1.0,
         entropy_weight: float = 0.6,

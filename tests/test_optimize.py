@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import optimize as script
 from child.cost import count_macs, count_parameters
@@ -26,7 +27,7 @@ from conf.schema import OptimizeConfig
 from envs.digits import digits
 from logbook.interrupt import Interrupted, Interruption
 from logbook.run import Run
-from optimize import main
+from optimize import FINALISTS, main
 
 ROOT = Path(__file__).resolve().parents[1]
 NET = ("model._target_=child.resnet.ResNet", "+model.width=8")
@@ -224,6 +225,11 @@ def test_ratios_are_searched_by_the_controller(run_optimize: Any, tmp_path: Path
     for line in history:  # the reward is the existing one, at the wanted cost
         ratio = line["cost"] / (wanted * rows[0]["macs"])
         assert line["reward"] == pytest.approx(line["quality"] * min(1 / ratio, 1))
+    # The best, and even ratios beside them, were tuned a little before one was taken.
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    tried = [tag for tag in events.Tags()["scalars"] if re.fullmatch(r"1-prune-trial\d+/loss", tag)]
+    assert 2 <= len(tried) <= FINALISTS + 1
 
 
 @pytest.mark.slow
