@@ -108,7 +108,7 @@ def resolve(composed: DictConfig, overrides: list[str], kind: type[Config] = Run
         data = OmegaConf.merge(saved, {key: composed[key] for key in FREE_ON_RESUME if key in {*given, "resume"}})
         assert isinstance(data, DictConfig)
     plain: Any = OmegaConf.to_container(data, resolve=True, throw_on_missing=True)
-    for plugin in read(tuple[str, ...], plain["plugins"], "plugins"):
+    for plugin in read(tuple[str, ...], plain.get("plugins", []), "plugins"):
         try:
             importlib.import_module(plugin)
         except ImportError as error:

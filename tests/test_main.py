@@ -840,7 +840,9 @@ def test_every_experiment_takes_its_first_steps(
     monkeypatch.setattr(main_script, "measure_latency", partial(measure_latency, num_warmup=0, num_repeats=2))
     main(*compose_text(f"experiment={experiment}", f"env.path={write_small_data(tmp_path)[env]}", *few))
     ranked = load(tmp_path / "run" / "ranking.json")["architectures"]
-    assert all(0 < line[quality] < 1 for line in ranked for quality in ("shared", "standalone"))
+    # Of twelve validation images none may be right; where training failed, that is said.
+    assert [line["failure"] for line in ranked] == [None, None]
+    assert all(0 <= line[quality] < 1 for line in ranked for quality in ("shared", "standalone"))
     rows = load(tmp_path / "run" / "results.json")["rows"]
     assert {"teacher", "student", "hand_designed"} <= {row["name"] for row in rows}
     assert all(np.isfinite(row["test"]).all() for row in rows)

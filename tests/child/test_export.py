@@ -84,7 +84,7 @@ def test_every_space_is_exported(network_space: NetworkSpace, number: int, train
 @pytest.mark.slow
 @pytest.mark.parametrize("blueprint", [
     Blueprint("child.resnet.ResNet", {"input_shape": [3, 8, 8], "num_outputs": 3, "width": 4}),
-    Blueprint("child.convnet.ConvNet", {"input_shape": [3, 8], "num_outputs": 3, "width": 4}),
+    Blueprint("child.convnet.ConvNet1d", {"input_shape": [3, 8], "num_outputs": 3, "width": 4}),
     Blueprint("child.plain_mlp.PlainMLP", {"input_shape": [3], "num_outputs": 3, "width": 4}),
     Blueprint("child.lstm.LSTMLanguageModel", {"input_shape": [9], "num_outputs": 3, "width": 4, "context": 4}),
 ], ids=lambda blueprint: blueprint.target)  # fmt: skip

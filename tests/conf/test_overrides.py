@@ -117,5 +117,9 @@ def every_override(**how: Any) -> Any:
     return test
 
 
+def test_no_plugins_at_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    check("~plugins", monkeypatch, capsys)
+
+
 test_five_hundred_overrides = every_override(max_examples=500, derandomize=True)
 test_two_thousand_other_overrides = pytest.mark.slow(every_override(max_examples=2000, database=None))
