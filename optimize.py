@@ -361,8 +361,8 @@ def prune(at: Setting, step: Step) -> float:
         if settings.ratios == "search":
             found = at.run.once(f"search {stage}", partial(search_ratios, at, stage, before, cost, wanted))
             trials = [
-                try_ratios(at, stage, number, before, tokens, cost, wanted)
-                for number, tokens in enumerate(found["finalists"], 1)
+                try_ratios(at, stage, number, before, ratios, cost, wanted)
+                for number, ratios in enumerate(found["finalists"], 1)
             ]
             seconds += found["seconds"] + sum(trial["seconds"] for trial in trials)
             found = max(trials, key=lambda trial: trial["quality"])
@@ -479,14 +479,20 @@ def fine_tune(
         started = time.monotonic()
         network = at.load(before)
 
-        def begin() -> nn.Module:
-            return hold(change(network.module))
-
-        module = train(at, stage, begin, at.tuning(how)) if how.epochs else begin()
-        at.save(stage, release(module), replace(network.blueprint, resized=network.blueprint.resized or resized))
+        module = tuned(at, stage, lambda: change(network.module), how)
+        at.save(stage, module, replace(network.blueprint, resized=network.blueprint.resized or resized))
         return time.monotonic() - started
 
     return at.run.once(f"train {stage}", compute)
+
+
+def tuned(at: Setting, stage: str, begin: Callable[[], nn.Module], how: FineTuning) -> nn.Module:
+    """A network trained on, with what it was given held."""
+
+    def held() -> nn.Module:
+        return hold(begin())
+
+    return release(train(at, stage, held, at.tuning(how)) if how.epochs else held())
 
 
 def train(
@@ -590,7 +596,10 @@ def search_ratios(
     )
     best = list(dict.fromkeys(tuple(line["genotype"]["tokens"]) for line in own))[:FINALISTS]
     even = (len(settings.choices) // 2,) * len(groups)
-    return {"finalists": list(dict.fromkeys([*best, even])), "seconds": time.monotonic() - started}
+    finalists = [
+        {"tokens": list(tokens), "text": space.text(space.genotype(tokens))} for tokens in dict.fromkeys([*best, even])
+    ]
+    return {"finalists": finalists, "seconds": time.monotonic() - started}
 
 
 def try_ratios(
@@ -598,7 +607,7 @@ def try_ratios(
     stage: str,
     number: int,
     before: str,
-    tokens: Sequence[int],
+    ratios: Mapping[str, Any],
     cost: Callable[[nn.Module], int],
     wanted: float,
 ) -> dict[str, Any]:
@@ -609,18 +618,14 @@ def try_ratios(
 
     def compute() -> dict[str, Any]:
         started = time.monotonic()
-        module = at.load(before).module
-        space = RatioSpace(find_groups(module, task.input_shape), settings.choices)
-        found = {"tokens": list(tokens), "text": space.text(space.genotype(tokens))}
         try:
-            smaller = cut(at, stage, module, tokens, cost, wanted)
+            smaller = cut(at, stage, at.load(before).module, ratios["tokens"], cost, wanted)
         except ValueError:  # too much of it is not pruned at all
-            return {**found, "quality": -1.0, "seconds": time.monotonic() - started}
-        if how.epochs:
-            smaller = train(at, trial, lambda: smaller, at.tuning(how))
-        graded = grade(smaller, task, task.validation, at.training.final_batch, at.device)
+            return {**ratios, "quality": -1.0, "seconds": time.monotonic() - started}
+        module = tuned(at, trial, lambda: smaller, how)
+        graded = grade(module, task, task.validation, at.training.final_batch, at.device)
         quality = task.quality(graded, task.validation.targets.cpu())
-        return {**found, "quality": quality, "seconds": time.monotonic() - started}
+        return {**ratios, "quality": quality, "seconds": time.monotonic() - started}
 
     return at.run.once(f"train {trial}", compute)
 
