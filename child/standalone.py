@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -88,9 +87,9 @@ class StandaloneEvaluator:
                 self.found[genotype, fidelity] = self._train(genotype, fidelity)
         return [self.found[genotype, fidelity] for genotype in genotypes]
 
-    def epochs(self, fidelity: float) -> int:
-        """How long an architecture is trained at that fidelity."""
-        return max(1, round(fidelity * self.settings.epochs))
+    def epochs(self, fidelity: float) -> float:
+        """How long an architecture is trained at that fidelity; a part of an epoch where there are few."""
+        return fidelity * self.settings.epochs
 
     def improve(self, sampler: Sampler, num_batches: int) -> Improvement | None:
         """Nothing is shared, so there is nothing to train."""
@@ -123,8 +122,8 @@ class StandaloneEvaluator:
                 stage = f"standalone {genotype.tokens} fold {number}"
                 torch.manual_seed(derive_seed(self.seed, stage, "weights"))
                 network = self.space.network(genotype).to(self.device)
-                settings = replace(self.settings, epochs=self.epochs(fidelity))
-                training = Training(network, task, settings, None, self.seed, stage, self.device)
+                num_steps = self.settings.num_steps(len(task.train), fidelity)
+                training = Training(network, task, self.settings, num_steps, self.seed, stage, self.device)
                 network.train()
                 while not training.finished:
                     training.step()

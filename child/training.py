@@ -74,6 +74,17 @@ class TrainingSettings:
         """Samples per batch of the final measurements, where nothing is learned."""
         return 4 * self.batch_size
 
+    def batch_of(self, num_samples: int) -> int:
+        """Samples per step of a training on so many: no more than there are."""
+        return min(self.batch_size, num_samples)
+
+    def num_steps(self, num_samples: int, share: float = 1.0) -> int:
+        """Steps of a training on so many samples, or of a share of it, at least one.
+
+        Whole batches only: a small last one would upset batch normalization.
+        """
+        return max(1, round(share * self.epochs * (num_samples // self.batch_of(num_samples))))
+
 
 def prepare_process() -> None:
     """What every run asks of the process it has to itself.
@@ -153,10 +164,9 @@ class Training:
     ):
         self.network, self.task, self.settings = network, task, settings
         self.seed, self.stage, self.device = seed, stage, device
-        self.batch_size = min(settings.batch_size, len(task.train))
-        # Whole batches only: a small last one would upset batch normalization.
+        self.batch_size = settings.batch_of(len(task.train))
         self.steps_per_epoch = len(task.train) // self.batch_size
-        self.num_steps = settings.epochs * self.steps_per_epoch if num_steps is None else num_steps
+        self.num_steps = settings.num_steps(len(task.train)) if num_steps is None else num_steps
         self.step_number = 0
         self.num_skipped_in_a_row = 0
         self.optimizer = torch.optim.SGD(

@@ -52,13 +52,14 @@ class Agreement:
         """As they are written down."""
         return {"tau": self.tau, "tau_low": self.low, "tau_high": self.high, "tau_macs": self.tau_macs}
 
-    def sentence(self, epochs: int) -> str:
+    def sentence(self, epochs: float) -> str:
         """What was seen, and what can and cannot be concluded from it.
 
         Args:
             epochs: How long each architecture was trained on its own.
         """
-        trained = f"{self.num} architectures trained on their own for {_count(epochs, 'epoch')}"
+        length = f"{round(epochs, 2):g} epoch{'' if epochs == 1 else 's'}"
+        trained = f"{self.num} architectures trained on their own for {length}"
         if self.tau is None:
             why = "too few" if self.num < 2 else "all of them, or all of their scores, are equal"
             return f"How far to trust the ranking by shared weights is not known from {trained}: {why}."
@@ -169,7 +170,3 @@ def _known(value: Array) -> float | None:
 def _equal_pairs(values: Array) -> int:
     _, counts = np.unique(values, return_counts=True)
     return sum(math.comb(count, 2) for count in counts.tolist())
-
-
-def _count(num: int, word: str) -> str:
-    return f"{num} {word}" if num == 1 else f"{num} {word}s"

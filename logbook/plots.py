@@ -403,7 +403,7 @@ def _settle(figure: Figure) -> None:
     """Lay a figure out once, and not twice again in each file: a third of the time of a report."""
     if figure.get_layout_engine() is not None:
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+        figure.set_layout_engine(None)  # "none" leaves a stand-in, for which every file lays out again
 
 
 def canvas(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:

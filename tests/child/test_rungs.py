@@ -43,13 +43,13 @@ class Cheap:
 @pytest.fixture
 def make(
     macro: MacroSpace, task: Task, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[RungsEvaluator, list[tuple[Genotype, int]]]]:
+) -> Callable[..., tuple[RungsEvaluator, list[tuple[Genotype, float]]]]:
     """Rungs over known cheap qualities and known qualities of trainings; and the list of trainings made."""
 
     def build(
         cheap: Callable[[Genotype], float], trained: Callable[[Genotype, float], float | str], **settings: Any
-    ) -> tuple[RungsEvaluator, list[tuple[Genotype, int]]]:
-        made: list[tuple[Genotype, int]] = []
+    ) -> tuple[RungsEvaluator, list[tuple[Genotype, float]]]:
+        made: list[tuple[Genotype, float]] = []
 
         def quality(self: StandaloneEvaluator, genotype: Genotype, fidelity: float) -> float | str:
             made.append((genotype, self.epochs(fidelity)))

@@ -158,11 +158,14 @@ def test_a_repeat_is_not_trained_again(
     assert [training.num_steps for training in trainings] == [4 * 3, 4 * 3, 2 * 3]
 
 
-def test_the_smallest_fidelity_is_one_epoch(
+def test_a_fidelity_may_be_a_part_of_an_epoch(
     make_evaluator: Make, genotypes: list[Genotype], trainings: list[Training]
 ) -> None:
-    make_evaluator(epochs=4).evaluate(genotypes[:1], 0.01, 0)
-    assert [training.num_steps for training in trainings] == [3]
+    evaluator = make_evaluator(epochs=4)
+    for fidelity in (0.4, 0.01):  # of 12 steps, of which there is always one
+        evaluator.evaluate(genotypes[:1], fidelity, 0)
+    assert [training.num_steps for training in trainings] == [5, 1]
+    assert evaluator.epochs(0.4) == pytest.approx(1.6)
 
 
 def test_a_value_depends_on_the_seed_and_the_genotype_alone(
