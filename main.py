@@ -1,6 +1,6 @@
 """One run of Luban, read top to bottom: search, derive, retrain, distill, test, export, report.
 
-python main.py                                    # scikit-learn's digits, three minutes on two cores
+python main.py                                    # scikit-learn's digits, four minutes on two cores
 python main.py env=arrays env.path=mine.npz       # your own images
 python main.py resume=outputs/<run>               # go on with a run that stopped
 """
@@ -8,6 +8,7 @@ python main.py resume=outputs/<run>               # go on with a run that stoppe
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ from child.space import CostUnit, Evaluator, Genotype, Graph, NetworkSpace, Rela
 from child.standalone import StandaloneEvaluator
 from child.supernet import SupernetEvaluator
 from child.task import Classification, Task
-from child.training import LossOf, TrainingSettings, check_fit, choose_device, prepare_process
+from child.training import LossOf, TrainingError, TrainingSettings, check_fit, choose_device, prepare_process
 from conf.launch import launch
 from conf.schema import ConfigError, Part, RunConfig, read
 from controller.collapse import name_collapse
@@ -138,6 +139,7 @@ def main(config: RunConfig, text: str) -> None:
         parts = build_parts(config, run.finished.get("target") if run else None)
         if run is None:  # only now, so that a mistake in the config leaves no folder behind
             run = Run.create(Path(config.output), config.name, text, config.checkpoint_every_s, interruption)
+        remember_trainings(parts.evaluator, run)
         space = parts.space
         name = parts.task.name if parts.task else config.env.id
         console.say(
@@ -210,13 +212,16 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
     else:
         if not isinstance(space, NetworkSpace):
             raise ConfigError(f"space: {config.space.target} has no networks that could be trained on {task.name}")
-        shape = {"input_shape": list(task.input_shape), "num_outputs": task.num_outputs, "width": 8}
+        shape = {"input_shape": list(task.input_shape), "num_outputs": task.num_outputs}
         drawn = space.sample(np.random.default_rng(0), 1)[0]
         check_fit("space", partial(space.network, drawn), task)
         if final_space is not space:
             assert isinstance(final_space, NetworkSpace)
             check_fit("retrain.space", partial(final_space.network, drawn), task)
-        check_fit("baseline.network", partial(config.baseline.network.build, config.plugins, **shape), task)
+        if config.baseline.network is not None:
+            usual = partial(config.baseline.network.build, config.plugins, **shape)
+            check_fit("baseline.network", partial(usual, width=8), task)
+            check_width(usual, baseline_cost(config, task))
         cost = CostModel(space, cost_unit(config), task.input_shape, device)
         reward = build_reward(config, space, cost, known_target)
         evaluator = config.evaluator.build(
@@ -253,8 +258,22 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
             strategy, environments(config.search.episodes, config.search.fidelity, ledger or evaluator), ledger
         )
 
+    if config.derive.within_target and getattr(reward, "beta", None) == 0 and reward.target == 1:
+        raise ConfigError(
+            "derive.within_target: this reward has no target to stay within, for cost does not count in it; set "
+            "reward.target"
+        )
     environments(1, config.search.fidelity).close()  # now, so that a mistake in env.id costs nothing
     return Parts(device, task, space, final_space, reward, evaluator, strategy, environments, join)
+
+
+def remember_trainings(evaluator: Evaluator, run: Run) -> None:
+    """Let what is trained on its own be trained once, wherever the run is stopped."""
+    rungs = isinstance(evaluator, RungsEvaluator)
+    parts = {"trainings": evaluator.cheap, "rungs": evaluator.alone} if rungs else {"trainings": evaluator}
+    for name, part in parts.items():
+        if isinstance(part, StandaloneEvaluator):
+            part.remember(run.folder / "checkpoints" / f"{name}.jsonl")
 
 
 def build_final_space(config: RunConfig, space: SearchSpace, shapes: dict[str, Any]) -> SearchSpace:
@@ -269,6 +288,22 @@ def build_final_space(config: RunConfig, space: SearchSpace, shapes: dict[str, A
             "finds could not be built; set it for the search too, under space"
         )
     return final_space
+
+
+def baseline_cost(config: RunConfig, task: Task) -> Callable[[nn.Module], int]:
+    """What the hand-designed network is to have as many of as the teacher."""
+    return partial(count_macs, input_shape=task.input_shape) if config.baseline.match == "macs" else count_parameters
+
+
+def check_width(build: Callable[..., nn.Module], cost: Callable[[nn.Module], int]) -> None:
+    """Prove that the hand-designed network costs more the wider it is, for its width is how it comes to a cost."""
+    with torch.device("meta"):
+        narrow, wide = (cost(build(width=width)) for width in (8, 16))
+    if wide <= narrow:
+        raise ConfigError(
+            f"baseline.network: at width 16 it costs {wide:,}, no more than the {narrow:,} at width 8, so no width has "
+            "the teacher's cost; its class must take `width`, and baseline.network.width must not be given"
+        )
 
 
 def cost_unit(config: RunConfig) -> CostUnit:
@@ -333,11 +368,11 @@ def search_table(config: RunConfig, parts: Parts, table: TableEvaluator, run: Ru
     space, strategy, reward = parts.space, parts.strategy, parts.reward
 
     def search_and_choose() -> dict[str, Any]:
-        started = time.monotonic()
         search(parts.join, strategy, table, config.search, config.seed, run, console)
         history = run.read("history")
+        trusted = {strategy.name: strategy.estimate} if table.is_noisy else {}
         chosen = {
-            name: choose(space, history, name, strategy.estimate if table.is_noisy and name == strategy.name else None)
+            name: choose(space, history, name, table.cost, trusted.get(name))
             for name in dict.fromkeys([strategy.name, *(line["strategy"] for line in history)])
         }
         if config.derive.within_target:
@@ -352,7 +387,7 @@ def search_table(config: RunConfig, parts: Parts, table: TableEvaluator, run: Ru
             "evaluations": {
                 name: sum(line["strategy"] == name and line["charge"] > 0 for line in history) for name in chosen
             },
-            "seconds": {"search": time.monotonic() - started},
+            "seconds": {"search": run.seconds},
         }
 
     found = run.once("search", search_and_choose)
@@ -399,9 +434,8 @@ def search_table(config: RunConfig, parts: Parts, table: TableEvaluator, run: Ru
 def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     """Search, score the candidates again, and write down which architectures will be trained."""
     config, run, space, strategy = at.config, at.run, at.space, parts.strategy
-    started = time.monotonic()
     search(parts.join, strategy, parts.evaluator, config.search, config.seed, run, at.console)
-    searched = time.monotonic()
+    searched = run.seconds
     history = run.read("history")
     names = list(dict.fromkeys(line["strategy"] for line in history))
     draw, choice = derive_seed(config.seed, "derive"), strategy.choice()
@@ -446,7 +480,7 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
         "num_evaluations": sum(line["strategy"] == strategy.name for line in history),
         "to_rank": to_rank,
         "warnings": warnings,
-        "seconds": {"search": searched - started, "derive": time.monotonic() - searched},
+        "seconds": {"search": searched, "derive": run.seconds - searched},
     }
 
 
@@ -487,7 +521,7 @@ def write_neighbors(config: RunConfig, parts: Parts, run: Run, center: Genotype)
     if affordable < FEWEST_NEIGHBORS:
         missing = "What single changes of the choice would give was not looked at, because it takes more than seconds "
         run.write("neighbors.json", {"center": None, "num_all": None, "neighbors": [],
-                                     "missing": f"{missing}here; analysis=full does it."})  # fmt: skip
+                                     "missing": f"{missing}here; a new run with analysis=full does it."})  # fmt: skip
         return
 
     def environments(num: int) -> Environments:
@@ -587,13 +621,27 @@ def train_finals(at: Setting, found: dict[str, Any]) -> dict[str, Any]:
         blueprint = Blueprint.of(space, genotype)
         return Final(name, title, blueprint, space.text(genotype), space.graph(genotype), training)
 
-    teachers = []
+    notes: list[str] = []
+
+    def attempt(train: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
+        """The network that this trains, in a list; nothing but a note where its training broke down."""
+        try:
+            return [train()]
+        except TrainingError as error:
+            notes.append(f"Left out: {error}.")
+            return []
+
+    tried = []
     for number, tokens in enumerate(found["teachers"], 1):
         name = "teacher" if number == 1 else f"teacher{number}"
-        title = "Teacher (best found)" if number == 1 else f"Teacher {number}"
-        teachers.append(train_final(at, architecture(name, title, space.genotype(tokens))))
-    best = best_of(at.task, [teacher["validation"] for teacher in teachers])
-    teacher = space.genotype(found["teachers"][best])
+        final = architecture(name, f"Teacher {number}", space.genotype(tokens))
+        tried += [(tokens, row) for row in attempt(lambda final=final: train_final(at, final))]
+    if not tried:
+        raise TrainingError(notes[-1])
+    best = best_of(at.task, [row["validation"] for _, row in tried])
+    teachers = [row for _, row in tried]
+    teachers[best]["title"] = "Teacher (best found)"
+    teacher = space.genotype(tried[best][0])
     finals += teachers
 
     cheaper = [(space.genotype(tokens), quality) for tokens, quality in found["cheaper"]]
@@ -605,23 +653,27 @@ def train_finals(at: Setting, found: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     alone = architecture("student_alone", "Student without teacher", student, config.distill.training)
     taught = replace(alone, name="student", title="Student (distilled)", loss_of=listen)
-    finals += [train_final(at, taught), train_final(at, alone)]
+    finals.append(train_final(at, taught))
+    finals += attempt(lambda: train_final(at, alone))
     if found["random_best"] is not None:
-        finals.append(train_final(at, architecture("random_best", "Best of random search",
-                                                   space.genotype(found["random_best"]))))  # fmt: skip
-    wanted = space.macs(teacher) if config.baseline.match == "macs" else count_parameters(teacher_network)
-    finals.append(train_hand_designed(at, wanted))
+        beside = architecture("random_best", "Best of random search", space.genotype(found["random_best"]))
+        finals += attempt(lambda: train_final(at, beside))
+    usual = config.baseline.network
+    if usual is not None:
+        wanted = space.macs(teacher) if config.baseline.match == "macs" else count_parameters(teacher_network)
+        finals += attempt(lambda: train_hand_designed(at, usual, wanted))
     random = []
     if config.baseline.random:
         draw = derive_seed(config.seed, "random of like MACs")
         for number, genotype in enumerate(random_of_like_macs(space, teacher, config.baseline.random, draw), 1):
-            random.append(f"random{number}")
-            finals.append(train_final(at, architecture(random[-1], f"Random {number}, of like MACs", genotype)))
+            other = architecture(f"random{number}", f"Random {number}, of like MACs", genotype)
+            random += attempt(lambda other=other: train_final(at, other))
+    finals += random
+    notes += [f"Left out: {failure}." for row in finals for failure in row["failures"]]
     share = space.macs(student) / space.macs(teacher)
     note = f"The student has {share:.1%} of the teacher's MACs (budget {config.distill.budget:.0%})."
     if not within:
         note += " No candidate was within the budget; this is the cheapest."
-    notes = []
     if found["derived_by"]:
         notes.append(f"First of the teachers is what {found['derived_by']} derived, whatever it scores.")
     elif found["num_equal"] > 1:
@@ -630,34 +682,55 @@ def train_finals(at: Setting, found: dict[str, Any]) -> dict[str, Any]:
             f"({found['tolerance']:.4f}); of those, teachers with the better student come first."
         )
     notes.append(note)
-    choices = {"finals": finals, "notes": notes, "teacher": teachers[best]["name"], "random": random}
+    choices = {"finals": finals, "notes": notes, "teacher": teachers[best]["name"],
+               "random": [row["name"] for row in random]}  # fmt: skip
     at.run.write("choices.json", choices)
     return choices
 
 
-def train_final(at: Setting, final: Final) -> dict[str, Any]:
-    """Train a network once per seed; of several, the best on validation data is the one to use."""
+def train_final(at: Setting, final: Final, apart: bool = False) -> dict[str, Any]:
+    """Train a network once per seed; of several, the best on validation data is the one to use.
+
+    Where the config joins these data to training, nothing is left to choose by, and the first is used.
+
+    Args:
+        at: The setting.
+        final: The network.
+        apart: Keep validation data apart all the same, since a choice hangs on them.
+
+    Raises:
+        TrainingError: No training came to its end.
+    """
     config, task = at.config, at.task
-    if config.retrain.join_validation:
+    joined = config.retrain.join_validation and not apart
+    if joined:
         task = task.with_splits(task.train.join(task.validation), task.validation)
     task = task.to(at.device)
 
     def train(stage: str, seed: int) -> dict[str, Any]:
-        started = time.monotonic()
-        module, metric = retrain(
-            lambda: final.blueprint.build(config.plugins), task, final.training, seed, stage, at.device, at.run,
-            at.console, final.loss_of,
-        )  # fmt: skip
+        try:
+            module, metric = retrain(
+                lambda: final.blueprint.build(config.plugins), task, final.training, seed, stage, at.device, at.run,
+                at.console, final.loss_of,
+            )  # fmt: skip
+            if not math.isfinite(metric):
+                raise TrainingError(f"training of {stage} ended with outputs that are not finite; lower its rate")
+        except TrainingError as error:
+            return {"failure": str(error)}
         network = TrainedNetwork(module.cpu(), final.blueprint, task.input_shape, task.objective, task.preprocessing)
         save_network(network, at.run.folder / "networks" / stage)
-        return {"validation": metric, "folder": f"networks/{stage}", "seconds": time.monotonic() - started}
+        return {"validation": metric, "folder": f"networks/{stage}", "seconds": at.run.seconds}
 
     trained = []
     for number in range(config.retrain.seeds):
         stage = final.name if number == 0 else f"{final.name}-seed{number}"
         seed = derive_seed(config.seed, "final", number)
         trained.append(at.run.once(f"train {stage}", partial(train, stage, seed)))
-    metrics = [each["validation"] for each in trained]
+    failures = [each["failure"] for each in trained if "failure" in each]
+    trained = [each for each in trained if "failure" not in each]
+    if not trained:
+        raise TrainingError(failures[0])
+    metrics = [] if joined else [each["validation"] for each in trained]
     return {
         "name": final.name,
         "title": final.title,
@@ -667,45 +740,47 @@ def train_final(at: Setting, final: Final) -> dict[str, Any]:
         "folder": trained[best_of(task, [[metric] for metric in metrics])]["folder"],
         "folders": [each["folder"] for each in trained],
         "seconds": sum(each["seconds"] for each in trained),
+        "failures": failures,
     }
 
 
 def best_of(task: Task, metrics: Sequence[Sequence[float]]) -> int:
-    """Which of several has the best mean metric; the first of equals, and never one that is not a number."""
-    qualities = [task.objective.quality(float(np.mean(each))) for each in metrics]
-    return int(np.argmax(np.nan_to_num(qualities, nan=-1.0)))
+    """Which of several has the best mean metric; the first of equals, or where nothing was measured."""
+    qualities = [task.objective.quality(float(np.mean(each))) if each else 0.0 for each in metrics]
+    return int(np.argmax(qualities)) if qualities else 0
 
 
-def train_hand_designed(at: Setting, wanted: int) -> dict[str, Any]:
+def train_hand_designed(at: Setting, network: Part, wanted: int) -> dict[str, Any]:
     """A usual network of that cost; its learning rate is the best of a few after a third of the epochs."""
     baseline, full = at.config.baseline, at.config.retrain.training
     rates = baseline.learning_rates
     shapes = {"input_shape": list(at.task.input_shape), "num_outputs": at.task.num_outputs}
 
     def build(width: int) -> nn.Module:
-        return baseline.network.build(at.config.plugins, **shapes, width=width)
+        return network.build(at.config.plugins, **shapes, width=width)
 
-    cost = partial(count_macs, input_shape=at.task.input_shape) if baseline.match == "macs" else count_parameters
-    width = width_of_like_cost(build, cost, wanted)
-    name = baseline.network.target.rpartition(".")[2]
-    arguments = {**shapes, "width": width, **baseline.network.arguments}
+    width = width_of_like_cost(build, baseline_cost(at.config, at.task), wanted)
+    name = network.target.rpartition(".")[2]
+    arguments = {**shapes, "width": width, **network.arguments}
 
-    def train(stage: str, rate: float, epochs: int) -> dict[str, Any]:
-        return train_final(at, Final(
+    def usual(stage: str, rate: float, epochs: int) -> Final:
+        return Final(
             name=stage,
             title=f"Hand-designed ({name})",
-            blueprint=Blueprint(baseline.network.target, arguments),
+            blueprint=Blueprint(network.target, arguments),
             text=f"{name} of width {width}, learning rate {rate:g}",
             graph=None,
             training=replace(full, learning_rate=rate, epochs=epochs),
-        ))  # fmt: skip
+        )
 
-    tried = []
-    if len(rates) > 1:
-        tried = [train(f"hand_designed_{rate:g}", rate, math.ceil(full.epochs / 3)) for rate in rates]
-    best = best_of(at.task, [row["validation"] for row in tried]) if tried else 0
-    chosen = train("hand_designed", rates[best], full.epochs)
-    return {**chosen, "seconds": sum(row["seconds"] for row in (*tried, chosen))}
+    tried: dict[float, dict[str, Any]] = {}
+    for rate in rates[:0] if len(rates) == 1 else rates:
+        with suppress(TrainingError):  # a rate that is too high is not the best one
+            short = usual(f"hand_designed_{rate:g}", rate, math.ceil(full.epochs / 3))
+            tried[rate] = train_final(at, short, apart=True)
+    best = list(tried)[best_of(at.task, [row["validation"] for row in tried.values()])] if tried else rates[0]
+    chosen = train_final(at, usual("hand_designed", best, full.epochs))
+    return {**chosen, "seconds": sum(row["seconds"] for row in (*tried.values(), chosen))}
 
 
 def test_finals(at: Setting, found: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
@@ -722,7 +797,6 @@ def test_finals(at: Setting, found: dict[str, Any], trained: dict[str, Any]) -> 
             tested.append(answered.metric)
             if folder == final["folder"] and answered.given is not None:
                 answers |= {"test": truth(task.objective, test.targets), f"test {final['name']}": answered.given}
-        validation = [] if config.retrain.join_validation else final["validation"]
         network = load_network(at.run.folder / final["folder"], config.plugins).module
         latency = measure_latency(network, task.input_shape, at.device)
         if final["name"] in (trained["teacher"], "student"):
@@ -731,8 +805,8 @@ def test_finals(at: Setting, found: dict[str, Any], trained: dict[str, Any]) -> 
                 answers |= validation_answers(at, network, final["name"])
         rows.append({
             **{key: final[key] for key in ("name", "title", "text", "graph", "folder")},
-            "validation": validation,
-            "quality": [task.objective.quality(metric) for metric in validation],
+            "validation": final["validation"],
+            "quality": [task.objective.quality(metric) for metric in final["validation"]],
             "test": tested,
             "parameters": count_parameters(network),
             "macs": count_macs(network, task.input_shape),
@@ -744,12 +818,15 @@ def test_finals(at: Setting, found: dict[str, Any], trained: dict[str, Any]) -> 
     notes = [*found["warnings"], *trained["notes"]]
     if trained["random"]:
         notes.append(beside_random(rows, trained["random"], trained["teacher"], task.metric_name))
+    samples = {"training": len(task.train), "validation": len(task.validation), "test": len(task.test)}
+    if config.retrain.join_validation:
+        samples |= {"training": samples["training"] + samples["validation"], "validation": 0}
     results = {
         "task": task.name,
         "metric": task.metric_name,
         "higher_is_better": task.objective.higher_is_better,
         "cost_unit": "macs",
-        "samples": {"training": len(task.train), "validation": len(task.validation), "test": len(task.test)},
+        "samples": samples,
         "seed": config.seed,
         "teacher": trained["teacher"],
         "rows": rows,

@@ -18,6 +18,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -56,7 +57,7 @@ from child.training import (
     prepare_process,
 )
 from conf.launch import launch
-from conf.schema import ConfigError, Goal, OptimizeConfig
+from conf.schema import ConfigError, Goal, ModelConfig, OptimizeConfig
 from controller.search import Player, search
 from controller.strategy import Strategy
 from logbook.console import Console
@@ -292,12 +293,11 @@ def optimize(at: Setting, blueprint: Blueprint, original: nn.Module | None) -> l
     """The original, and what each step makes of what came before, each measured."""
 
     def begin() -> float:
-        started = time.monotonic()
         module = original
         if module is None:
             module = train(at, "original", lambda: blueprint.build(at.config.plugins), at.training)
         at.save("original", module, blueprint)
-        return time.monotonic() - started
+        return at.run.seconds
 
     seconds = at.run.once("train original", begin)
     rows = [at.run.once("measure original", lambda: describe(at, "original", "Original", seconds))]
@@ -411,7 +411,6 @@ def distill(at: Setting, step: Step) -> float:
     settings = at.config.distill
 
     def compute() -> float:
-        started = time.monotonic()
         teachers = [at.load({"original": "original", "self": step.before}[name]).module
                     for name in settings.teachers if name in KNOWN_TEACHERS]  # fmt: skip
         teachers += [teacher.to(at.device) for teacher in teachers_on_disk(at.config, at.task)]
@@ -420,7 +419,7 @@ def distill(at: Setting, step: Step) -> float:
         inputs = at.task.preprocessing(at.task.train.inputs[:2])
 
         def begin() -> nn.Module:
-            module = hold(fresh(at, network) if settings.fresh else network.module)
+            module = fresh(at, network) if settings.fresh else hold(network.module)
             if settings.features is None:
                 return module
             return Pupil(module, teachers[0], settings.features, inputs)
@@ -430,7 +429,7 @@ def distill(at: Setting, step: Step) -> float:
 
         module = train(at, step.stage, begin, settings.training, loss_of)
         at.save(step.stage, release(module.student if isinstance(module, Pupil) else module), network.blueprint)
-        return time.monotonic() - started
+        return at.run.seconds
 
     return at.run.once(f"train {step.stage}", compute)
 
@@ -440,13 +439,12 @@ def quantize(at: Setting, step: Step) -> float:
     from child.quantize import quantize as quantize_exported  # needs an extra
 
     def compute() -> float:
-        started = time.monotonic()
         network, folder = at.load(step.before), at.folder(step.stage)
         at.save(step.stage, network.module, network.blueprint)
         export(load_network(folder, at.config.plugins), folder, ("onnx",), at.task.name, at.config.plugins)
         drawn = at.task.train.draw(CALIBRATION_SAMPLES, derive_seed(at.config.seed, step.stage))
         quantize_exported(folder, at.task.preprocessing(drawn.inputs).cpu())
-        return time.monotonic() - started
+        return at.run.seconds
 
     return at.run.once(f"train {step.stage}", compute)
 
@@ -476,12 +474,10 @@ def fine_tune(
     """Change a network and train it on, with what it was given held; the seconds that this took."""
 
     def compute() -> float:
-        started = time.monotonic()
         network = at.load(before)
-
         module = tuned(at, stage, lambda: change(network.module), how)
         at.save(stage, module, replace(network.blueprint, resized=network.blueprint.resized or resized))
-        return time.monotonic() - started
+        return at.run.seconds
 
     return at.run.once(f"train {stage}", compute)
 
@@ -566,7 +562,7 @@ def search_ratios(
     at: Setting, stage: str, before: str, cost: Callable[[nn.Module], int], wanted: float
 ) -> dict[str, Any]:
     """The few best ratios that the controller finds, and even ones."""
-    started, config, settings, task = time.monotonic(), at.config, at.config.prune, at.task
+    config, settings, task = at.config, at.config.prune, at.task
     module = at.load(before).module
     groups, scores = units_of(at, stage, module)
     space, seed = RatioSpace(groups, settings.choices), derive_seed(config.seed, stage)
@@ -599,7 +595,7 @@ def search_ratios(
     finalists = [
         {"tokens": list(tokens), "text": space.text(space.genotype(tokens))} for tokens in dict.fromkeys([*best, even])
     ]
-    return {"finalists": finalists, "seconds": time.monotonic() - started}
+    return {"finalists": finalists, "seconds": at.run.seconds}
 
 
 def try_ratios(
@@ -617,15 +613,14 @@ def try_ratios(
     trial = f"{stage}-trial{number}"
 
     def compute() -> dict[str, Any]:
-        started = time.monotonic()
         try:
             smaller = cut(at, stage, at.load(before).module, ratios["tokens"], cost, wanted)
         except ValueError:  # too much of it is not pruned at all
-            return {**ratios, "quality": -1.0, "seconds": time.monotonic() - started}
+            return {**ratios, "quality": -1.0, "seconds": at.run.seconds}
         module = tuned(at, trial, lambda: smaller, how)
         graded = grade(module, task, task.validation, at.training.final_batch, at.device)
         quality = task.quality(graded, task.validation.targets.cpu())
-        return {**ratios, "quality": quality, "seconds": time.monotonic() - started}
+        return {**ratios, "quality": quality, "seconds": at.run.seconds}
 
     return at.run.once(f"train {trial}", compute)
 
@@ -749,11 +744,24 @@ def test(at: Setting, rows: Sequence[Row], choice: Mapping[str, Any]) -> dict[st
         "goal": {name: limit for name, limit in vars(at.config.goal).items() if limit is not None},
         **{key: choice[key] for key in ("chosen", "honored", "verdict")},
         "rows": tested,
-        "notes": [],
+        "notes": notes_on(at.config.model),
         "seconds": {row["name"]: row["seconds"] for row in rows},
     }
     at.run.write("results.json", results)
     return results
+
+
+def notes_on(model: ModelConfig) -> list[str]:
+    """What a reader must know of the original."""
+    if model.path is None:
+        return []
+    config = find_network(model.path).resolve().parent.parent / "config.yaml"
+    if not config.is_file() or not OmegaConf.select(OmegaConf.load(config), "retrain.join_validation"):
+        return []
+    return [
+        "The original was trained on the validation data too: what it has on them is too good, and what steps lose "
+        "against it is less than it seems. The test column is fair."
+    ]
 
 
 def export_chosen(at: Setting, results: dict[str, Any]) -> dict[str, Any]:
@@ -763,7 +771,8 @@ def export_chosen(at: Setting, results: dict[str, Any]) -> dict[str, Any]:
     export = partial(export_or_tell, at.folder("student"), at.config.export.formats, at.config.plugins)
     result = at.run.once("export", export)
     seconds = {**results["seconds"], "export": result["seconds"]}
-    results = {**results, "exported": result["exported"], "notes": result["notes"], "seconds": seconds}
+    notes = [*results["notes"], *result["notes"]]
+    results = {**results, "exported": result["exported"], "notes": notes, "seconds": seconds}
     at.run.write("results.json", results)
     return results
 

@@ -99,7 +99,8 @@ def play(job: tuple[str, int]) -> dict[str, Any]:
                 "charge": evaluation.charge,
             })  # fmt: skip
         round_number += 1
-    candidates = choose(SPACE, history, strategy.name, strategy.estimate if evaluator.is_noisy else None)
+    trusted = strategy.estimate if evaluator.is_noisy else None
+    candidates = choose(SPACE, history, strategy.name, evaluator.cost, trusted)
     if config.derive.within_target:
         candidates = within_target(candidates, reward.target)
     chosen = candidates[0].genotype

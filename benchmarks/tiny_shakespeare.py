@@ -7,9 +7,7 @@ for the same steps in the same way; the LSTM's learning rate is the best of thre
 are overrides for every run. Writes benchmarks/results/tiny_shakespeare.md and tiny_shakespeare.json.
 """
 
-from whole_runs import ROOT, finish, read_results, write  # isort: skip
-
-import numpy as np
+from whole_runs import ROOT, finish, read_results, with_error, write  # isort: skip
 
 FOLDER = ROOT / "outputs" / "benchmark-tiny-shakespeare"
 SEEDS = range(3)
@@ -71,7 +69,7 @@ def table(rows: list[dict]) -> str:
     lines += [
         "",
         f"The found cell is better than the LSTM in {sum(gain > 0 for gain in gains)} of {len(rows)} seeds, by",
-        f"{np.mean(gains):+.3f} bits on average.",
+        f"{with_error(gains, 3)} bits (mean ± standard error).",
         "",
         *(f"- seed {row['seed']}: `{row['networks']['teacher']['text']}`; {row['networks']['hand_designed']['text']}"
           for row in rows),

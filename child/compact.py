@@ -4,7 +4,7 @@ dense      as it is
 codebook   few different values: the table of them, and for each weight its place in the table, packed to bits
            (Han et al. 2016, "Deep Compression", section 3)
 sparse     many zeros: a bit per weight that says where the others are, and these, dense or by a codebook
-same       a tensor equal to one that came before: its name alone
+same       a tensor that is, or equals, one that came before: its name alone
 
 Nothing is rounded, so that what is read is bit for bit what was written: to be small is up to the weights. Pruning
 connections makes zeros, sharing weights makes few values, and tying layers makes equal tensors.
@@ -33,13 +33,20 @@ def pack(state: Mapping[str, Tensor]) -> bytes:
     tensors: dict[str, Tensor] = {}
     packed: dict[str, dict[str, Any]] = {}
     seen: dict[tuple[Any, ...], str] = {}
+    places: dict[tuple[Any, ...], str] = {}
     for name, value in state.items():
+        place = (value.device, value.data_ptr(), tuple(value.shape), value.stride(), value.dtype)
+        if value.numel() and place in places:  # one tensor that several modules have
+            packed[name] = {"same": places[place]}
+            continue
+        places[place] = name
         value = value.detach().cpu().contiguous()
         # Vectors are left out, and what is all one value: fresh normalizations are equal, but they are not the same.
         if value.dtype == torch.float32 and value.ndim > 1 and len(value.unique()) > 1:
             key = (tuple(value.shape), value.numpy().tobytes())
             if key in seen:
                 packed[name] = {"same": seen[key]}
+                places[place] = seen[key]
                 continue
             seen[key] = name
         parts = _smallest(value) if value.dtype == torch.float32 else {}
@@ -47,7 +54,7 @@ def pack(state: Mapping[str, Tensor]) -> bytes:
             tensors |= {f"{name}:{part}": torch.from_numpy(array) for part, array in parts.items()}
             packed[name] = {"shape": list(value.shape)}
         else:
-            tensors[name] = value
+            tensors[name] = value.clone()  # a view would have its memory in common with others
     return save(tensors, {"packed": json.dumps(packed)} if packed else None)
 
 

@@ -18,7 +18,7 @@ from child.space import CostUnit, Genotype, NetworkSpace
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds of one forward pass, in milliseconds: median, and distance between the quartiles."""
+    """Of one forward pass, in milliseconds: the median, and the distance between the quartiles."""
 
     median_ms: float
     spread_ms: float
@@ -65,7 +65,7 @@ def count_macs(network: nn.Module, input_shape: Sequence[int]) -> int:
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Trainable parameters of any network."""
+    """Parameters of any network, one that several modules have counted once."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 

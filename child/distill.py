@@ -188,7 +188,10 @@ class Pupil(nn.Module):
         for network, heard in zip(networks, found, strict=True):
             handles = []
             for name, layer in network.named_modules():
-                if next(layer.children(), None) is None and next(layer.parameters(), None) is not None:
+                # What holds a layer's values in place stands below it, and is no layer.
+                inside = [part for part, _ in layer.named_children() if part != "parametrizations"]
+                held = "parametrizations" in name.split(".")
+                if not inside and not held and next(layer.parameters(), None) is not None:
 
                     def hear(module: nn.Module, inputs: object, outputs: Tensor, heard: Any = heard, name: str = name):
                         heard[name] = outputs
@@ -201,9 +204,9 @@ class Pupil(nn.Module):
         fewest = 3 if self.transfer.kind == "attention" else 2
         alike = [
             name
-            for name, out in found[0].items()
+            for name, out in list(found[0].items())[:-1]
             if isinstance(out, Tensor) and isinstance(found[1].get(name), Tensor) and fewest <= out.ndim <= 4
-        ][: len(found[0]) - 1]
+        ]
         if not alike:
             raise ValueError(
                 "distill.features: student and teacher have no layers of the same name; name pairs, such as "

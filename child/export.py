@@ -31,7 +31,7 @@ from torch.export import Dim, ExportedProgram
 
 from child.card import read_record, write_card
 from child.cost import measure_latency
-from child.network import TrainedNetwork, add_file, describe, load_network, read_checked
+from child.network import TrainedNetwork, add_file, describe, find_network, load_network, read_checked
 from child.onnx_module import QUANTIZED, OnnxModule, require
 from child.transforms import Tokens
 
@@ -244,9 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="which to write (both)")
     parser.add_argument("--plugins", nargs="*", default=[], help="your own modules that the network is built from")
     given = parser.parse_args(arguments)
-    inside = given.network / "networks" / "student"
-    folder = inside if inside.is_dir() else given.network
     try:
+        folder = find_network(given.network)
         done = export_saved(folder, given.formats, given.plugins)
     except ValueError as error:
         sys.exit(f"Error: {error}")

@@ -295,9 +295,22 @@ def tie(module: nn.Module, same: Mapping[str, str]) -> None:
 
 
 def find_network(path: str | Path) -> Path:
-    """The folder of a network: of a run folder its student's, else the folder itself."""
-    inside = Path(path) / "networks" / "student"
-    return inside if inside.is_dir() else Path(path)
+    """The folder of a network: of a run folder its student's, else the folder itself.
+
+    Raises:
+        ValueError: The run's results, which say which of several trainings of the student was chosen, cannot be read.
+    """
+    run = Path(path)
+    results, inside = run / "results.json", run / "networks" / "student"
+    if results.is_file():
+        try:
+            rows = json.loads(results.read_text(encoding="utf-8"))["rows"]
+            chosen = [row["folder"] for row in rows if row.get("name") == "student"]
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            raise ValueError(f"{results} is not what a run writes: {error!r}") from None
+        if chosen:
+            return run / chosen[0]
+    return inside if inside.is_dir() else run
 
 
 def add_file(folder: Path, name: str, data: bytes) -> None:

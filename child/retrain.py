@@ -52,6 +52,7 @@ def retrain(
     with console.stage(stage, total=settings.epochs, initial=training.step_number // training.steps_per_epoch) as bar:
         while not training.finished:
             network.train()
+            rate = training.learning_rate()
             value = training.step(loss)
             epoch, position = divmod(training.step_number, training.steps_per_epoch)
             if position == 0:
@@ -59,7 +60,7 @@ def retrain(
                 if epoch % every == 0 or training.finished:
                     metric = measure(network, task, task.validation, settings.batch_size, device)
                     scalars[f"{stage}/validation_{task.metric_name}"] = metric
-                run.log({**scalars, f"{stage}/learning_rate": training.learning_rate()})
+                run.log({**scalars, f"{stage}/learning_rate": rate})
                 bar.advance(done=epoch, best=f"validation {task.metric_name} {metric:.4f}")
             run.save_if_due(training.state_dict)
     return network, measure(network, task, task.validation, settings.batch_size, device)

@@ -51,7 +51,8 @@ class RungsSettings:
 class RungsEvaluator:
     """A cheap evaluator, and above it stand-alone trainings of rising length.
 
-    Where it is asked again for an architecture that has been trained, the training is not repeated.
+    Where it is asked again for an architecture that has been trained, the training is not repeated, and its result
+    stands whatever the cheap score is by then.
 
     Args:
         cheap: Scores every architecture, from shared weights say.
@@ -74,7 +75,8 @@ class RungsEvaluator:
         self.reached[0] += results[0].items()
         for rung, share in enumerate(self.settings.fidelities, 1):
             results.append({})
-            for genotype in self._best(rung - 1, results[-2]):
+            paid = [genotype for genotype in results[-2] if (genotype, share) in self.alone.found]
+            for genotype in dict.fromkeys([*self._best(rung - 1, results[-2]), *paid]):
                 if self._afford(genotype, share):
                     (evaluation,) = self.alone.evaluate([genotype], share, seed)
                     if evaluation.failure is not None:

@@ -65,7 +65,8 @@ def share_values(module: nn.Module, num_values: int) -> None:
     with torch.no_grad():
         for layer, name in weights_of(module):
             weight = getattr(layer, name)
-            if weight.numel() < WEIGHTS_PER_VALUE * num_values:
+            # What has few values already, as a weight that another layer has too, would only lose some of them.
+            if weight.numel() < WEIGHTS_PER_VALUE * num_values or len(weight.unique()) <= num_values:
                 continue
             values = weight.detach().cpu().contiguous().numpy().reshape(-1)
             live = values != 0

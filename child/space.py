@@ -5,7 +5,6 @@ Letters: B architectures, T decisions (tokens) per architecture, C the largest n
 """
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -390,14 +389,3 @@ class Relaxation(Protocol):
     def num_skips(self, genotype: Genotype) -> int:
         """As of the space."""
         ...
-
-
-def read_genotype(text: str, space: SearchSpace) -> Genotype:
-    """A genotype from what a user typed or a file holds: JSON or the text form of the space (else ValueError)."""
-    stripped = text.strip()
-    if not stripped.startswith("{"):
-        return space.parse(stripped)
-    try:
-        return space.check(Genotype.from_json(json.loads(stripped)))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"this genotype is not valid JSON ({error})") from None

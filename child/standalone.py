@@ -1,7 +1,9 @@
 """The evaluator without shared weights: every architecture is trained from scratch on its own."""
 
+import json
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,6 +81,23 @@ class StandaloneEvaluator:
         self.space, self.cost, self.settings, self.seed, self.device = space, cost, settings, seed, device
         self.folds = [fold.to(device) for fold in folds_of(task, folds, seed)]
         self.found: dict[tuple[Genotype, float], Evaluation] = {}
+        self._outcomes: dict[tuple[Genotype, float], float | str] = {}  # those in the file, asked for or not
+        self._file: Path | None = None
+
+    def remember(self, file: Path) -> None:
+        """Write every outcome to a file as soon as it is known, and repeat no training whose outcome is there.
+
+        Outcomes follow from the evaluator's arguments and the genotype alone, so that a run which was stopped goes on
+        as it would have, without the trainings that it had made since its last checkpoint.
+        """
+        lines = file.read_text().splitlines() if file.is_file() else []
+        for line in lines:
+            try:
+                tokens, fidelity, outcome = json.loads(line)
+            except ValueError:  # the last, where the run was killed in the middle of it
+                continue
+            self._outcomes[Genotype(self.space.name, tuple(tokens)), fidelity] = outcome
+        self._file = file
 
     def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
         """Train what has not been trained before; `seed` is not used, since the value must not change."""
@@ -90,6 +109,11 @@ class StandaloneEvaluator:
     def epochs(self, fidelity: float) -> float:
         """How long an architecture is trained at that fidelity; a part of an epoch where there are few."""
         return fidelity * self.settings.epochs
+
+    def standard_error(self, quality: float) -> float:
+        """Of a quality, which all folds together were judged for."""
+        targets = torch.cat([fold.validation.targets for fold in self.folds])
+        return self.folds[0].objective.standard_error(quality, targets)
 
     def improve(self, sampler: Sampler, num_batches: int) -> Improvement | None:
         """Nothing is shared, so there is nothing to train."""
@@ -109,9 +133,19 @@ class StandaloneEvaluator:
             self.found[genotype, fidelity] = Evaluation(genotype, quality, cost, fidelity, self.seed, failure)
 
     def _train(self, genotype: Genotype, fidelity: float) -> Evaluation:
-        outcome = self._quality(genotype, fidelity)
+        outcome = self._outcomes.get((genotype, fidelity))
+        if outcome is None:
+            outcome = self._quality(genotype, fidelity)
+            self._write(genotype, fidelity, outcome)
         quality, failure = (0.0, outcome) if isinstance(outcome, str) else (outcome, None)
         return Evaluation(genotype, quality, self.cost(genotype), fidelity, self.seed, failure)
+
+    def _write(self, genotype: Genotype, fidelity: float, outcome: float | str) -> None:
+        if self._file is not None:
+            self._file.parent.mkdir(exist_ok=True)
+            with self._file.open("a") as file:
+                # A line break first, since a line that was cut off has none.
+                file.write(f"\n{json.dumps([genotype.tokens, fidelity, outcome])}")
 
     def _quality(self, genotype: Genotype, fidelity: float) -> float | str:
         """The mean over the folds, or why there is none."""

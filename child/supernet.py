@@ -184,7 +184,7 @@ class SupernetRelaxation:
 
     def __init__(self, evaluator: SupernetEvaluator, space: RelaxedSpace, trade_off: TradeOff):
         self.evaluator, self.space, self.trade_off = evaluator, space, trade_off
-        self.batch_size = min(evaluator.settings.batch_size, len(evaluator.task.validation))
+        self.batch_size = evaluator.settings.batch_of(len(evaluator.task.validation))
         self.steps_per_epoch = len(evaluator.task.validation) // self.batch_size
 
     def loss(self, choices: Tensor, step: int, unrolled: bool = False) -> Tensor:
@@ -206,19 +206,21 @@ class SupernetRelaxation:
         """As of the space."""
         return self.space.num_skips(genotype)
 
-    def _task_loss(self, weights: Mapping[str, Tensor], choices: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _task_loss(
+        self, weights: Mapping[str, Tensor], choices: Tensor, inputs: Tensor, targets: Tensor, smoothing: float = 0.0
+    ) -> Tensor:
         outputs = functional_call(self.evaluator.network, dict(weights), (inputs, choices))
-        return self.evaluator.task.loss(outputs, targets)
+        return self.evaluator.task.loss(outputs, targets, smoothing)
 
     def _after_a_step(self, weights: Mapping[str, Tensor], choices: Tensor) -> dict[str, Tensor]:
         """The shared weights after the coming training step, as functions of the choices (Liu et al. 2019, eq. 6).
 
-        It is the step of the trainer, weight decay and clipping included, without the momentum (which the public code
-        adds: it moves the point, not how the point depends on the choices). Where the paper takes finite differences
-        of its gradient, here it is differentiated itself.
+        It is the step of the trainer, weight decay, clipping and smoothed labels included, without the momentum (which
+        the public code adds: it moves the point, not how the point depends on the choices). Where the paper takes
+        finite differences of its gradient, here it is differentiated itself.
         """
         training, settings = self.evaluator.training, self.evaluator.settings
-        loss = self._task_loss(weights, choices, *training.batch())
+        loss = self._task_loss(weights, choices, *training.batch(), settings.label_smoothing)
         found = torch.autograd.grad(
             loss, list(weights.values()), create_graph=True, allow_unused=True, materialize_grads=True
         )

@@ -265,7 +265,7 @@ class Training:
     def _heal_statistics(self) -> None:
         """Begin running statistics again that took in values that are not finite, for they would never lose them."""
         for module in self.network.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 statistics = (module.running_mean, module.running_var)
                 if not all(values is None or bool(values.isfinite().all()) for values in statistics):
                     module.reset_running_stats()

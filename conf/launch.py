@@ -119,7 +119,9 @@ def resolve(composed: DictConfig, overrides: list[str], kind: type[Config] = Run
 def _refuse_changes(saved: DictConfig, composed: DictConfig, overrides: list[str]) -> set[str]:
     """The keys that the overrides name, proven to be free or the same as in the saved run."""
     keys = {each.key_or_group.replace("/", ".") for each in OverridesParser.create().parse_overrides(overrides)}
-    for key in sorted(keys):
+    # An experiment leaves no key of its own, only what it sets.
+    named = keys if "experiment" not in keys else keys | {str(key) for key in composed if key in saved}
+    for key in sorted(named):
         if key not in FREE_ON_RESUME and OmegaConf.select(saved, key) != OmegaConf.select(composed, key):
             raise ConfigError(
                 f"resume: a run goes on with its own config, but {key} was {_plain(OmegaConf.select(saved, key))} and "

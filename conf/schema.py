@@ -162,8 +162,9 @@ class RetrainSettings:
 
     Args:
         top: How many of the best candidates are trained; the best of them on validation data is the teacher.
-        seeds: How often every final network is trained, with different seeds.
-        join_validation: Train on validation data too; then only the test column says how good a network is.
+        seeds: How often every final network is trained, with different seeds; the best on validation data is used.
+        join_validation: Train on validation data too; then only the test column says how good a network is, and the
+            first of several seeds is used.
         space: Arguments of the space in which final networks differ from those of the search, such as more channels.
         training: How.
     """
@@ -177,6 +178,11 @@ class RetrainSettings:
     def __post_init__(self) -> None:
         if self.top < 1 or self.seeds < 1:
             raise ValueError(f"retrain.top and retrain.seeds must be at least 1, got {self.top} and {self.seeds}")
+        if self.join_validation and self.top > 1:
+            raise ValueError(
+                f"retrain.join_validation leaves no data to choose one of retrain.top={self.top} networks by; set one "
+                "of the two back"
+            )
 
 
 @dataclass(frozen=True)
@@ -203,13 +209,13 @@ class BaselineSettings:
     """What stands beside the searched networks.
 
     Args:
-        network: The hand-designed network's class, which takes `input_shape`, `num_outputs` and `width`.
+        network: The hand-designed network's class, which takes `input_shape`, `num_outputs` and `width`; None for none.
         match: Its width is the one of like cost as the teacher: `macs` or `parameters`.
         learning_rates: The one to train it with is chosen on validation data.
         random: How many random architectures of like MACs as the teacher are trained in the same way.
     """
 
-    network: Part
+    network: Part | None
     match: Literal["macs", "parameters"] = "macs"
     learning_rates: tuple[float, ...] = (0.02, 0.05, 0.1)
     random: int = 0
@@ -347,6 +353,11 @@ class OptimizeConfig(RunConfig):
     sparsify: SparsifySettings
     share: ShareSettings
     distill: DistillStep
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.retrain.join_validation:
+            raise ValueError("retrain.join_validation: steps are chosen by validation data, which must stay apart")
 
 
 def read(kind: Any, value: Any, key: str) -> Any:

@@ -185,6 +185,7 @@ def choose(
     space: SearchSpace,
     history: Sequence[dict[str, Any]],
     strategy: str,
+    cost: Callable[[Genotype], float],
     estimate: Callable[[list[Genotype]], NDArray[np.float64] | None] | None = None,
 ) -> list[Candidate]:
     """What a strategy evaluated, each architecture once, in the order in which it should be chosen.
@@ -195,13 +196,15 @@ def choose(
         space: What was searched.
         history: The lines of `history.jsonl`.
         strategy: Whose.
+        cost: Of an architecture, where the environment told none.
         estimate: The strategy's own, where rewards are noisy: it is trusted more than they are, if it has one.
     """
     first: dict[Genotype, Candidate] = {}
     for line in history:
         if line["strategy"] == strategy and line["failure"] is None and line["reward"] is not None:
             genotype = space.check(Genotype.from_json(line["genotype"]))
-            evaluation = Evaluation(genotype, line["quality"], line["cost"], line["fidelity"], line["seed"])
+            its = cost(genotype) if line["cost"] is None else line["cost"]
+            evaluation = Evaluation(genotype, line["quality"], its, line["fidelity"], line["seed"])
             first.setdefault(genotype, Candidate(strategy, evaluation, line["reward"]))
     if not first:
         raise ValueError(f"{strategy} could evaluate no architecture; see 'failure' in history.jsonl, or search.budget")

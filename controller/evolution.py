@@ -133,8 +133,8 @@ class Genetic(_Varying):
 class LocalSearch(_Varying):
     """Greedy local search (White et al. 2021): go to the first better neighbor; start again where there is none.
 
-    Neighbors differ in one decision and are tried in an order drawn for each place. `population` holds what was seen
-    since the start of the climb, its first entry the place where it stands.
+    Neighbors differ in one decision and are tried in an order drawn for each place. `population` holds the place where
+    it stands, alone.
     """
 
     name = "local_search"

@@ -1,6 +1,7 @@
 """REINFORCE that learns mostly in imagination, for budgets of about a hundred evaluations."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -78,6 +79,8 @@ class ModelBased(WholeStrategy):
                 f"model-based search needs num_random >= 2, updates >= 0, imagined >= 2 and candidates from 1 to 1000, "
                 f"got {num_random}, {updates}, {imagined} and {candidates}"
             )
+        if not learning_rate > 0 or not clip > 0:
+            raise ValueError(f"the controller needs learning_rate > 0 and clip > 0, got {learning_rate} and {clip}")
         check_connections(space)
         self.num_random, self.updates, self.imagined, self.candidates = num_random, updates, imagined, candidates
         self.optimism, self.known_penalty, self.entropy_weight = optimism, known_penalty, entropy_weight
@@ -120,9 +123,9 @@ class ModelBased(WholeStrategy):
         for evaluation, reward in zip(rollout.evaluations, rollout.rewards.tolist(), strict=True):
             if np.isfinite(reward):
                 self.seen.setdefault(evaluation.genotype, (reward, evaluation.quality, evaluation.cost))
-        update = Update(num_skipped=int((~finite).sum()))
+        update, num_lost = Update(), int((~finite).sum())
         if len(self.seen) < self.num_random:
-            return update
+            return replace(update, num_skipped=num_lost)
         learned_from = self._learned_from()
         for model in (self.model, self.steady):
             model.fit(list(self.seen), learned_from)
@@ -130,7 +133,7 @@ class ModelBased(WholeStrategy):
             for _ in range(self.updates):
                 update = self._imagine()
                 self.num_learned += 1
-        return update
+        return replace(update, num_skipped=num_lost)
 
     def _is_known(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of the architectures (M, T) were evaluated, (M)."""

@@ -60,7 +60,8 @@ class Reinforce(Strategy):
         entropy_weight: Weight of the policy's entropy (nats per architecture) in the loss, at the first update.
         final_entropy_weight: At the last; linear in between.
         skip_prior: The density of skip connections that the policy is pulled to.
-        skip_weight: Weight of the divergence from it (ENAS: 0.8 beside rewards in [0, 1]).
+        skip_weight: Weight of the mean divergence from it (ENAS: 0.8 beside rewards in [0, 1], but of the sum over a
+            layer's connections, averaged over layers: with L layers that is 0.4 L here).
         clip: Largest norm of the whole gradient.
     """
 

@@ -227,7 +227,7 @@ def search(
             data_seed = derive_seed(seed, "search", round_number)
             played = [(player, *player.play(round_number, data_seed)) for player in players if not player.finished]
             for player, rollout, update in played:
-                _remember(run, player.strategy, rollout, round_number)
+                _remember(run, player, rollout, round_number)
                 if update.note:
                     console.say(update.note)
             _log(run, round_number, played, trained.loss)
@@ -256,24 +256,25 @@ def _column(values: Iterable[float | str | None]) -> list[str]:
     return _encode(list(values))[1:-1].split(",\n")
 
 
-def _remember(run: Run, player: Strategy, rollout: Rollout, round_number: int) -> None:
-    evaluations, num = rollout.evaluations, len(rollout.evaluations)
+def _remember(run: Run, player: Player, rollout: Rollout, round_number: int) -> None:
+    space, evaluations, num = player.strategy.space, rollout.evaluations, len(rollout.evaluations)
     if num == 0:
         return
     genotypes = [evaluation.genotype for evaluation in evaluations]
     rewards: list[float] = rollout.rewards.tolist()
+    first = round_number * player.envs.num_envs  # a round that the budget cut short has fewer
     opened = [""] * num
-    if player.space.masks_depend_on_prefix:
+    if space.masks_depend_on_prefix:
         # Where one decision may close another, an analysis has to know which were there to be made.
         is_open = rollout.masks.sum(axis=2) > 1
         opened = [f', "open": {np.flatnonzero(row).tolist()}' for row in is_open]
     rows = zip(
-        _column([player.name]) * num,
+        _column([player.strategy.name]) * num,
         _column([round_number]) * num,
-        _column(range(round_number * num + 1, (round_number + 1) * num + 1)),
+        _column(range(first + 1, first + num + 1)),
         _column(genotype.space for genotype in genotypes),
         json.dumps([genotype.tokens for genotype in genotypes])[2:-2].split("], ["),
-        _column(map(player.space.text, genotypes)),
+        _column(map(space.text, genotypes)),
         _column(_finite(evaluation.quality) for evaluation in evaluations),
         _column(_finite(evaluation.cost) for evaluation in evaluations),
         _column(map(_finite, rewards)),

@@ -18,13 +18,10 @@ from logbook.numbers import gap, known, mean, score
 from logbook.record import Json, Record, read_run
 from logbook.report import template
 from logbook.sections.comparison import curves_section
-from logbook.significance import Estimate, difference, estimate, holm
+from logbook.significance import ALPHA, Estimate, difference, estimate, holm
 
 # Runs that differ in these alone are repetitions of one experiment: the keys say where it ran, not what it was.
 REPETITION_KEYS = frozenset({"seed", "device", "threads", "name", "output", "checkpoint_every_s", "resume", "analysis"})
-
-ALPHA = 0.05
-"""A difference that chance would make so large less often than this, all of the page considered, is beyond noise."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +32,17 @@ class Group:
     description: str
     runs: list[Record]
 
-    def values(self, name: str, split: str = "test") -> list[float]:
-        """One value per run: the mean over that run's trainings of a network."""
-        found = [known(run.rows[name][split]) for run in self.runs if name in run.rows]
-        return [fmean(each) for each in found if each]
-
-    def by_seed(self, name: str) -> dict[int, float]:
-        """The same on test data by the run's seed; a seed that ran twice counts once, with its mean."""
+    def by_seed(self, name: str, split: str = "test") -> dict[int, float]:
+        """One value per seed: the mean over the trainings of a network; a seed that ran twice counts once."""
         found: dict[int, list[float]] = {}
         for run in self.runs:
-            if name in run.rows and (tested := known(run.rows[name]["test"])):
-                found.setdefault(run.config.get("seed", 0), []).append(fmean(tested))
+            if name in run.rows and (measured := known(run.rows[name][split])):
+                found.setdefault(run.config.get("seed", 0), []).append(fmean(measured))
         return {seed: fmean(each) for seed, each in found.items()}
+
+    def values(self, name: str, split: str = "test") -> list[float]:
+        """The same without the seeds."""
+        return list(self.by_seed(name, split).values())
 
     def cells(self, name: str, metric: str) -> dict[str, str]:
         """What the table says about a network."""
@@ -167,11 +163,8 @@ def tests(part: Part) -> list[dict[str, str]]:
                 pair = f"{first.letter} against {second.letter}"
                 found.append((pair, name.replace("_", " "), difference(ours, theirs)))
     for group in part.groups:
-        pairs = [
-            fmean(known(run.rows["teacher"]["test"])) - fmean(known(run.rows["random_best"]["test"]))
-            for run in group.runs
-            if all(known(run.rows.get(name, {}).get("test", [])) for name in ("teacher", "random_best"))
-        ]
+        ours, theirs = group.by_seed("teacher"), group.by_seed("random_best")
+        pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
         if pairs:
             found.append((group.letter, "teacher against random best", estimate(pairs, paired=True)))
     corrected = holm([each.p for _, _, each in found])
@@ -290,7 +283,7 @@ def comparison_tables(folders: Sequence[Path]) -> list[Table]:
         table = Table(title=part.title, title_justify="left", pad_edge=False)
         table.add_column("group")
         table.add_column("network", overflow="fold")
-        for title in ("runs", "test, mean [95%]", "MACs"):
+        for title in ("seeds", "test, mean [95%]", "MACs"):
             table.add_column(title, justify="right", no_wrap=True)
         for group in part.groups:
             for name in group.names():

@@ -61,6 +61,11 @@ class Record:
         return {row["name"]: row for row in self.results["rows"]} if self.results else {}
 
     @property
+    def teacher(self) -> str:
+        """The name of the teacher's row: of several that were trained, the best on validation data."""
+        return (self.results or {}).get("teacher", "teacher")
+
+    @property
     def looked_up(self) -> bool:
         """Whether nothing was trained, because a table knew every training already."""
         return bool(self.results and self.results.get("looked_up"))

@@ -4,10 +4,9 @@ A run folder may be unfinished: what is missing is left out, and the page says s
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -21,6 +20,7 @@ from logbook.sections.decisions import decisions_section, neighbors_section
 from logbook.sections.networks import layers_section, network_section
 from logbook.sections.search import cost_unit, ranking_section, search_section
 from logbook.sections.section import Picture
+from logbook.significance import ALPHA, welch
 
 CLONE = Path(__file__).resolve().parent.parent
 
@@ -29,21 +29,24 @@ def verdict(run: Record) -> str:
     """One sentence about what came out, no stronger than its numbers."""
     rows, metric = run.rows, run.metric
     tests = {name: known(row["test"]) for name, row in rows.items()}
-    if not tests.get("teacher"):
+    best = tests.get(run.teacher)
+    if not best:
         return (
             f"This run has no final networks yet; so far it has evaluated {len(run.history)} "
             f"architecture{'s' if len(run.history) != 1 else ''} ({run.reached})."
         )
-    reached = f"{score(fmean(tests['teacher']), metric)} test {metric}"
+    reached = f"{score(fmean(best), metric)} test {metric}"
     better = "" if run.higher_is_better else " (lower is better)"
     clauses = [f"On {run.task} the best network found reaches {reached}{better}"]
     if tests.get("student"):
-        loss = fmean(tests["teacher"]) - fmean(tests["student"])
+        loss = fmean(best) - fmean(tests["student"])
         where = f"{gap(loss, metric)} {'below' if loss >= 0 else 'above'} it"
         if _rounds_to_zero(loss, metric):
             where = "level with it"
-        clauses.append(f"its student is {where} at {rows['student']['macs'] / rows['teacher']['macs']:.0%} of its MACs")
-    if tests.get("random_best"):
+        share = rows["student"]["macs"] / rows[run.teacher]["macs"]
+        clauses.append(f"its student is {where} at {share:.0%} of its MACs")
+    if tests.get("teacher") and tests.get("random_best"):
+        # The first choices of both: the best of several teachers had several trainings to be chosen from.
         lead = fmean(tests["teacher"]) - fmean(tests["random_best"])
         side = "above" if lead >= 0 else "below"
         strategy = next((name for name in run.strategies if name != "random"), "the search")
@@ -52,31 +55,26 @@ def verdict(run: Record) -> str:
         effort = f"{counts.pop()} evaluations each" if told else "equal evaluations"
         if run.looked_up and not told:
             effort = "equal budgets"
-        # The difference stands in the sentence in any case: a reader may weigh it otherwise than two standard errors.
+        ours = f"the first choice of {strategy}" if "teacher2" in rows else f"what {strategy} found"
+        # The difference stands in the sentence in any case: a reader may weigh it otherwise.
         clauses.append(
-            f"after {effort}, what {strategy} found is {gap(lead, metric)} {side} what random search found, "
+            f"after {effort}, {ours} is {gap(lead, metric)} {side} what random search found, "
             + (
                 "in one search each: other seeds may say otherwise"
                 if run.looked_up
-                else _judgement(lead, standard_error(tests["teacher"], tests["random_best"]))
+                else _judgement(tests["teacher"], tests["random_best"])
             )
         )
     return "; ".join(clauses) + "."
 
 
-def _judgement(difference: float, error: float | None) -> str:
-    if error is None:
+def _judgement(first: Sequence[float], second: Sequence[float]) -> str:
+    found = welch(first, second)
+    if found.num < 2:
         return "from one training each, which is too few to tell a difference from noise"
-    if abs(difference) <= 2 * error:
-        return "which is within noise (two standard errors of the difference)"
-    return "which is beyond noise (two standard errors of the difference)"
-
-
-def standard_error(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Of the difference of two means, by Welch's formula; None where one of the spreads is unknown."""
-    if len(first) < 2 or len(second) < 2:
-        return None
-    return math.sqrt(stdev(first) ** 2 / len(first) + stdev(second) ** 2 / len(second))
+    if found.p is None:
+        return "without any spread to judge that by"
+    return f"which is {'beyond' if found.p < ALPHA else 'within'} noise (Welch's test, p = {found.p:.2g})"
 
 
 def _rounds_to_zero(difference: float, metric: str) -> bool:
@@ -128,7 +126,7 @@ def write_report(folder: Path) -> Path:
         sections += [layers_section(run), *answers_section(run)]
     write_plots(folder / "plots", [picture for section in sections for picture in section.pictures])
     results, candidates = run.results or {}, run.candidates or {}
-    usable = [run.rows[name] for name in ("student", "teacher", *run.rows) if run.rows.get(name, {}).get("folder")]
+    usable = [run.rows[name] for name in ("student", run.teacher, *run.rows) if run.rows.get(name, {}).get("folder")]
     page = template("report.html.jinja").render(
         title=f"{run.task}: a run of Luban",
         task=run.task,
@@ -186,10 +184,10 @@ def _usage(run: Record, row: Mapping[str, Any]) -> str | None:
 def _key_figures(run: Record) -> list[tuple[str, str, str]]:
     """Name, value and remark of the numbers that head the page."""
     figures, rows, results = [], run.rows, run.results or {}
-    for name in ("teacher", "student"):
+    for name, part in ((run.teacher, "teacher"), ("student", "student")):
         if name in rows and known(rows[name]["test"]):
             remark = f"{human(rows[name]['macs'])} MACs, {human(rows[name]['parameters'])} parameters"
-            figures.append((f"{name}, test {run.metric}", score(fmean(known(rows[name]["test"])), run.metric), remark))
+            figures.append((f"{part}, test {run.metric}", score(fmean(known(rows[name]["test"])), run.metric), remark))
     if run.history:
         per_strategy = [f"{sum(line['strategy'] == s for line in run.history)} {s}" for s in run.strategies]
         figures.append(("evaluations", human(len(run.history)), ", ".join(per_strategy)))

@@ -45,6 +45,7 @@ class Run:
         self.remarks: list[str] = []
         self.finished: dict[str, Any] = {}
         self.stage_state: dict[str, Any] = {}
+        self._stage_began = time.monotonic()
         self._number = 0
         self._tick = 0
         self._purge_step = 1  # TensorBoard shows no step from here on that was written before
@@ -107,10 +108,17 @@ class Run:
     def once(self, stage: str, compute: Callable[[], Any]) -> Any:
         """The result of a stage: computed now, or taken from the run where it was finished before."""
         if stage not in self.finished:
+            if not self.stage_state:  # else it goes on
+                self._stage_began = time.monotonic()
             self.finished[stage] = compute()
             self.save({})
             self.interruption.check()
         return self.finished[stage]
+
+    @property
+    def seconds(self) -> float:
+        """What the current stage has taken so far, before a stop too; within a stage within a stage, the inner one."""
+        return time.monotonic() - self._stage_began
 
     def append(self, journal: str, *records: Mapping[str, Any]) -> None:
         """A line of JSON for each record at the end of `<journal>.jsonl`."""
@@ -184,7 +192,13 @@ class Run:
             offsets[name] = file.tell()
         if self._writer is not None:
             self._writer.flush()
-        state = {"finished": self.finished, "stage_state": stage_state, "offsets": offsets, "tick": self._tick}
+        state = {
+            "finished": self.finished,
+            "stage_state": stage_state,
+            "seconds": self.seconds,
+            "offsets": offsets,
+            "tick": self._tick,
+        }
         self._number += 1
         folder = self.folder / "checkpoints"
         folder.mkdir(exist_ok=True)
@@ -208,6 +222,7 @@ class Run:
     def _restore(self, state: dict[str, Any], number: int) -> None:
         self._number = number
         self.finished, self.stage_state, self._tick = state["finished"], state["stage_state"], state["tick"]
+        self._stage_began = time.monotonic() - state.get("seconds", 0.0)
         self._purge_step = self._tick + 1
         self._truncate(state["offsets"])
 

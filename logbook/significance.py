@@ -7,6 +7,9 @@ from statistics import fmean, stdev, variance
 
 from scipy.special import stdtr, stdtrit
 
+ALPHA = 0.05
+"""A difference that chance would make so large less often than this is beyond noise."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -40,19 +43,23 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Estim
     """The mean of the first group minus that of the second, given by seed.
 
     Paired by seed where every seed of the smaller group, of two at least, is in the other too: runs of one seed share
-    their data splits, which cancel out. Else Welch's (1947), which takes no two spreads as equal.
+    their data splits, which cancel out. Else Welch's.
     """
     common = [seed for seed in first if seed in second]
     if len(common) == min(len(first), len(second)) >= 2:
         return estimate([first[seed] - second[seed] for seed in common], paired=True)
-    ours, theirs = list(first.values()), list(second.values())
-    mean, num = fmean(ours) - fmean(theirs), min(len(ours), len(theirs))
+    return welch(list(first.values()), list(second.values()))
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> Estimate:
+    """The mean of independent values minus that of others (Welch 1947); no two spreads are taken as equal."""
+    mean, num = fmean(first) - fmean(second), min(len(first), len(second))
     if num < 2:
         return Estimate(mean, num)
-    parts = [variance(group) / len(group) for group in (ours, theirs)]
+    parts = [variance(group) / len(group) for group in (first, second)]
     if not sum(parts) > 0:
         return Estimate(mean, num)
-    freedom = sum(parts) ** 2 / sum(p * p / (len(g) - 1) for p, g in zip(parts, (ours, theirs), strict=True))
+    freedom = sum(parts) ** 2 / sum(p * p / (len(g) - 1) for p, g in zip(parts, (first, second), strict=True))
     return _judged(mean, num, sqrt(sum(parts)), freedom, paired=False)
 
 

@@ -276,6 +276,14 @@ def test_what_does_not_fit_the_space_or_the_evaluator_is_named(compose_text: Com
     build_parts(config)
 
 
+def test_what_could_only_go_wrong_at_the_end_is_told_at_the_beginning(compose_text: Compose) -> None:
+    with pytest.raises(ConfigError, match=r"baseline.network: at width 16 it costs ([\d,]+), no more than the \1 at"):
+        build_parts(compose_text("+baseline.network.width=8")[0])
+    with pytest.raises(ConfigError, match=r"derive.within_target: this reward has no target .*; set reward.target"):
+        build_parts(compose_text("reward=quality", "derive.within_target=true")[0])
+    build_parts(compose_text("reward=quality", "reward.target=1e6", "derive.within_target=true")[0])
+
+
 @pytest.mark.parametrize(
     ("shape", "needed"),
     [
@@ -637,19 +645,24 @@ def test_several_seeds_and_several_candidates(run_main: Any, tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("no_report")
 def test_the_rate_of_the_hand_designed_network_is_chosen_on_validation_data(run_main: Any, tmp_path: Path) -> None:
-    rates = [0.1, 1e-7, 1e-8]
-    folder = run_main(tmp_path, f"baseline.learning_rates={rates}".replace(" ", ""), "retrain.training.epochs=6")
-    tried = [f"hand_designed_{rate:g}" for rate in rates]
+    """One at which training breaks down is none; and what is joined for the final training is kept apart before."""
+    rates = [1e-7, 0.1, 1e30]
+    settings = [f"baseline.learning_rates={rates}".replace(" ", ""), "retrain.training.epochs=6"]
+    folder = run_main(tmp_path, *settings, "retrain.join_validation=true")
+    tried = [f"hand_designed_{rate:g}" for rate in rates[:2]]
     assert {path.name for path in (folder / "networks").iterdir()} == {*STAGES, *tried}
     rows = load(folder / "results.json")["rows"]
     assert [row["name"] for row in rows][-1] == "hand_designed" and "learning rate 0.1" in rows[-1]["text"]
 
 
 @pytest.mark.usefixtures("no_report")
-def test_random_architectures_of_like_macs_stand_beside_the_teacher(run_main: Any, tmp_path: Path) -> None:
-    folder = run_main(tmp_path, "baseline.random=3", "search.rounds=1")
+def test_random_architectures_may_stand_beside_the_teacher_instead_of_a_hand_designed_network(
+    run_main: Any, tmp_path: Path
+) -> None:
+    folder = run_main(tmp_path, "baseline.random=3", "baseline.network=null", "search.rounds=1")
     results = load(folder / "results.json")
     rows = {row["name"]: row for row in results["rows"]}
+    assert list(rows) == [*STAGES[:-1], "random1", "random2", "random3"]
     others = [rows[f"random{number}"] for number in (1, 2, 3)]
     assert len({row["text"] for row in (rows["teacher"], *others)}) == 4
     tests = [row["test"][0] for row in others]
@@ -662,8 +675,14 @@ def test_random_architectures_of_like_macs_stand_beside_the_teacher(run_main: An
 
 @pytest.mark.usefixtures("no_report")
 def test_joined_validation_data_are_no_longer_evidence(run_main: Any, tmp_path: Path) -> None:
-    folder = run_main(tmp_path, "retrain.join_validation=true", "search.rounds=1", "search.episodes=2")
-    assert [row["validation"] for row in load(folder / "results.json")["rows"]] == [[]] * 5
+    short = ("search.rounds=1", "search.episodes=2")
+    folder = run_main(tmp_path, "retrain.join_validation=true", "baseline.learning_rates=[1e30]", *short)
+    results = load(folder / "results.json")
+    assert [row["name"] for row in results["rows"]] == STAGES[:-1]
+    assert [row["validation"] for row in results["rows"]] == [[]] * 4
+    assert re.match(r"Left out: training of hand_designed stopped at step \d: loss or gradient", results["notes"][0])
+    apart = load(run_main(tmp_path, *short, name="apart") / "results.json")["samples"]
+    assert results["samples"] == {**apart, "training": apart["training"] + apart["validation"], "validation": 0}
 
 
 @pytest.mark.parametrize(
@@ -700,6 +719,10 @@ def test_parts_can_be_swapped(
     unchecked = overrides[0] in ("evaluator=standalone", "ranking.finalists=0")
     assert (folder / "ranking.json").exists() != unchecked and ("ranking" in results["seconds"]) != unchecked
     found = load(folder / "candidates.json")
+    remembered = {path.stem for path in (folder / "checkpoints").glob("*.jsonl")}
+    assert remembered == {"evaluator=standalone": {"trainings"}, "rungs.fidelities=[0.5,1.0]": {"rungs"}}.get(
+        overrides[0], set()
+    )
     if "reward.unit=parameters" in overrides:
         assert found["cost_unit"] == "parameters" and "parameters / " in found["reward_formula"]
 

@@ -23,11 +23,11 @@ from child.resnet import ResNet
 from child.task import SealedSplit
 from child.training import measure
 from conf.launch import one_line
-from conf.schema import OptimizeConfig
+from conf.schema import ModelConfig, OptimizeConfig
 from envs.digits import digits
 from logbook.interrupt import Interrupted, Interruption
 from logbook.run import Run
-from optimize import FINALISTS, main
+from optimize import FINALISTS, main, notes_on
 
 ROOT = Path(__file__).resolve().parents[1]
 NET = ("model._target_=child.resnet.ResNet", "+model.width=8")
@@ -324,6 +324,7 @@ def line(compose_text: Any, output: Path, *overrides: str) -> str:
     (["goal.bytes=0.1", "steps=[share]"], "goal.bytes: 0.1 of the bytes cannot be reached by these steps"),
     (["goal.macs=0.4", "prune.share=0.8"], "prune.share: 0.8 of the macs contradicts goal.macs=0.4; leave it out"),
     (["steps=[]"], "steps: expected a list of one or more of prune, sparsify, share, distill"),
+    (["retrain.join_validation=true"], "retrain.join_validation: steps are chosen by validation data, which must stay"),
     (["steps=[quantize,prune]"], "steps: what is quantized can no longer be trained, so quantize comes last"),
     (["steps=[prune,shar]"], r"steps\[1\]: there is no step 'shar'; .*did you mean 'share'\?"),
     (["+model.depth=3"], "model.depth: child.resnet.ResNet takes no such argument; allowed: width, blocks"),
@@ -357,6 +358,20 @@ def test_models_that_do_not_fit_are_told_in_one_line(
     told = line(compose_text, tmp_path, *NET, f"model.weights={tmp_path / 'other.safetensors'}")
     assert re.match(r"model.weights: .* does not fit ResNet: Error", told)
     assert re.match(r"cannot read .*SHA256SUMS", line(compose_text, tmp_path, f"model.path={tmp_path}"))
+
+
+def test_an_original_that_has_learned_the_validation_data_is_told_of(tmp_path: Path) -> None:
+    run, network = tmp_path / "run", tmp_path / "run" / "networks" / "student"
+    network.mkdir(parents=True)
+    for joined in (True, False):
+        (run / "config.yaml").write_text(f"retrain: {{join_validation: {joined}}}")
+        for path in (run, network):
+            notes = notes_on(ModelConfig(str(path), None, None))
+            assert [note.startswith("The original was trained on the validation data too") for note in notes] == [
+                True
+            ] * joined
+    assert notes_on(ModelConfig(str(tmp_path / "elsewhere"), None, None)) == []
+    assert notes_on(ModelConfig(None, None, None)) == []
 
 
 def test_weights_of_ones_own_are_not_trained_again(run_optimize: Any, tmp_path: Path) -> None:

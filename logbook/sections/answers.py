@@ -27,18 +27,13 @@ def answers_section(run: Record) -> list[Section]:
     if not run.answers:
         section.missing.append("What the final networks answer is not known yet (answers.npz is missing).")
         return [section]
-    shown = [name for name in (teacher_of(run), "student") if f"test {name}" in run.answers]
+    shown = [name for name in (run.teacher, "student") if f"test {name}" in run.answers]
     classes = (run.about or {}).get("classes")
     if classes:
         _add_classes(run, section, shown, classes)
     else:
         _add_residuals(run, section, shown)
     return [section]
-
-
-def teacher_of(run: Record) -> str:
-    """The name of the best teacher's row."""
-    return (run.results or {}).get("teacher", "teacher")
 
 
 def _add_classes(run: Record, section: Section, shown: Sequence[str], classes: Sequence[str]) -> None:

@@ -69,6 +69,15 @@ def test_equal_weights_are_stored_once() -> None:
     assert all(same_bits(again[name], value) for name, value in state.items())
 
 
+def test_what_several_modules_have_is_stored_once_whatever_it_is() -> None:
+    """Vectors and counters too, and views of one memory, which the format would refuse."""
+    bias, steps, memory = torch.randn(9), torch.tensor(7), torch.randn(4, 6)
+    state = {"a.bias": bias, "b.bias": bias, "a.steps": steps, "b.steps": steps, "top": memory[:2], "rest": memory[2:]}
+    again, same = unpack(pack(state))
+    assert same == {"b.bias": "a.bias", "b.steps": "a.steps"}
+    assert all(same_bits(again[name], value) for name, value in state.items())
+
+
 def test_a_file_in_which_nothing_is_packed_is_a_plain_one() -> None:
     state = {"weight": torch.randn(20, 20), "bias": torch.zeros(3)}
     assert pack(state) == save(state)

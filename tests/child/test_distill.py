@@ -1,6 +1,7 @@
 """Distillation, against formulas worked out by hand."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +11,8 @@ from torch.nn import functional
 
 from child.distill import Ensemble, FeatureTransfer, Pupil, SoftTargets, attention
 from child.lstm import LSTMLanguageModel
+from child.share import hold
+from child.sparsify import cut_connections
 from child.task import Task
 
 
@@ -202,6 +205,24 @@ def test_layers_are_spread_evenly(num: int) -> None:
     student, teacher = (nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(7)), nn.Flatten()) for _ in range(2))
     pupil = Pupil(student, teacher, FeatureTransfer("hint", num_layers=num), torch.randn(2, 3, 8, 8))
     assert [int(name) for name, _ in pupil.pairs] == {1: [5], 2: [2, 5], 3: [1, 3, 5]}[num]
+
+
+def test_the_last_layer_is_left_out_where_others_have_no_match_either() -> None:
+    torch.manual_seed(0)
+    student, teacher = (
+        nn.Sequential(OrderedDict((name, nn.Conv2d(3, 3, 1)) for name in ("stem", own, "last")))
+        for own in ("mine", "its")
+    )
+    pupil = Pupil(student, teacher, FeatureTransfer("hint"), torch.randn(2, 3, 8, 8))
+    assert pupil.pairs == [("stem", "stem")]
+
+
+def test_layers_whose_values_are_held_are_layers_still() -> None:
+    torch.manual_seed(0)
+    student, teacher = (nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1)) for _ in range(2))
+    cut_connections(student, 0.5, "layer")
+    pupil = Pupil(hold(student), teacher, FeatureTransfer("hint"), torch.randn(3, 5))
+    assert pupil.pairs == [("0", "0")]
 
 
 def test_hints_of_vectors_and_of_a_language() -> None:

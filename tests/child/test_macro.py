@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from child.macro import MacroNetwork, MacroSpace
-from child.space import read_genotype
 
 
 def deep(**changes: Any) -> MacroSpace:
@@ -65,7 +64,7 @@ def test_the_order_of_skips_does_not_matter() -> None:
 )
 def test_parse_errors_name_the_word(text: str, words: list[str]) -> None:
     with pytest.raises(ValueError) as caught:
-        read_genotype(text, deep())
+        deep().parse(text)
     for word in words:
         assert word in str(caught.value)
 

@@ -14,7 +14,6 @@ from child.distill import SoftTargets
 from child.micro import AuxiliaryHead, Cell, MicroNetwork, MicroSpace, loose_ends
 from child.network import Blueprint, TrainedNetwork, load_network, save_network
 from child.operations import DropPath
-from child.space import read_genotype
 from child.task import Classification, Task, WithAuxiliary
 from child.training import Training, TrainingSettings
 from child.transforms import Normalize
@@ -72,7 +71,7 @@ def test_decisions_say_what_they_read() -> None:
 )
 def test_parse_errors_name_the_word(old: str, new: str, words: list[str]) -> None:
     with pytest.raises(ValueError) as caught:
-        read_genotype(TEXT.replace(old, new, 1), small())
+        small().parse(TEXT.replace(old, new, 1))
     for word in words:
         assert word in str(caught.value)
 

@@ -10,7 +10,6 @@ import torch
 from torch.nn import functional
 
 from child.mlp import MLP, MLPSpace
-from child.space import read_genotype
 
 
 def small(**changes: Any) -> MLPSpace:
@@ -56,7 +55,7 @@ def test_decisions_say_which_layers_they_join() -> None:
 )
 def test_parse_errors_name_the_word(text: str, words: list[str]) -> None:
     with pytest.raises(ValueError) as caught:
-        read_genotype(text, small())
+        small().parse(text)
     for word in words:
         assert word in str(caught.value)
 

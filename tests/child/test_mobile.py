@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from child.mobile import Block, InvertedResidual, MobileNetwork, MobileSpace, SqueezeExcitation
-from child.space import read_genotype
 
 
 def small(**changes: Any) -> MobileSpace:
@@ -64,7 +63,7 @@ def test_decisions_name_their_choices() -> None:
 )
 def test_parse_errors_name_the_word(text: str, words: list[str]) -> None:
     with pytest.raises(ValueError) as caught:
-        read_genotype(text, small())
+        small().parse(text)
     for word in words:
         assert word in str(caught.value)
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from child.nasbench201 import EDGES, OPERATIONS, Cell, NASBench201Space
 from child.operations import NASBENCH201_OPERATIONS
-from child.space import Genotype, read_genotype
+from child.space import Genotype
 
 DATA = Path(os.environ.get("LUBAN_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 SPACE = NASBench201Space()
@@ -37,7 +37,7 @@ def test_the_standard_text_form() -> None:
 
 @given(cells)
 def test_text_is_read_back(genotype: Genotype) -> None:
-    assert read_genotype(SPACE.text(genotype), SPACE) == genotype
+    assert SPACE.parse(SPACE.text(genotype)) == genotype
 
 
 @pytest.mark.parametrize(

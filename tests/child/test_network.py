@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import nn
 
 from child.macro import MacroSpace
-from child.network import Blueprint, TrainedNetwork, load_network, save_network
+from child.network import Blueprint, TrainedNetwork, find_network, load_network, save_network
 from child.resnet import ResNet
 from child.space import NetworkSpace
 from child.task import Classification
@@ -66,6 +66,18 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     description = json.loads((folder / "network.json").read_text())
     change(description)
     replace(folder, "network.json", json.dumps(description).encode())
+
+
+def test_a_run_folder_stands_for_the_student_that_was_chosen(tmp_path: Path) -> None:
+    (tmp_path / "networks" / "student").mkdir(parents=True)
+    assert find_network(tmp_path) == tmp_path / "networks" / "student"
+    assert find_network(tmp_path / "networks" / "student") == tmp_path / "networks" / "student"
+    rows = [{"name": "teacher", "folder": "networks/teacher"}, {"name": "student", "folder": "networks/student-seed2"}]
+    (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
+    assert find_network(tmp_path) == tmp_path / "networks" / "student-seed2"
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(ValueError, match=r"results\.json is not what a run writes"):
+        find_network(tmp_path)
 
 
 # There and back.

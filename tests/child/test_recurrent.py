@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from child.recurrent import RecurrentNetwork, RecurrentSpace, loose_ends
-from child.space import read_genotype
 
 
 def small(**changes: Any) -> RecurrentSpace:
@@ -78,7 +77,7 @@ def test_decisions_say_which_nodes_they_join() -> None:
 )
 def test_parse_errors_name_the_word(text: str, words: list[str]) -> None:
     with pytest.raises(ValueError) as caught:
-        read_genotype(text, small())
+        small().parse(text)
     for word in words:
         assert word in str(caught.value)
 

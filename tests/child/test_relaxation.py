@@ -179,7 +179,8 @@ def test_skips_are_counted_in_the_normal_cell() -> None:
 # Learning.
 
 
-SETTINGS = TrainingSettings(batch_size=16, learning_rate=0.05, momentum=0.0, weight_decay=0.01, clip=0.5)
+SETTINGS = TrainingSettings(batch_size=16, learning_rate=0.05, momentum=0.0, weight_decay=0.01, clip=0.5,
+                            label_smoothing=0.1)  # fmt: skip
 
 
 def evaluator_of(space: Any, task: Task, settings: TrainingSettings = SETTINGS, unit: Any = "macs") -> Any:
@@ -268,7 +269,7 @@ def test_the_unrolled_gradient_is_that_of_a_real_step(evaluator: Any, task: Task
         rate, decay = training.learning_rate(), SETTINGS.weight_decay
         optimizer = torch.optim.SGD(after.parameters(), rate, weight_decay=decay)
         with batch_statistics(after):
-            task.loss(after(inputs.double(), choices), targets).backward()
+            task.loss(after(inputs.double(), choices), targets, SETTINGS.label_smoothing).backward()
             norm = nn.utils.clip_grad_norm_(after.parameters(), SETTINGS.clip)
             assert norm > SETTINGS.clip  # so that clipping matters
             for parameter in after.parameters():  # decayed too where nothing else moves it

@@ -123,6 +123,20 @@ def test_a_training_that_fails_is_a_failure(make: Any, ordered: list[Genotype]) 
     assert [each.failure for each in found] == [None] * 15 + ["out of memory"] and found[-1].quality == 0
 
 
+def test_what_was_trained_is_told_as_it_was_whatever_its_cheap_score_is_by_then(
+    make: Any, ordered: list[Genotype]
+) -> None:
+    scores = {genotype: number / 100 for number, genotype in enumerate(ordered)}
+    rungs, made = make(lambda g: scores[g], lambda g, _: 0.9, fidelities=(1.0,), keep=0.25)
+    rungs.evaluate(ordered, 1.0, 0)
+    best = ordered[15]
+    assert (best, 4) in made
+    scores[best] = 0.0
+    number = len(made)
+    found = {each.genotype: each.quality for each in rungs.evaluate([best, ordered[0]], 1.0, 1)}
+    assert found[best] == 0.9 and len(made) == number
+
+
 def test_it_goes_on_from_its_state(make: Any, ordered: list[Genotype]) -> None:
     def build() -> RungsEvaluator:
         # Of a training that is not repeated, the quality need not be told again.

@@ -114,6 +114,22 @@ def test_training_keeps_values_zeros_and_ties(task: Task, device: torch.device) 
     assert first.weight is second.weight
 
 
+def test_what_has_few_values_already_keeps_them() -> None:
+    """Sharing once more would begin again from even centers, and merge some; a tied weight is one of several layers."""
+    module = network()
+    tie_alike(module)
+    weights = [getattr(layer, name) for layer, name in weights_of(module)]
+    alone = {id(w): to_nearest(w.detach().numpy().reshape(-1), 16) for w in weights if w.numel() >= 128}
+    share_values(module, 16)
+    assert len(alone) < sum(w.numel() >= 128 for w in weights)  # some are tied
+    for weight in weights:
+        if id(weight) in alone:
+            assert np.array_equal(weight.detach().numpy().reshape(-1), alone[id(weight)])
+    shared = [weight.clone() for weight in weights]
+    share_values(module, 16)
+    assert all(weight.equal(before) for weight, before in zip(weights, shared, strict=True))
+
+
 def test_every_space_answers_alike_while_it_is_held(
     network_space: NetworkSpace, inputs_of: Callable[..., Tensor]
 ) -> None:

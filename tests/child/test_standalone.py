@@ -1,7 +1,9 @@
 """Training every architecture on its own: the folds, the store of what was found, and failures."""
 
 import json
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,6 +135,8 @@ def test_quality_is_the_mean_over_the_folds(
     monkeypatch.setattr(module, "grade", grade)
     (evaluation,) = evaluator.evaluate(genotypes[:1], 1.0, 0)
     assert evaluation.quality == pytest.approx(0.5)
+    num = sum(len(split) for _, split in measured)  # every sample was judged once
+    assert evaluator.standard_error(0.5) == pytest.approx(0.5 / math.sqrt(num))
     assert len(trainings) == 3
     for training, (network, split), fold in zip(trainings, measured, evaluator.folds, strict=True):
         assert training.finished
@@ -191,6 +195,28 @@ def test_the_state_goes_round(make_evaluator: Make, genotypes: list[Genotype], t
     assert len(trainings) == num
     second.evaluate(genotypes[2:], 1.0, 0)
     assert len(trainings) == num + 1
+
+
+def test_what_was_trained_since_the_last_checkpoint_is_not_trained_again(
+    make_evaluator: Make, genotypes: list[Genotype], trainings: list[Training], tmp_path: Path
+) -> None:
+    file = tmp_path / "checkpoints" / "trainings.jsonl"
+
+    def evaluator() -> StandaloneEvaluator:
+        found = make_evaluator()
+        found.remember(file)
+        return found
+
+    first = evaluator().evaluate(genotypes, 1.0, 0)
+    assert len(trainings) == 3
+    again = evaluator()
+    assert again.evaluate(genotypes, 1.0, 0) == first and len(trainings) == 3
+    assert again.found.keys() == {(genotype, 1.0) for genotype in genotypes}
+    file.write_text(file.read_text()[:-3])  # killed while it wrote the last
+    assert evaluator().evaluate(genotypes, 1.0, 0) == first and len(trainings) == 4
+    assert evaluator().evaluate(genotypes, 1.0, 0) == first and len(trainings) == 4
+    evaluator().evaluate(genotypes[:1], 0.5, 0)  # another length is another training
+    assert len(trainings) == 5
 
 
 def test_a_failing_candidate_does_not_stop_the_others(

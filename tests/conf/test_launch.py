@@ -131,6 +131,7 @@ def test_values_reach_their_place() -> None:
         ("threads=0", ["threads must be at least 1 or null, got 0"]),
         ("threads=many", ["threads: expected an integer, got 'many' (or null)"]),
         ("retrain.top=0", ["retrain.top", "at least 1", "got 0"]),
+        ("retrain={top: 2, join_validation: true}", ["retrain.join_validation leaves no data", "retrain.top=2"]),
         ("retrain.training.epochs=0", ["retrain.training", "epochs must be above 0, got 0"]),
         ("distill.training.epochs=0", ["distill.training", "epochs must be above 0, got 0"]),
         ("distill.budget=0", ["distill.budget is a share of the teacher's MACs in (0, 1], got 0.0"]),
@@ -209,6 +210,7 @@ def test_only_where_and_how_to_watch_may_change(stopped: Path) -> None:
         ("reward=soft", "reward was .*Linear.* and is now .*Soft.*"),
         ("plugins=[json]", r"plugins was \[\] and is now \['json'\]"),
         ("name=y", "name was x and is now y"),
+        ("experiment=enas_micro_small", ".*"),
     ],
 )
 def test_other_changes_are_refused(stopped: Path, override: str, expected: str) -> None:

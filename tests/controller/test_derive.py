@@ -1,6 +1,7 @@
 """From a history to the few architectures worth training."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -260,13 +261,19 @@ def test_what_cannot_be_evaluated_again_is_chosen_by_reward_or_estimate(known: A
     space = known.FlatSpace(1, 4)
     history = [line_of((0,), 0.3), line_of((1,), 0.9), line_of((2,), None), line_of((3,), 0.5), line_of((3,), 0.8)]
     history += [line_of((2,), 0.99, "another")]
-    assert [c.genotype.tokens for c in choose(space, history, "mine")] == [(1,), (3,), (0,)]
+    cost: dict[tuple[int, ...], float] = {(0,): 5.0, (1,): 6.0, (3,): 7.0}
+    choose_mine = partial(choose, space, history, "mine", lambda genotype: cost[genotype.tokens])
+    assert [c.genotype.tokens for c in choose_mine()] == [(1,), (3,), (0,)]
     worth: dict[tuple[int, ...], float] = {(0,): 2.0, (1,): 0.0, (3,): 1.0}
-    by_estimate = choose(space, history, "mine", lambda given: np.array([worth[g.tokens] for g in given]))
+    by_estimate = choose_mine(lambda given: np.array([worth[g.tokens] for g in given]))
     assert [c.genotype.tokens for c in by_estimate] == [(0,), (3,), (1,)]
-    assert choose(space, history, "mine", lambda given: None) == choose(space, history, "mine")
+    assert choose_mine(lambda given: None) == choose_mine()
+    assert {c.evaluation.cost for c in choose_mine()} == {1.0}
+    for line in history:
+        line["cost"] = None  # of an environment that speaks in rewards alone
+    assert [c.evaluation.cost for c in choose_mine()] == [6.0, 7.0, 5.0]
     with pytest.raises(ValueError, match="nobody could evaluate no architecture"):
-        choose(space, history, "nobody")
+        choose(space, history, "nobody", lambda genotype: 1.0)
 
 
 def test_a_target_is_honored_where_it_can_be() -> None:

@@ -15,7 +15,7 @@ from controller.policy import PolicySettings
 from controller.ranks import normal_scores
 from controller.reward_model import RewardModel, expected_improvement
 from controller.small_budget import SmallBudgetReinforce
-from controller.strategy import Rollout, Strategy
+from controller.strategy import Rollout, Strategy, Update
 
 POLICY = PolicySettings(hidden=16, temperature=1.0, tanh_constant=None, own_heads=True)
 
@@ -95,9 +95,9 @@ def test_fitting_follows_the_marginal_likelihood(known: Any) -> None:
     assert int(weights.argmax()) == 0 and float(weights[0] - weights[1:].max()) > 0.3
 
 
-def tell(strategy: Strategy, tokens: np.ndarray, rewards: list[float]) -> None:
+def tell(strategy: Strategy, tokens: np.ndarray, rewards: list[float]) -> Update:
     evaluations = [Evaluation(Genotype(strategy.space.name, tuple(row)), 0.5, 1.0, 1.0, 0) for row in tokens.tolist()]
-    strategy.learn(Rollout(tokens, np.array(strategy.space.masks(tokens)), np.array(rewards), evaluations))
+    return strategy.learn(Rollout(tokens, np.array(strategy.space.masks(tokens)), np.array(rewards), evaluations))
 
 
 def hunt(strategy: Strategy, target: Genotype, num: int) -> int:
@@ -198,6 +198,13 @@ def test_the_estimate_takes_noise_off(known: Any) -> None:
 
 def test_a_reward_that_is_not_finite_is_left_out(known: Any) -> None:
     strategy = ModelBased(known.FlatSpace(3, 3), 0, POLICY, num_random=2)
-    tell(strategy, np.array([[0, 0, 0], [1, 1, 1], [2, 2, 2]]), [math.nan, 1.0, 2.0])
+    update = tell(strategy, np.array([[0, 0, 0], [1, 1, 1], [2, 2, 2]]), [math.nan, 1.0, 2.0])
+    assert update.num_skipped == 1 and update.loss is not None
     assert {reward for reward, _, _ in strategy.seen.values()} == {1.0, 2.0}
     assert all(torch.isfinite(parameter).all() for parameter in strategy.policy.parameters())
+
+
+@pytest.mark.parametrize("wrong", [{"learning_rate": 0.0}, {"clip": -1.0}], ids=str)
+def test_settings_with_which_it_could_not_learn_are_refused(known: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="the controller needs learning_rate > 0 and clip > 0"):
+        ModelBased(known.FlatSpace(3, 3), 0, POLICY, **wrong)

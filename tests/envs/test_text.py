@@ -234,5 +234,6 @@ def test_a_text_that_is_not_there_says_what_to_do(monkeypatch: pytest.MonkeyPatc
 def test_the_context_of_task_space_and_opponent_is_one_key() -> None:
     config = compose("env=tiny_shakespeare", "env.task.context=7")
     assert config.env.task is not None
+    assert config.baseline.network is not None
     for part in (config.env.task, config.space, config.baseline.network):
         assert part.arguments["context"] == 7

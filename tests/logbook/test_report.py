@@ -387,6 +387,21 @@ def test_the_verdict_claims_no_more_than_its_numbers(tmp_path: Path) -> None:
     assert "too few to tell" in verdict(read_run(folder))
 
 
+def test_of_several_teachers_the_chosen_one_is_told_of(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    results = json.loads((folder / "results.json").read_text())
+    second = {**results["rows"][0], "name": "teacher2", "title": "Teacher 2", "macs": 999_000}
+    write(folder / "results.json", {**results, "teacher": "teacher2", "rows": [results["rows"][0], second,
+                                                                               *results["rows"][1:]]})  # fmt: skip
+    change_results(folder, teacher=[0.980], teacher2=[0.990], student=[0.985], random_best=[0.975])
+    text = verdict(read_run(folder))
+    assert text.startswith("On digits the best network found reaches 99.0% test accuracy; its student is 0.5 points")
+    assert "at 33% of its MACs" in text
+    # Random search had one training, and so has what it is compared with.
+    assert "the first choice of reinforce is 0.5 points above what random search found" in text
+    assert "99.0%" in write_report(folder).read_text().partition("teacher, test accuracy")[2][:200]
+
+
 def test_the_table_for_the_console(finished: Path) -> None:
     results = json.loads((finished / "results.json").read_text())
     results["rows"][1] |= {"test": [0.98], "validation": [], "latency_ms": None, "title": "[bold]Student"}
@@ -517,6 +532,15 @@ def test_a_difference_far_beyond_its_spread_is_called_one(repetitions: list[Path
     (part,) = read_parts(folders)
     row = next(row for row in compare.tests(part) if row["pair"] == "A against B" and row["network"] == "teacher")
     assert row["difference"] == "+30.1 points" and row["judged"] == "beyond noise"
+
+
+def test_a_seed_that_ran_twice_counts_once(repetitions: list[Path], tmp_path: Path) -> None:
+    again = [write_run(tmp_path / f"again{seed}", num_layers=2, seed=seed) for seed in range(3)]
+    for folder, value in zip(again, FIRST, strict=True):
+        change_results(folder, teacher=[value], random_best=[0.979])
+    (once,), (twice,) = (read_parts(folders) for folders in (repetitions[:3], [*repetitions[:3], *again]))
+    assert twice.groups[0].values("teacher") == once.groups[0].values("teacher")
+    assert compare.tests(twice) == compare.tests(once)
 
 
 def test_single_runs_and_equal_differences_are_not_judged(repetitions: list[Path]) -> None:

@@ -78,6 +78,28 @@ def test_the_next_stage_begins_afresh(tmp_path: Path) -> None:
     run.close()
 
 
+def test_the_time_of_a_stage_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def take(run: Run, seconds: float) -> float:
+        now[0] += seconds
+        run.save({"some": "state"})
+        return run.seconds
+
+    run = create(tmp_path)
+    now[0] += 5  # between stages
+    assert run.once("first", lambda: take(run, 30)) == 30
+    with pytest.raises(ZeroDivisionError):
+        run.once("second", lambda: take(run, 20) / 0)
+    run.close()
+    now[0] = 7.0  # another process has another clock
+    again = Run.resume(run.folder, 0.0)
+    assert again.once("second", lambda: take(again, 3)) == 23
+    assert again.once("third", lambda: take(again, 1)) == 1
+    again.close()
+
+
 def test_journals_go_back_to_the_checkpoint(tmp_path: Path) -> None:
     run = create(tmp_path)
     run.append("history", {"round": 1})
