@@ -774,7 +774,8 @@ def train_hand_designed(at: Setting, network: Part, wanted: int) -> dict[str, An
         )
 
     tried: dict[float, dict[str, Any]] = {}
-    for rate in rates[:0] if len(rates) == 1 else rates:
+    one = len(rates) == 1  # and nothing to choose
+    for rate in () if one else rates:
         with suppress(TrainingError):  # a rate that is too high is not the best one
             short = usual(f"hand_designed_{rate:g}", rate, math.ceil(full.epochs / 3))
             tried[rate] = train_final(at, short, apart=True)

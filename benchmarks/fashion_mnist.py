@@ -5,8 +5,8 @@
 Three seeds, two runs at a time, each with one thread, in outputs/benchmark-fashion-mnist/seed<k>. Beside the found
 network, the best on validation data of the search's three best, stand five random architectures of like MACs and a
 hand-designed network of like MACs, whose learning rate is the best of three on validation data; all are trained in the
-same way, on 8,000 of the images. Further arguments are
-overrides for every run. Writes benchmarks/results/fashion_mnist.md and fashion_mnist.json.
+same way, on 8,000 of the images. Further arguments are overrides for every run. Writes
+benchmarks/results/fashion_mnist.md and fashion_mnist.json.
 """
 
 from whole_runs import ROOT, finish, read_results, with_error, write  # isort: skip

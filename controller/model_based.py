@@ -12,7 +12,7 @@ from child.space import Genotype, SearchSpace, derive_seed
 from controller.cost_model import Demand
 from controller.policy import LSTMPolicy, PolicySettings
 from controller.ranks import normal_scores
-from controller.reinforce import descend
+from controller.reinforce import check_steps, descend
 from controller.reward_model import RewardModel, expected_improvement
 from controller.strategy import Rollout, Update, WholeStrategy
 from controller.walk import check_connections
@@ -79,8 +79,7 @@ class ModelBased(WholeStrategy):
                 f"model-based search needs num_random >= 2, updates >= 0, imagined >= 2 and candidates from 1 to 1000, "
                 f"got {num_random}, {updates}, {imagined} and {candidates}"
             )
-        if not learning_rate > 0 or not clip > 0:
-            raise ValueError(f"the controller needs learning_rate > 0 and clip > 0, got {learning_rate} and {clip}")
+        check_steps(learning_rate, clip)
         check_connections(space)
         self.num_random, self.updates, self.imagined, self.candidates = num_random, updates, imagined, candidates
         self.optimism, self.known_penalty, self.entropy_weight = optimism, known_penalty, entropy_weight

@@ -35,6 +35,12 @@ def advantages(rewards: Tensor, baseline: Baseline, mean: float) -> Tensor:
     return rewards if baseline == "none" else rewards - mean
 
 
+def check_steps(learning_rate: float, clip: float) -> None:
+    """Prove that steps down a gradient go anywhere (else ValueError)."""
+    if not learning_rate > 0 or not clip > 0:
+        raise ValueError(f"the controller needs learning_rate > 0 and clip > 0, got {learning_rate} and {clip}")
+
+
 def descend(weights: nn.Parameter, loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> float | None:
     """A step down the gradient, clipped to a norm of `clip`, and its norm before; None, and no step, if not finite."""
     (gradient,) = torch.autograd.grad(loss, weights)
@@ -83,8 +89,7 @@ class Reinforce(Strategy):
         clip: float = 5.0,
     ):
         super().__init__(space, seed)
-        if not learning_rate > 0 or not clip > 0:
-            raise ValueError(f"the controller needs learning_rate > 0 and clip > 0, got {learning_rate} and {clip}")
+        check_steps(learning_rate, clip)
         if not 0 < skip_prior < 1 or not 0 <= baseline_decay < 1:
             raise ValueError(
                 f"the controller needs skip_prior in (0, 1) and baseline_decay in [0, 1), got {skip_prior} and "
