@@ -153,7 +153,7 @@ def main(config: RunConfig, text: str) -> None:
             run.write("space.json", {"name": space.name, "decisions": [
                 {"name": d.name, "kind": d.kind, "labels": list(d.labels)} for d in space.decisions
             ]})  # fmt: skip
-            run.write("task.json", about_task(parts))
+            run.write_task({**about_task(parts), "data": parts.task.mark() if parts.task else None})
             if isinstance(parts.evaluator, TableEvaluator):
                 results = search_table(config, parts, parts.evaluator, run, console)
             else:

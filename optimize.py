@@ -26,7 +26,7 @@ import envs  # noqa: F401 (registers the environments)
 from child.compact import unpack
 from child.cost import count_macs, count_parameters, measure_latency
 from child.distill import Ensemble, Pupil
-from child.export import export, export_or_tell
+from child.export import check_traceable, export, export_or_tell
 from child.network import Blueprint, TrainedNetwork, find_network, load_network, read_checked, save_network
 from child.onnx_module import QUANTIZED, OnnxModule, require
 from child.prune import (
@@ -162,6 +162,8 @@ def main(config: OptimizeConfig, text: str) -> None:
         for remark in run.remarks:
             console.say(remark)
         try:
+            run.write_task({"task": task.name, "metric": task.metric_name, "data": task.mark(),
+                            "higher_is_better": task.objective.higher_is_better})  # fmt: skip
             rows = optimize(at, blueprint, original)
             rows = run.once("time", lambda: time_networks(at, rows))
             choice = run.once("choice", lambda: choose(at, rows))
@@ -219,9 +221,30 @@ def build(config: OptimizeConfig) -> tuple[torch.device, Task, Blueprint, nn.Mod
         original = None if model.weights is None else with_weights(module, Path(model.weights))
     check_fit("model", lambda: module, task)
     check_goals(config, module, task)
-    if "distill" in config.steps:
-        teachers_on_disk(config, task)
+    untrained = copy.deepcopy(module)
+    check_steps(
+        config, TrainedNetwork(untrained, blueprint, task.input_shape, task.objective, task.preprocessing), task
+    )
     return device, task, blueprint, original
+
+
+def check_steps(config: OptimizeConfig, network: TrainedNetwork, task: Task) -> None:
+    """Prove on the untrained network that the later steps can be taken."""
+    if "prune" in config.steps and config.prune.ratios == "search":
+        if config.search.budget is not None:
+            raise ConfigError(
+                "search.budget: a search for ratios is as long as search.rounds says, and costs nothing that could be "
+                f"charged; set search.budget=null, got {config.search.budget:g}"
+            )
+        build_strategy(config, RatioSpace(find_groups(network.module, task.input_shape), config.prune.choices), 0)
+    if "distill" in config.steps:
+        known = [network.module for name in config.distill.teachers if name in KNOWN_TEACHERS]
+        teacher = [*known, *teachers_on_disk(config, task)][0]
+        if config.distill.features is not None:
+            two = task.preprocessing(task.train.inputs[:2])
+            Pupil(copy.deepcopy(network.module), copy.deepcopy(teacher), config.distill.features, two)
+    if "quantize" in config.steps:
+        check_traceable(network)
 
 
 def check_task(key: str, network: TrainedNetwork, task: Task, path: str) -> None:
@@ -256,25 +279,35 @@ def check_goals(config: OptimizeConfig, module: nn.Module, task: Task) -> None:
         share = getattr(goal, name)
         if share is not None and share < 1 and not set(helpful) & set(steps):
             raise ConfigError(f"goal.{name}: none of steps={list(steps)} lowers it; add one of {', '.join(helpful)}")
+    if goal.parameters is not None and goal.parameters < 1 and "prune" not in steps and not config.share.tie:
+        raise ConfigError(
+            "goal.parameters: a codebook has as many parameters as before; add the step prune, or set share.tie=true"
+        )
+    if config.share.tie and "share" in steps and "prune" in steps[steps.index("share") :]:
+        raise ConfigError(
+            f"steps: pruning would part the layers that share.tie=true has tied, so prune comes before share, got "
+            f"{list(steps)}"
+        )
     fewest = 1.0
     if "prune" in steps:
-        unit, share = prune_target(config)
-        limit = getattr(goal, unit)
-        if limit is not None and share > limit:
-            raise ConfigError(f"prune.share: {share:g} of the {unit} contradicts goal.{unit}={limit:g}; leave it out")
+        targets = prune_targets(config)
+        for unit, share in targets.items():
+            limit = getattr(goal, unit)
+            if limit is not None and share > limit:
+                raise ConfigError(
+                    f"prune.share: {share:g} of the {unit} contradicts goal.{unit}={limit:g}; leave it out"
+                )
         groups = find_groups(copy.deepcopy(module), task.input_shape)
         scores = score_units(module, task.input_shape, groups, "magnitude")
         kept = keep_shares(groups, uniform(groups, scores, 0.0), prune_settings.least, prune_settings.multiple)
         smallest = remove_units(module, task.input_shape, groups, scores, kept)
         lowest = {cost: count(smallest) / count(module) for cost, count in costs_of(task).items()}
         fewest = lowest["parameters"]
-        for cost, wanted, key in (
-            (unit, share, "prune.share" if prune_settings.share is not None else f"goal.{unit}"),
-            *((cost, getattr(goal, cost), f"goal.{cost}") for cost in lowest),
-        ):
-            if wanted is not None and wanted < lowest[cost]:
+        for unit, share in targets.items():
+            if share < lowest[unit]:
+                key = f"goal.{unit}" if share == getattr(goal, unit) else "prune.share"
                 raise ConfigError(
-                    f"{key}: {wanted:.3g} of the {cost} cannot be reached, since pruning leaves {lowest[cost]:.3g} of "
+                    f"{key}: {share:.3g} of the {unit} cannot be reached, since pruning leaves {lowest[unit]:.3g} of "
                     f"them with prune.least={prune_settings.least:g} and prune.multiple={prune_settings.multiple}"
                 )
     if goal.bytes is not None:
@@ -301,6 +334,7 @@ def optimize(at: Setting, blueprint: Blueprint, original: nn.Module | None) -> l
 
     seconds = at.run.once("train original", begin)
     rows = [at.run.once("measure original", lambda: describe(at, "original", "Original", seconds))]
+    at.run.write("steps.json", {"rows": rows})
     steps = at.config.steps
     for place, name in enumerate(steps):
         stage = f"{place + 1}-{name}"
@@ -308,6 +342,7 @@ def optimize(at: Setting, blueprint: Blueprint, original: nn.Module | None) -> l
         seconds = STEPS[name](at, step)
         title = f"{place + 1}. {name}"
         rows.append(at.run.once(f"measure {stage}", partial(describe, at, stage, title, seconds)))
+        at.run.write("steps.json", {"rows": rows})
     return rows
 
 
@@ -350,13 +385,13 @@ def standard_error(task: Task, scores: Tensor) -> float:
 def prune(at: Setting, step: Step) -> float:
     """Remove channels, in rounds, until so much is left of the original."""
     settings, seconds = at.config.prune, 0.0
-    unit, share = prune_target(at.config)
-    before, cost = step.before, costs_of(at.task)[unit]
+    targets, before = prune_targets(at.config), step.before
     for number in range(1, settings.rounds + 1):
         last = number == settings.rounds
         stage = step.stage if last else f"{step.stage}-round{number}"
         # Each round of each such step takes the same share of what is left.
-        wanted = step.original[unit] * share ** ((step.number - 1 + number / settings.rounds) / step.total)
+        way = (step.number - 1 + number / settings.rounds) / step.total
+        cost, wanted = joint_cost(at.task, {unit: step.original[unit] * share**way for unit, share in targets.items()})
         found = None
         if settings.ratios == "search":
             found = at.run.once(f"search {stage}", partial(search_ratios, at, stage, before, cost, wanted))
@@ -368,9 +403,7 @@ def prune(at: Setting, step: Step) -> float:
             found = max(trials, key=lambda trial: trial["quality"])
             at.console.say(f"Ratios, removed of each layer: {found['text']}")
 
-        def change(module: nn.Module, stage: str = stage, wanted: float = wanted, found: Any = found) -> nn.Module:
-            return cut(at, stage, module, found and found["tokens"], cost, wanted)
-
+        change = partial(cut, at, stage, None if found is None else found["tokens"], cost, wanted)
         seconds += fine_tune(at, stage, before, change, settings.training, resized=True)
         before = stage
     return seconds
@@ -503,12 +536,26 @@ def train(
     return retrain(begin, at.task, settings, seed, stage, at.device, at.run, at.console, loss_of)[0]
 
 
-def prune_target(config: OptimizeConfig) -> tuple[str, float]:
-    """What pruning brings down, and to which share of the original's."""
-    goal, settings = config.goal, config.prune
-    unit = settings.unit or ("parameters" if goal.macs is None and goal.parameters is not None else "macs")
-    share = settings.share if settings.share is not None else getattr(goal, unit)
-    return unit, 0.5 if share is None else share
+def prune_targets(config: OptimizeConfig) -> dict[str, float]:
+    """What pruning brings down, each to which share of the original's: every goal that counts, and what is asked."""
+    goals = {unit: share for unit in ("macs", "parameters") if (share := getattr(config.goal, unit)) is not None}
+    settings = config.prune
+    if goals and settings.unit is None and settings.share is None:
+        return goals
+    unit = settings.unit or next(iter(goals), "macs")
+    asked = settings.share if settings.share is not None else goals.get(unit, 0.5)
+    return {unit: asked, **{other: share for other, share in goals.items() if other != unit}}
+
+
+def joint_cost(task: Task, wanted: Mapping[str, float]) -> tuple[Callable[[nn.Module], float], float]:
+    """One cost for several, in units of the first, and the most that it may be: what is furthest from its limit counts.
+
+    Args:
+        task: Of the networks.
+        wanted: The most of each unit.
+    """
+    counts, most = costs_of(task), next(iter(wanted.values()))
+    return lambda module: max(counts[unit](module) * (most / limit) for unit, limit in wanted.items()), most
 
 
 def costs_of(task: Task) -> dict[str, Callable[[nn.Module], int]]:
@@ -525,41 +572,59 @@ def units_of(at: Setting, stage: str, module: nn.Module) -> tuple[list[Group], d
     )
 
 
-def plan_of_shares(at: Setting, groups: Sequence[Group], scores: Mapping[str, Tensor]) -> Callable[[float], Kept]:
+def least_of(at: Setting, groups: Sequence[Group]) -> dict[str, float]:
+    """The share of each group that stays in any case: `prune.least` of what the original has."""
+    original = {group.name: group.num_units for group in find_groups(at.load("original").module, at.task.input_shape)}
+    fewest = {group.name: at.config.prune.least * original.get(group.name, group.num_units) for group in groups}
+    return {group.name: min(1.0, fewest[group.name] / group.num_units) for group in groups}
+
+
+def plan_of_shares(
+    at: Setting, groups: Sequence[Group], scores: Mapping[str, Tensor], least: Mapping[str, float]
+) -> Callable[[float], Kept]:
     """The family of networks that keep a share of all channels, of each group or of all together."""
-    settings = at.config.prune
-    family = uniform if settings.ratios == "uniform" else across
-    return lambda share: keep_shares(groups, family(groups, scores, share), settings.least, settings.multiple)
+    family = uniform if at.config.prune.ratios == "uniform" else across
+    return lambda share: keep_shares(groups, family(groups, scores, share), least, at.config.prune.multiple)
 
 
-def plan_of_ratios(at: Setting, groups: Sequence[Group], tokens: Sequence[int]) -> Callable[[float], Kept]:
+def plan_of_ratios(
+    at: Setting, groups: Sequence[Group], tokens: Sequence[int], least: Mapping[str, float]
+) -> Callable[[float], Kept]:
     """The family of networks with these ratios to each other: as found at 1/2, whole at 1."""
     settings = at.config.prune
     space = RatioSpace(groups, settings.choices)
     genotype = space.genotype(tokens)
     return lambda position: keep_shares(
-        groups, space.shares(genotype, (1 - position) / max(position, 1e-6)), settings.least, settings.multiple
+        groups, space.shares(genotype, (1 - position) / max(position, 1e-6)), least, settings.multiple
     )
 
 
 def cut(
     at: Setting,
     stage: str,
-    module: nn.Module,
     tokens: Sequence[int] | None,
-    cost: Callable[[nn.Module], int],
+    cost: Callable[[nn.Module], float],
     wanted: float,
+    module: nn.Module,
 ) -> nn.Module:
     """The largest network of the wanted cost, with ratios that were found or those of the config, ready to learn."""
     groups, scores = units_of(at, stage, module)
-    plan = plan_of_shares(at, groups, scores) if tokens is None else plan_of_ratios(at, groups, tokens)
+    least = least_of(at, groups)
+    plan = plan_of_shares(at, groups, scores, least) if tokens is None else plan_of_ratios(at, groups, tokens, least)
     smaller = fit(module, at.task.input_shape, groups, scores, plan, cost, wanted)
     gather_statistics(smaller, at.task, STATISTICS_BATCHES, at.training.batch_size, at.config.seed)
     return smaller
 
 
+def build_strategy(config: OptimizeConfig, space: RatioSpace, seed: int) -> Strategy:
+    """What searches ratios."""
+    return config.controller.build(
+        config.plugins, space=space, seed=seed, num_updates=config.search.rounds, relaxation=None
+    )
+
+
 def search_ratios(
-    at: Setting, stage: str, before: str, cost: Callable[[nn.Module], int], wanted: float
+    at: Setting, stage: str, before: str, cost: Callable[[nn.Module], float], wanted: float
 ) -> dict[str, Any]:
     """The few best ratios that the controller finds, and even ones."""
     config, settings, task = at.config, at.config.prune, at.task
@@ -567,16 +632,13 @@ def search_ratios(
     groups, scores = units_of(at, stage, module)
     space, seed = RatioSpace(groups, settings.choices), derive_seed(config.seed, stage)
     evaluator = PruningEvaluator(
-        module, space, scores, task, cost, settings.least, settings.multiple, at.training.final_batch,
+        module, space, scores, task, cost, least_of(at, groups), settings.multiple, at.training.final_batch,
         STATISTICS_BATCHES, seed, at.device,
     )  # fmt: skip
-    unit, _ = prune_target(config)
+    unit = next(iter(prune_targets(config)))
     fixed = {"target": wanted, "unit": unit} if "target" in config.reward.arguments else {}
     reward = replace(config.reward, arguments={**config.reward.arguments, **fixed}).build(config.plugins)
-    how = replace(config.search, budget=None)
-    strategy: Strategy = config.controller.build(
-        config.plugins, space=space, seed=seed, num_updates=how.rounds, relaxation=None
-    )
+    how, strategy = config.search, build_strategy(config, space, seed)
 
     def join(strategy: Strategy) -> Player:
         return Player(strategy, gymnasium.make_vec(
@@ -604,7 +666,7 @@ def try_ratios(
     number: int,
     before: str,
     ratios: Mapping[str, Any],
-    cost: Callable[[nn.Module], int],
+    cost: Callable[[nn.Module], float],
     wanted: float,
 ) -> dict[str, Any]:
     """How good a network with these ratios is at the wanted cost, after a short fine-tuning; cut only, it says less."""
@@ -614,7 +676,7 @@ def try_ratios(
 
     def compute() -> dict[str, Any]:
         try:
-            smaller = cut(at, stage, at.load(before).module, ratios["tokens"], cost, wanted)
+            smaller = cut(at, stage, ratios["tokens"], cost, wanted, at.load(before).module)
         except ValueError:  # too much of it is not pruned at all
             return {**ratios, "quality": -1.0, "seconds": at.run.seconds}
         module = tuned(at, trial, lambda: smaller, how)

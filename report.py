@@ -15,8 +15,8 @@ from rich.table import Table
 from logbook.compare import comparison_tables, write_comparison
 from logbook.console import Console
 from logbook.numbers import results_table
-from logbook.optimization import steps_table, write_optimization
-from logbook.record import read_object, read_run
+from logbook.optimization import so_far, steps_table, write_optimization
+from logbook.record import read_run
 from logbook.report import write_report
 
 
@@ -53,11 +53,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def report_of(folder: Path) -> tuple[Path, list[Table]]:
     """Write the report of a run of `main.py` or `optimize.py`, and give its path and the console's tables."""
-    results = read_object(folder / "results.json", ("rows",))
-    if results and "goal" in results:
-        return write_optimization(folder), [steps_table(results)]
-    path, results = write_report(folder), read_run(folder).results
-    return path, [results_table(results)] if results else []
+    run = read_run(folder)
+    if run.optimizes:
+        return write_optimization(folder), [steps_table(run.results or so_far(run))]
+    return write_report(folder), [results_table(run.results)] if run.results else []
 
 
 def named_folders(words: Sequence[str]) -> tuple[list[Path], bool]:

@@ -27,8 +27,9 @@ def read_image(file: Path, height: int, width: int, mode: str | None = None) -> 
     try:
         with Image.open(file) as image:
             upright = ImageOps.exif_transpose(image)
-            sixteen_bits = upright.mode.startswith("I")
-            if sixteen_bits:  # Pillow's own conversion clips instead of scaling
+            if upright.mode in ("F", "I"):  # whose full scale only their owner knows
+                raise ValueError("its pixels have 32 bits; save it with 8 or 16")
+            if upright.mode.startswith("I;16"):  # Pillow's own conversion clips instead of scaling
                 upright = Image.fromarray((np.asarray(upright, np.int64) >> 8).clip(0, 255).astype(np.uint8))
             own = "L" if upright.mode in ("1", "L", "LA") else "RGB"
             cropped = ImageOps.fit(upright.convert(mode or own), (width, height), Image.Resampling.BILINEAR)
@@ -49,6 +50,8 @@ def read_wave(path: Path, rate: int) -> NDArray[np.int16]:
             warnings.simplefilter("ignore", wavfile.WavFileWarning)
             warnings.filterwarnings("error", "Reached EOF", wavfile.WavFileWarning)
             own_rate, values = wavfile.read(path)
+    except (UnboundLocalError, TypeError):  # what SciPy makes of a header that lacks a part
+        raise ValueError(f"cannot read {path} as a WAV file: its header is broken") from None
     except (OSError, ValueError, EOFError, struct.error, wavfile.WavFileWarning, ZeroDivisionError) as error:
         raise ValueError(f"cannot read {path} as a WAV file: {error}") from None
     if not values.size or own_rate < 1:

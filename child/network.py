@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from child.compact import pack, unpack
 from child.space import Genotype, NetworkSpace
 from child.task import OBJECTIVES, Classification, Objective, Preprocessing, Regression
+from child.training import is_out_of_memory
 from child.transforms import PREPROCESSINGS
 
 FORMAT = 2
@@ -87,7 +88,9 @@ class Blueprint:
             raise ValueError(f"cannot build {self.target!r}: {error}") from None
         try:
             return built(**self.arguments) if inspect.isclass(built) else None
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:  # the last is PyTorch's, of a size that cannot be
+            if is_out_of_memory(error):
+                raise
             raise ValueError(f"cannot build {self.target!r} with {self.arguments}: {error}") from None
 
 
@@ -298,7 +301,8 @@ def find_network(path: str | Path) -> Path:
     """The folder of a network: of a run folder its student's, else the folder itself.
 
     Raises:
-        ValueError: The run's results, which say which of several trainings of the student was chosen, cannot be read.
+        ValueError: The run has no student yet; or its results, which say which of several trainings of the student was
+            chosen, cannot be read.
     """
     run = Path(path)
     results, inside = run / "results.json", run / "networks" / "student"
@@ -310,6 +314,10 @@ def find_network(path: str | Path) -> Path:
             raise ValueError(f"{results} is not what a run writes: {error!r}") from None
         if chosen:
             return run / chosen[0]
+    if not inside.is_dir() and (run / "config.yaml").is_file():
+        raise ValueError(
+            f"{run} has no student yet; finish the run with resume={run}, or name a folder of its networks/"
+        )
     return inside if inside.is_dir() else run
 
 

@@ -41,7 +41,7 @@ class PruneSettings:
             `search` the controller finds a ratio for each.
         importance: As of `score_units`.
         rounds: In so many steps, each the same share of what is left.
-        least: The share of a group that stays in any case.
+        least: The share of a group that stays in any case, of what the original has.
         multiple: Of how many channels the rest should be.
         choices: The shares removed that `search` chooses from.
     """
@@ -64,6 +64,13 @@ class PruneSettings:
                 "prune needs rounds >= 1, multiple >= 1 and least in [0, 1), got "
                 f"{self.rounds}, {self.multiple} and {self.least:g}"
             )
+        check_choices(self.choices)
+
+
+def check_choices(ratios: Sequence[float]) -> None:
+    """Prove that there is something to choose from (else ValueError)."""
+    if len(ratios) < 2 or list(ratios) != sorted(set(ratios)) or not 0 <= ratios[0] <= ratios[-1] < 1:
+        raise ValueError(f"prune.choices are two or more ascending shares in [0, 1), got {list(ratios)}")
 
 
 @dataclass(frozen=True)
@@ -205,20 +212,21 @@ def remove_units(
 
 
 def keep_shares(
-    groups: Sequence[Group], shares: Mapping[str, float], least: float = 0.0, multiple: int = 1
+    groups: Sequence[Group], shares: Mapping[str, float], least: Mapping[str, float] | float = 0.0, multiple: int = 1
 ) -> dict[str, int]:
     """How many units stay where each group keeps a share of them.
 
     Args:
         groups: The groups.
         shares: Of each group.
-        least: The share that stays in any case; one unit always does.
+        least: The share that stays in any case, of each group or of all; one unit always does.
         multiple: Of how many channels the rest should be, if the group has as many; a vector of the processor holds 16.
     """
     kept = {}
     for group in groups:
         step = max(1, multiple // group.num_parts)
-        wanted = max(least, shares[group.name]) * group.num_units
+        fewest = least[group.name] if isinstance(least, Mapping) else least
+        wanted = max(fewest, shares[group.name]) * group.num_units
         rounded = max(step, step * round(wanted / step))
         kept[group.name] = group.num_units if round(wanted) == group.num_units else min(group.num_units, rounded)
     return kept
@@ -243,7 +251,7 @@ def fit(
     groups: Sequence[Group],
     scores: Mapping[str, Tensor],
     plan: Callable[[float], Kept],
-    cost: Callable[[nn.Module], int],
+    cost: Callable[[nn.Module], float],
     wanted: float,
 ) -> nn.Module:
     """The largest network of a family that costs no more than wanted.
@@ -260,9 +268,9 @@ def fit(
     Raises:
         ValueError: The smallest of the family costs more.
     """
-    found: dict[tuple[int, ...], tuple[nn.Module, int]] = {}
+    found: dict[tuple[int, ...], tuple[nn.Module, float]] = {}
 
-    def at(position: float) -> tuple[nn.Module, int]:
+    def at(position: float) -> tuple[nn.Module, float]:
         kept = plan(position)
         key = tuple(kept[group.name] for group in groups)
         if key not in found:
@@ -273,7 +281,7 @@ def fit(
     low, high = 0.0, 1.0
     best, least = at(low)
     if least > wanted:
-        raise ValueError(f"pruning cannot go below {least}, and {wanted:.0f} is wanted")
+        raise ValueError(f"pruning cannot go below {least:.0f}, and {wanted:.0f} is wanted")
     if at(high)[1] <= wanted:
         return at(high)[0]
     for _ in range(10):  # to a thousandth

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from child.prune import Group, gather_statistics, keep_shares, remove_units
+from child.prune import Group, check_choices, gather_statistics, keep_shares, remove_units
 from child.space import Decision, Evaluation, Genotype, Improvement, Sampler, SearchSpace, derive_seed
 from child.task import Task
 from child.training import grade
@@ -30,8 +30,7 @@ class RatioSpace(SearchSpace):
     name = "ratios"
 
     def __init__(self, groups: Sequence[Group], ratios: Sequence[float]):
-        if len(ratios) < 2 or list(ratios) != sorted(set(ratios)) or not 0 <= ratios[0] <= ratios[-1] < 1:
-            raise ValueError(f"prune.choices are two or more ascending shares in [0, 1), got {list(ratios)}")
+        check_choices(ratios)
         self.groups, self.ratios = tuple(groups), tuple(ratios)
         labels = tuple(f"{ratio:.3g}" for ratio in ratios)
         self.decisions = tuple(
@@ -55,7 +54,7 @@ class PruningEvaluator:
         scores: The importance of their units.
         task: Statistics come from its training split, qualities from its validation split.
         cost: Of a network.
-        least: The share of each group that stays in any case.
+        least: The share that stays in any case, of each group or of all.
         multiple: Of how many channels the rest should be.
         batch_size: Samples per batch.
         num_batches: Training batches for the statistics.
@@ -69,8 +68,8 @@ class PruningEvaluator:
         space: RatioSpace,
         scores: Mapping[str, Tensor],
         task: Task,
-        cost: Callable[[nn.Module], int],
-        least: float,
+        cost: Callable[[nn.Module], float],
+        least: Mapping[str, float] | float,
         multiple: int,
         batch_size: int,
         num_batches: int,

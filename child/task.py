@@ -3,6 +3,7 @@
 Letters: N samples, B samples of a batch, C channels, H height, W width, K outputs, T positions of a text.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -374,6 +375,15 @@ class Task:
     @property
     def metric_name(self) -> str:
         return self.objective.metric_name
+
+    def mark(self) -> str:
+        """A digest that tells other data from these: all answers, and every so many training samples as stored."""
+        sizes = [len(self.train), len(self.validation), len(self.test), self.num_outputs]
+        digest = hashlib.sha256(repr(sizes).encode())
+        some = self.train.inputs[:: max(1, len(self.train) // 1000)]
+        for values in (some, self.train.targets, self.validation.targets):
+            digest.update(values.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def with_splits(self, train: Split, validation: Split) -> "Task":
         """The same task with other training and validation data (a fold, or validation joined to training)."""

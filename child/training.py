@@ -128,12 +128,17 @@ def check_fit(key: str, build: Callable[[], nn.Module], task: Task) -> None:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             outputs = build().eval()(task.preprocessing(two.inputs))
+            if not isinstance(outputs, Tensor):
+                raise TypeError(f"it gives a {type(outputs).__name__}, and one tensor is needed")
             task.objective.scores(outputs, two.targets)
             if outputs.shape[-1] != task.num_outputs:
                 raise ValueError(f"it gives {outputs.shape[-1]} outputs, and {task.num_outputs} are needed")
-        except (RuntimeError, ValueError, IndexError) as error:
+        except Exception as error:  # it may be a user's class, and there is no list of what that may raise
+            if is_out_of_memory(error):
+                raise
             given = f"inputs {task.input_shape}, targets {tuple(two.targets.shape[1:]) or 'of one value'}"
-            raise ValueError(f"{key}: does not fit the task {task.name} ({given}): {error}") from None
+            why = str(error) if isinstance(error, RuntimeError | ValueError | TypeError) else repr(error)
+            raise ValueError(f"{key}: does not fit the task {task.name} ({given}): {why}") from None
 
 
 class Training:

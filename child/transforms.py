@@ -38,11 +38,14 @@ class Normalize:
     @classmethod
     def fit(cls, inputs: Tensor, scale: float) -> "Normalize":
         """Mean and deviation per channel of training inputs; a channel that never changes is only centered."""
-        values = inputs.double() / scale
-        others = tuple(dim for dim in range(inputs.ndim) if dim != 1)
-        std = values.std(dim=others)
-        std = torch.where(std < 1e-12, 1.0, std) if inputs.ndim == 2 else std.clamp(min=1e-3)
-        return cls(scale, tuple(values.mean(dim=others).tolist()), tuple(std.tolist()))
+        if inputs.dtype == torch.uint8:  # counted, since as floats many images would not fit into memory
+            found = [_mean_and_std(channel) for channel in inputs.unbind(1)]
+            mean, std = (torch.tensor(each, dtype=torch.float64) / scale for each in zip(*found, strict=True))
+        else:
+            values = inputs.double() / scale
+            others = tuple(dim for dim in range(inputs.ndim) if dim != 1)
+            mean, std = values.mean(dim=others), values.std(dim=others)
+        return cls(scale, tuple(mean.tolist()), tuple(torch.where(std < 1e-12, 1.0, std).tolist()))
 
 
 @dataclass(frozen=True)
@@ -217,6 +220,13 @@ class Augmentation:
     zoom: float = 0.0
     cutout: int = 0
 
+    def __post_init__(self) -> None:
+        if min(self.shift, self.rotate, self.cutout) < 0 or not 0 <= self.zoom < 1:
+            raise ValueError(
+                "augmentation needs shift, rotate and cutout >= 0 and zoom in [0, 1), got "
+                f"{self.shift}, {self.rotate:g}, {self.cutout} and {self.zoom:g}"
+            )
+
     def crop(self, stored: Tensor, generator: torch.Generator) -> Tensor:
         """Shift and mirror stored values (B, C, H, W) of any type: one gather."""
         if not self.shift and not self.flip:
@@ -254,6 +264,14 @@ class Augmentation:
             blank = rows.float()[:, :, None] * columns.float().repeat_interleave(inputs.shape[1], dim=1)[:, None, :]
             inputs = _images(_rows(inputs) * (1 - blank).to(device), inputs.shape[1])
         return inputs.contiguous(memory_format=torch.channels_last)
+
+
+def _mean_and_std(values: Tensor) -> tuple[float, float]:
+    """Of whole numbers from 0 to 255, exactly."""
+    counts, levels = torch.bincount(values.flatten(), minlength=256).double(), torch.arange(256.0, dtype=torch.float64)
+    num = counts.sum()
+    mean = (counts * levels).sum() / num
+    return mean.item(), ((counts * (levels - mean) ** 2).sum() / (num - 1).clamp(min=1)).sqrt().item()
 
 
 def _rows(images: Tensor) -> Tensor:

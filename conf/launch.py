@@ -104,6 +104,11 @@ def resolve(composed: DictConfig, overrides: list[str], kind: type[Config] = Run
             raise ConfigError(f"resume: {composed.resume} is not a run folder (it has no config.yaml)")
         saved = OmegaConf.load(path)
         assert isinstance(saved, DictConfig)
+        script = "optimize.py" if "steps" in saved else "main.py"
+        if ("steps" in saved) != ("steps" in composed):
+            raise ConfigError(
+                f"resume: {composed.resume} is a run of {script}; go on with: python {script} resume={composed.resume}"
+            )
         given = _refuse_changes(saved, composed, overrides)
         data = OmegaConf.merge(saved, {key: composed[key] for key in FREE_ON_RESUME if key in {*given, "resume"}})
         assert isinstance(data, DictConfig)

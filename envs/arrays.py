@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import GroupShuffleSplit, train_test_split
 from torch import Tensor
 
-from child.space import derive_seed
+from child.space import derive_seed, nearest
 from child.task import Augments, Classification, Preprocessing, Regression, SealedSplit, Split, Task
 from child.transforms import Augmentation, Normalize
 
@@ -187,10 +187,15 @@ def arrays(
     """
     found = read_archive(path, ("x", "y"))
     given: dict[str, Any] = {}
+    known = [f"{axis}_{part}" for part in ("validation", "test") for axis in "xy"]
+    for name in found:
+        if name.lower().startswith(("x_", "y_")) and name not in known:
+            raise ValueError(f"{path} has an array {name!r} that would not be used; {nearest(name, known)}")
     for part in ("validation", "test"):
-        if f"x_{part}" in found:
-            if f"y_{part}" not in found:
-                raise ValueError(f"{path} has x_{part} but no y_{part}")
+        pair = [name for name in (f"x_{part}", f"y_{part}") if name in found]
+        if len(pair) == 1:
+            raise ValueError(f"{path} has {pair[0]} but no {'y' if pair[0][0] == 'x' else 'x'}_{part}")
+        if pair:
             given[part] = (found[f"x_{part}"], found[f"y_{part}"])
     return array_task(
         Path(path).stem, found["x"], found["y"], seed, test_share, validation_share, augmentation, **given

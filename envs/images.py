@@ -1,6 +1,6 @@
 """A task from a folder of images: one subfolder per class, any format that Pillow reads, any sizes, gray or color."""
 
-from collections.abc import Container
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +65,7 @@ def read_parts(path: str, size: int) -> dict[str, tuple[NDArray[np.uint8], NDArr
         raise ValueError(f"{path} is not a folder; expected one with a subfolder of images per class")
     if size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
-    # A folder whose only subfolders are these holds parts; else they are classes like any other.
-    names = {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-    split = "train" in names and names <= set(PARTS)
-    folders = {part: root / part for part in PARTS if part in names} if split else {"train": root}
-    listed = {part: class_files(folder, Image.registered_extensions(), "image") for part, folder in folders.items()}
-    for part, folder in folders.items():
-        for unknown in sorted(set(listed[part]) - set(listed["train"])):
-            known = nearest(unknown, sorted(listed["train"]))
-            raise ValueError(f"{folder / unknown} is a class that training lacks; {known}")
+    listed = files_by_part(root, Image.registered_extensions(), "image")
     files = {part: [file for group in classes.values() for file in group] for part, classes in listed.items()}
 
     def decode() -> dict[str, NDArray[Any]]:
@@ -83,10 +75,48 @@ def read_parts(path: str, size: int) -> dict[str, tuple[NDArray[np.uint8], NDArr
 
     named = {str(file.relative_to(root)): file for group in files.values() for file in group}
     pixels = cached("images", content_key(named, size, PIL.__version__, VERSION), decode)
-    labels = {
-        part: np.repeat(list(classes), [len(group) for group in classes.values()]) for part, classes in listed.items()
-    }
-    return {part: (pixels[part], labels[part]) for part in folders}
+    return {part: (pixels[part], class_of_each(classes)) for part, classes in listed.items()}
+
+
+def files_by_part(root: Path, endings: Container[str], kind: str) -> dict[str, dict[str, list[Path]]]:
+    """The files of each class, for `train` and whichever of `validation` and `test` stand beside it.
+
+    A folder with none of these holds classes, all of them for training.
+
+    Args:
+        root: The folder.
+        endings: Of files that count.
+        kind: Of the files, for messages.
+
+    Raises:
+        ValueError: As for `class_files`; or something else stands beside `train`; or training lacks a class.
+    """
+    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    # A class may be called train too; but then it holds files, not folders.
+    if "train" not in names or not (set(names) <= set(PARTS) or holds_folders_alone(root / "train", endings)):
+        return {"train": class_files(root, endings, kind)}
+    for other in names:
+        if other not in PARTS:
+            raise ValueError(
+                f"{root / other} stands beside train; {nearest(other, PARTS)}, so rename it, or move it elsewhere"
+            )
+    listed = {part: class_files(root / part, endings, kind) for part in PARTS if part in names}
+    for part, classes in listed.items():
+        for unknown in sorted(set(classes) - set(listed["train"])):
+            known = nearest(unknown, sorted(listed["train"]))
+            raise ValueError(f"{root / part / unknown} is a class that training lacks; {known}")
+    return listed
+
+
+def holds_folders_alone(folder: Path, endings: Container[str]) -> bool:
+    """Whether there are subfolders, and none of the files that count beside them."""
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    return any(e.is_dir() for e in entries) and not any(e.suffix.lower() in endings for e in entries if e.is_file())
+
+
+def class_of_each(classes: Mapping[str, Sequence[Path]]) -> NDArray[np.str_]:
+    """The class of each file, in their order."""
+    return np.repeat(list(classes), [len(files) for files in classes.values()])
 
 
 def class_files(folder: Path, endings: Container[str], kind: str) -> dict[str, list[Path]]:

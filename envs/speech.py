@@ -19,12 +19,12 @@ from child.task import Task
 from child.transforms import LogMel, WaveAugmentation, centered
 from envs.arrays import make_task, read_archive
 from envs.cache import cached, content_key
-from envs.images import class_files
+from envs.images import class_of_each, files_by_part
 
 NEEDED = ("audio", "length", "digit", "speaker", "speakers", "index")
 RATE = 8000  # of the Free Spoken Digit Dataset, samples per second
 PUBLISHED_TEST = range(5)  # `index` of the recordings that its authors test on
-VERSION = 1  # of how files are read; another number leaves what is cached behind
+VERSION = 2  # of how files are read; another number leaves what is cached behind
 
 
 def spoken_digits(
@@ -107,15 +107,17 @@ def speech(
     hop: float = 0.016,
     augmentation: WaveAugmentation | None = None,
 ) -> Task:
-    """Read `path/<class>/*.wav`: PCM of 8 to 32 bits or floats, mixed down to one channel.
+    """Read `path/<class>/*.wav`, or `path/train/<class>/*.wav` with `validation` and `test` folders beside it.
+
+    Files hold PCM of 8 to 32 bits or floats, and are mixed down to one channel.
 
     Args:
         path: The folder.
         seed: The run's seed; draws what is held out, evenly over the classes.
         seconds: What a network hears; longer files are cut and shorter ones filled evenly on both sides.
         rate: Samples per second; files of another rate are resampled.
-        test_share: Share held out as the test set.
-        validation_share: Share of the rest held out for validation.
+        test_share: Share held out as the test set, where there is no `test` folder.
+        validation_share: Share of the rest held out for validation, where there is no `validation` folder.
         bands: Mel bands.
         window: Of one frame, in seconds.
         hop: From frame to frame, in seconds.
@@ -128,14 +130,20 @@ def speech(
     if not root.is_dir():
         raise ValueError(f"{path} is not a folder; expected one with a subfolder of .wav files per class")
     length = _samples("seconds", seconds, _at_least_one("rate", rate))
-    listed = class_files(root, (".wav",), ".wav file")
-    files = {str(file.relative_to(root)): file for group in listed.values() for file in group}
-    key = content_key(files, rate, length, scipy.__version__, VERSION)
-    waves = cached("speech", key, lambda: {"x": stack([read_wave(file, rate) for file in files.values()], length)})["x"]
-    labels = np.repeat(list(listed), [len(group) for group in listed.values()])
+    listed = files_by_part(root, (".wav",), ".wav file")
+    parts = {part: [file for group in classes.values() for file in group] for part, classes in listed.items()}
+    files = {str(file.relative_to(root)): file for group in parts.values() for file in group}
+
+    def decode() -> dict[str, NDArray[Any]]:
+        return {part: stack([read_wave(file, rate) for file in group], length) for part, group in parts.items()}
+
+    waves = cached("speech", content_key(files, rate, length, scipy.__version__, VERSION), decode)
+    found = {part: (torch.from_numpy(waves[part]), class_of_each(classes)) for part, classes in listed.items()}
+    stored, labels = found.pop("train")
     return make_task(
-        root.resolve().name, torch.from_numpy(waves), labels, seed, test_share, validation_share,
+        root.resolve().name, stored, labels, seed, test_share, validation_share,
         fit=_features(rate, window, hop, bands), augmentation=augmentation or WaveAugmentation(),
+        validation=found.get("validation"), test=found.get("test"),
     )  # fmt: skip
 
 

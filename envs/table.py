@@ -3,6 +3,7 @@
 import csv
 import gzip
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,17 +117,23 @@ def _read_columns(path: str, tokens: Sequence[str], numbers: Sequence[str]) -> d
     found: dict[str, list[float]] = {name: [] for name in wanted}
     opener = gzip.open if path.endswith(".gz") else open
     try:
-        with opener(path, "rt", encoding="utf-8", newline="") as file:
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file)
             header = next(rows, [])
             for name in wanted:
                 if name not in header:
                     raise ValueError(f"{path} has no column {name!r}; {nearest(name, header)}")
             places = [(name, header.index(name), name in tokens) for name in wanted]
+            blank = None
             for line, row in enumerate(rows, 2):
+                if not row:  # at the end it does no harm
+                    blank = blank or line
+                    continue
+                if blank:
+                    raise ValueError(f"{path}, line {blank} is blank, and other rows follow")
                 for name, place, is_token in places:
                     found[name].append(_number(path, line, name, row[place] if place < len(row) else "", is_token))
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise ValueError(f"cannot read {path}: {error}") from None
     return {name: np.array(values, np.int64 if name in tokens else np.float64) for name, values in found.items()}
 

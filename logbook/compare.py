@@ -36,7 +36,7 @@ class Group:
         """One value per seed: the mean over the trainings of a network; a seed that ran twice counts once."""
         found: dict[int, list[float]] = {}
         for run in self.runs:
-            if name in run.rows and (measured := known(run.rows[name][split])):
+            if measured := known(compared(run).get(name, {}).get(split, [])):
                 found.setdefault(run.config.get("seed", 0), []).append(fmean(measured))
         return {seed: fmean(each) for seed, each in found.items()}
 
@@ -46,7 +46,7 @@ class Group:
 
     def cells(self, name: str, metric: str) -> dict[str, str]:
         """What the table says about a network."""
-        rows = [run.rows[name] for run in self.runs if name in run.rows]
+        rows = [rows[name] for rows in map(compared, self.runs) if name in rows]
         return {
             "title": rows[0]["title"],
             "n": str(len(self.values(name))),
@@ -58,7 +58,22 @@ class Group:
 
     def names(self) -> list[str]:
         """The networks that at least one of the runs has."""
-        return list(dict.fromkeys(name for run in self.runs for name in run.rows))
+        return list(dict.fromkeys(name for run in self.runs for name in compared(run)))
+
+
+def compared(run: Record) -> dict[str, Json]:
+    """The final networks of a run under names that mean the same in every run.
+
+    Which of several teachers is the best differs from run to run, so that it has a name of its own, beside the first
+    choice, the second and so on.
+    """
+    if "teacher2" not in run.rows:
+        return run.rows
+    rows = {}
+    for name, row in run.rows.items():
+        number = name.removeprefix("teacher") or "1"
+        rows[name] = {**row, "title": f"Teacher {number}"} if number.isdecimal() else row
+    return {"best_teacher": run.rows[run.teacher], **rows}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """What `optimize.py` shows: the original and what each step made of it, as a table, a plot and a small page."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from rich.text import Text
 from logbook import plots
 from logbook.console import duration, human
 from logbook.numbers import score
+from logbook.record import Json, Record, read_run
 from logbook.report import template, write_plots
 from logbook.sections.section import Picture, Section
 
@@ -44,13 +44,36 @@ def steps_table(results: Mapping[str, Any]) -> Table:
     return table
 
 
+def so_far(run: Record) -> Json:
+    """What `results.json` will hold, of a run of `optimize.py` that is still going or was stopped."""
+    rows = (run.steps or {"rows": []})["rows"]
+    return {
+        "task": run.task,
+        "metric": run.metric,
+        "higher_is_better": run.higher_is_better,
+        "goal": {name: limit for name, limit in run.config["goal"].items() if limit is not None},
+        "chosen": None,
+        "verdict": f"This run is not finished: {run.reached}, none tested.",
+        "rows": rows,
+        "notes": [],
+        "seconds": {row["name"]: row["seconds"] for row in rows},
+    }
+
+
 def write_optimization(folder: Path) -> Path:
-    """Write the plots and `report.html` of a run of `optimize.py` into its folder, and return the page's path."""
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    """Write the plots and `report.html` of a run of `optimize.py` into its folder, and return the page's path.
+
+    Raises:
+        ValueError: The folder is no run folder, or a file in it is broken.
+    """
+    run = read_run(folder)
+    results = run.results or so_far(run)
     titles = {row["name"]: row["title"] for row in results["rows"]}
     section = Section("Quality and cost")
     for key, label in COSTS.items():
-        networks = [(row["title"], row[key], row["quality"][0]) for row in results["rows"]]
+        networks = [(row["title"], row[key], row["quality"][0]) for row in results["rows"] if key in row]
+        if not networks:
+            continue
         candidates = [{"strategy": "steps", "cost": cost, "quality": quality, "on_front": on_front(place, networks)}
                       for place, (_, cost, quality) in enumerate(networks)]  # fmt: skip
         reading = (
@@ -73,7 +96,7 @@ def write_optimization(folder: Path) -> Path:
         chosen=results["chosen"],
         sections=[section],
         seconds={titles.get(name, name): duration(time) for name, time in results["seconds"].items()},
-        config=(folder / "config.yaml").read_text(encoding="utf-8"),
+        config=run.config_text,
     )
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
@@ -91,11 +114,11 @@ def on_front(place: int, networks: Sequence[tuple[str, float, float]]) -> bool:
 
 
 def _cells(results: Mapping[str, Any]) -> list[dict[str, str]]:
-    first, metric = results["rows"][0], results["metric"]
+    metric, rows = results["metric"], []
     sign = 1 if results["higher_is_better"] else -1
     scale = 100 if metric == "accuracy" else 1
-    rows = []
     for row in results["rows"]:
+        first = results["rows"][0]
         cells = {
             "name": row["name"],
             "title": row["title"],
@@ -106,7 +129,8 @@ def _cells(results: Mapping[str, Any]) -> list[dict[str, str]]:
         cells["test"] = score(row["test"][0], metric, 2) if row["test"] else "-"
         for key in ("macs", "parameters", "bytes"):
             cells[key] = human(row[key]) + ("" if row is first else f" ({row[key] / max(1, first[key]):.1%})")
-        cells["latency"] = f"{row['latency_ms']:.2f} ± {row['latency_spread_ms']:.2f}"
+        timed = "latency_ms" in row  # all networks are, together, once the last step is taken
+        cells["latency"] = f"{row['latency_ms']:.2f} ± {row['latency_spread_ms']:.2f}" if timed else "-"
         rows.append(cells)
     return rows
 

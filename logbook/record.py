@@ -5,7 +5,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ class Record:
         neighbors: `neighbors.json`, what every single change of the first choice would give.
         layers: `layers.json`, what each layer of the teacher and the student costs.
         answers: `answers.npz`, what the final networks answered to each sample.
+        steps: `steps.json`, of a run of `optimize.py`: the networks measured so far.
     """
 
     folder: Path
@@ -49,6 +50,12 @@ class Record:
     neighbors: Json | None = None
     layers: Json | None = None
     answers: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    steps: Json | None = None
+
+    @property
+    def optimizes(self) -> bool:
+        """Whether it is a run of `optimize.py`."""
+        return "steps" in self.config
 
     @property
     def strategies(self) -> list[str]:
@@ -96,10 +103,22 @@ class Record:
         return any(update.get("supernet_loss") is not None for update in self.updates)
 
     @property
+    def judged_by(self) -> Literal["table", "shared weights", "training", "evaluator"]:
+        """Where qualities come from: a table, shared weights, a training of each architecture, or the user's own."""
+        target = str((self.config.get("evaluator") or {}).get("_target_"))
+        if self.looked_up or target.endswith(".TableEvaluator"):
+            return "table"
+        if target.endswith(".SupernetEvaluator"):
+            return "shared weights"
+        return "training" if target.endswith(".StandaloneEvaluator") else "evaluator"
+
+    @property
     def reached(self) -> str:
         """How far the run has come, for a run that is still going or was stopped."""
         if self.results:
             return "finished"
+        if self.optimizes:
+            return f"{len((self.steps or {'rows': []})['rows'])} of {1 + len(self.config['steps'])} networks measured"
         if not self.history:
             return "no architecture evaluated yet"
         if self.candidates is None:
@@ -155,8 +174,10 @@ def read_run(folder: Path) -> Record:
     for architecture in ranking["architectures"] if ranking else []:
         _require(architecture, ("kind", "text", "macs", "shared", "standalone", "failure"), folder / "ranking.json")
     results = read_object(folder / "results.json", ("task", "metric", "rows"))
-    for row in results["rows"] if results else []:
-        _require(row, ("name", "title", "validation", "quality", "test", "macs", "parameters"), folder / "results.json")
+    steps = read_object(folder / "steps.json", ("rows",))
+    for file, content_of in (("results.json", results), ("steps.json", steps)):
+        for row in content_of["rows"] if content_of else []:
+            _require(row, ("name", "title", "validation", "quality", "test", "macs", "parameters"), folder / file)
     about = read_object(folder / "task.json", ("task", "metric", "higher_is_better"))
     neighbors = read_object(folder / "neighbors.json", ("center", "neighbors", "num_all", "missing"))
     changes = ("decision", "from", "to", "text", "quality", "cost", "reward", "failure")
@@ -165,7 +186,7 @@ def read_run(folder: Path) -> Record:
     layers = read_object(folder / "layers.json", ())
     return Record(
         folder, content, config_text, decisions, history, updates, candidates, ranking, results,  # pyright: ignore[reportArgumentType]
-        about, neighbors, layers, _read_arrays(folder / "answers.npz"),
+        about, neighbors, layers, _read_arrays(folder / "answers.npz"), steps,
     )  # fmt: skip
 
 

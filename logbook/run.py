@@ -22,6 +22,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from logbook.checkpoint import read_checkpoint, write_atomically, write_checkpoint
 from logbook.interrupt import Interruption
+from logbook.record import read_object
 
 KEPT = 3
 
@@ -140,6 +141,20 @@ class Run:
     def write(self, name: str, data: Any) -> None:
         """A JSON file in the run folder, there whole or not at all."""
         write_atomically(self.folder / name, json.dumps(data, indent=1, allow_nan=False).encode() + b"\n")
+
+    def write_task(self, about: Mapping[str, Any]) -> None:
+        """`task.json`; of a run that goes on, first proved to be about the same data.
+
+        Raises:
+            ValueError: They are others than those that the run began with.
+        """
+        before = read_object(self.folder / "task.json", ()) or {}
+        if before.get("data", about.get("data")) != about.get("data"):
+            raise ValueError(
+                f"resume: the data of {about['task']} are not those that {self.folder} began with, so that networks "
+                "would be tested on what they have learned from; put the data back, or begin a new run"
+            )
+        self.write("task.json", about)
 
     def write_arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         """A compressed NumPy file in the run folder, there whole or not at all; equal arrays give equal bytes."""

@@ -19,15 +19,17 @@ import optimize as script
 from child.cost import count_macs, count_parameters
 from child.network import load_network
 from child.onnx_module import OnnxModule
+from child.prune import find_groups
 from child.resnet import ResNet
 from child.task import SealedSplit
 from child.training import measure
 from conf.launch import one_line
-from conf.schema import ModelConfig, OptimizeConfig
+from conf.schema import ConfigError, ModelConfig, OptimizeConfig
 from envs.digits import digits
 from logbook.interrupt import Interrupted, Interruption
 from logbook.run import Run
 from optimize import FINALISTS, main, notes_on
+from report import main as report
 
 ROOT = Path(__file__).resolve().parents[1]
 NET = ("model._target_=child.resnet.ResNet", "+model.width=8")
@@ -41,6 +43,21 @@ from torch import nn
 class Untraceable(Net):
     def forward(self, x):
         return super().forward(x).detach()
+
+
+class Unexportable(Net):
+    def forward(self, x):
+        return super().forward(x) * float(x.sum().item() > -1e9)
+
+
+class Pair(Net):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class Needy(Net):
+    def forward(self, x):
+        return super().forward({"image": x}["picture"])
 
 
 class Two(nn.Linear):
@@ -98,7 +115,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, run_optimize: Any, reads:
 
 def test_every_file_is_there(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
-        "config.yaml", "choices.json", "results.json", "report.html", "plots", "networks", "checkpoints", "tensorboard",
+        "config.yaml", "choices.json", "results.json", "steps.json", "task.json", "report.html", "plots", "networks",
+        "checkpoints", "tensorboard",
     }  # fmt: skip
     assert sorted(path.name for path in (finished / "networks").iterdir()) == [
         "1-prune", "1-prune-round1", "2-distill", "3-sparsify", "3-sparsify-round1", "4-prune", "4-prune-round1",
@@ -302,6 +320,69 @@ def test_by_the_command_line(known: Any, tmp_path: Path) -> None:
     assert wrong.stderr == "luban: goal.macs is a share of the original's, and 1.5 is more than it has\n"
 
 
+def test_a_run_of_the_other_script_is_named(finished: Path, compose_text: Any) -> None:
+    with pytest.raises(ConfigError, match=r"is a run of optimize\.py; go on with: python optimize\.py resume="):
+        compose_text(f"resume={finished}")
+    begun = finished.parent / "search"
+    begun.mkdir()
+    (begun / "config.yaml").write_text("seed: 0\n")
+    with pytest.raises(ConfigError, match=r"is a run of main\.py; go on with: python main\.py resume="):
+        compose_text(f"resume={begun}", kind=OptimizeConfig, name="optimize")
+
+
+def test_a_run_that_is_still_going_is_reported(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    going = tmp_path / "going"
+    going.mkdir()
+    for name in ("config.yaml", "task.json", "steps.json"):
+        shutil.copy(finished / name, going)
+    rows = load(going / "steps.json")["rows"]
+    assert [row["name"] for row in rows] == [row["name"] for row in load(finished / "results.json")["rows"]]
+    (going / "steps.json").write_text(json.dumps({"rows": rows[:2]}))
+    assert report([str(going)]) == 0
+    page, told = (going / "report.html").read_text(), capsys.readouterr().out
+    assert "This run is not finished: 2 of 6 networks measured, none tested." in page and "1. prune" in page
+    assert "The test set was opened" not in page and re.search(r"1\. prune .*│ +-", told)
+    assert report([f"runs=[{finished},{going}]", "--output", str(tmp_path / "both.html")]) == 0
+    assert "2 of 6 networks measured" in (tmp_path / "both.html").read_text()
+    assert "digits: accuracy" in capsys.readouterr().out
+    (going / "steps.json").unlink()  # the original is being trained
+    assert report([str(going)]) == 0 and "0 of 6 networks measured" in (going / "report.html").read_text()
+
+
+def test_all_goals_that_count_are_pruned_for(run_optimize: Any, tmp_path: Path) -> None:
+    run = run_optimize(tmp_path, *NET, "steps=[prune]", "goal.macs=0.9", "goal.parameters=0.4")
+    first, second = load(run / "results.json")["rows"]
+    assert second["macs"] <= 0.9 * first["macs"] and 0.3 * first["parameters"] < second["parameters"]
+    assert second["parameters"] <= 0.4 * first["parameters"] and load(run / "choices.json")["honored"]
+
+
+@pytest.mark.parametrize(("overrides", "targets"), [
+    ([], {"macs": 0.5}),
+    (["goal.parameters=0.3"], {"parameters": 0.3}),
+    (["goal.parameters=0.3", "goal.macs=0.9"], {"macs": 0.9, "parameters": 0.3}),
+    (["prune.unit=parameters"], {"parameters": 0.5}),
+    (["goal.macs=0.4", "prune.unit=parameters"], {"parameters": 0.5, "macs": 0.4}),
+    (["goal.macs=0.4", "prune.share=0.2"], {"macs": 0.2}),
+])  # fmt: skip
+def test_what_pruning_aims_at(overrides: list[str], targets: dict[str, float], compose_text: Any) -> None:
+    config, _ = compose_text("model.path=x", *overrides, kind=OptimizeConfig, name="optimize")
+    assert list(script.prune_targets(config).items()) == list(targets.items())
+
+
+def test_the_least_share_is_one_of_the_originals_channels(run_optimize: Any, tmp_path: Path) -> None:
+    run = run_optimize(
+        tmp_path, "model._target_=child.resnet.ResNet", "+model.width=16", "steps=[prune]", "goal.macs=0.3",
+        "prune.rounds=3", "prune.least=0.5",
+    )  # fmt: skip
+    sizes = []
+    for name in ("original", "1-prune"):
+        module = load_network(run / "networks" / name).module
+        sizes.append({group.name: group.num_units for group in find_groups(module, (1, 8, 8))})
+    assert sizes[1].keys() == sizes[0].keys()
+    kept = [sizes[1][name] / num for name, num in sizes[0].items()]
+    assert min(kept) == 0.5 < max(kept)
+
+
 def line(compose_text: Any, output: Path, *overrides: str) -> str:
     """What a user gets to read; no folder is left behind."""
     with pytest.raises(Exception) as caught:
@@ -335,6 +416,13 @@ def line(compose_text: Any, output: Path, *overrides: str) -> str:
     (["model._target_=null"], "model: give model.path=outputs/<run> or model._target_=mymodule.Net, got neither"),
     (["model._target_=os.system"], r"refused to call 'os.system'"),
     (["distill.teachers=[nowhere]", "steps=[distill]"], r"cannot read nowhere/SHA256SUMS"),
+    (["goal.parameters=0.5", "steps=[share]"], "goal.parameters: a codebook has as many parameters as before; add the"),
+    (["steps=[share,prune]", "share.tie=true"], "steps: pruning would part the layers that share.tie=true has tied"),
+    (["prune.ratios=search", "prune.choices=[0.5]"], r"prune.choices are two or more ascending shares in \[0, 1\)"),
+    (["prune.ratios=search", "controller=darts"], "darts learns by gradients, which takes evaluator=supernet"),
+    (["prune.ratios=search", "search.budget=30"], "search.budget: a search for ratios is as long as search.rounds"),
+    (["steps=[distill]", "distill.features={kind: hint, layers: [nosuch]}"], "ResNet has no layer 'nosuch'"),
+    (["++model.width=-4"], "cannot build 'child.resnet.ResNet' with .*negative dimension"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")  # fmt: skip
 def test_what_cannot_be_is_told_in_one_line(overrides: list[str], told: str, compose_text: Any, tmp_path: Path) -> None:
     found = line(compose_text, tmp_path, *NET, *overrides)
@@ -349,6 +437,11 @@ def test_models_that_do_not_fit_are_told_in_one_line(
     assert told.startswith("Untraceable has no channels that can be pruned")
     told = line(compose_text, tmp_path, "model._target_=strange.Two", *own, "steps=[share]")
     assert told.startswith("model: does not fit the task digits")
+    told = line(compose_text, tmp_path, "model._target_=strange.Pair", *own)
+    assert told.endswith("it gives a tuple, and one tensor is needed")
+    assert "KeyError('picture')" in line(compose_text, tmp_path, "model._target_=strange.Needy", *own)
+    told = line(compose_text, tmp_path, "model._target_=strange.Unexportable", *own, "steps=[quantize]")
+    assert told.startswith("strange.Unexportable cannot be exported: ")
     told = line(compose_text, tmp_path, f"model.path={finished}", "env=breast_cancer")
     assert re.search(r"model.path: .* was trained for inputs of shape \(1, 8, 8\), but the task .* has \(30,\)", told)
     told = line(compose_text, tmp_path, f"model.path={finished}", "seed=1")

@@ -180,9 +180,12 @@ def neighbors_section(run: Record) -> Section:
     how_many = f"All {found['num_all']}" if len(found["neighbors"]) == found["num_all"] else (
         f"A sample of {len(found['neighbors'])} of {found['num_all']}"
     )  # fmt: skip
-    judged = "looked up in the table" if run.looked_up or not run.noisy_rounds else (
-        "scored with the same shared weights on all validation data"
-    )  # fmt: skip
+    judged = {
+        "table": "looked up in the table",
+        "shared weights": "scored with the same shared weights on all validation data",
+        "training": "each trained on its own",
+        "evaluator": "judged by the same evaluator",
+    }[run.judged_by]
     section.intro = (
         f"{how_many} architectures that differ from the first choice in one decision, {judged} like itself. "
         f"{better} of {len(lines)} have a higher reward than its {center['reward']:.4f}. The first choice is "

@@ -30,8 +30,13 @@ def _add_evaluations(run: Record, section: Section) -> None:
         return
     searching = run.strategies[0]
     if "random" in run.strategies[1:]:
-        shared = "on the same table" if run.looked_up else "with the same shared weights"
-        beside = f"{searching} beside random search {shared}: a policy that learns pulls its line away"
+        how = {
+            "table": "on the same table",
+            "shared weights": "with the same shared weights",
+            "training": "which trains its architectures in the same way",
+            "evaluator": "with the same evaluator",
+        }[run.judged_by]
+        beside = f"{searching} beside random search {how}: a policy that learns pulls its line away"
     else:
         beside = f"{searching} alone: a policy that learns raises its line"
     section.pictures.append(
@@ -43,18 +48,23 @@ def _add_evaluations(run: Record, section: Section) -> None:
         )
     )
     unit = cost_unit(run)
+    again, marked = {
+        "table": ("", "marked is what the table reports of the chosen ones"),
+        "shared weights": (
+            " scored again on all validation data",
+            "the marked networks were trained on their own, which is why they may lie far above",
+        ),
+        "training": ("", "the marked networks were trained for good"),
+        "evaluator": ("", "the marked networks were trained for good"),
+    }[run.judged_by]
     if run.candidates is None:
         section.missing.append("The candidates have not been scored again yet (candidates.json is missing).")
     section.pictures.append(
         Picture(
             "quality-cost",
             "Quality against cost",
-            "Up and to the left is better: faint dots are what the search saw, rings the candidates, the stepped line "
-            "their best trade-offs, and marked is what the table reports of the chosen ones."
-            if run.looked_up
-            else "Up and to the left is better: faint dots are evaluations with shared weights, rings the candidates "
-            "scored again on all validation data, the stepped line their best trade-offs, and the marked networks were "
-            "trained on their own, which is why they may lie far above.",
+            f"Up and to the left is better: faint dots are what the search saw, rings the candidates{again}, the "
+            f"stepped line their best trade-offs, and {marked}.",
             plots.quality_against_cost(
                 run.history,
                 (run.candidates or {}).get("candidates", []),

@@ -83,6 +83,12 @@ def test_a_run_folder_stands_for_the_student_that_was_chosen(tmp_path: Path) -> 
 # There and back.
 
 
+def test_a_run_without_a_student_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    with pytest.raises(ValueError, match=r"has no student yet; finish the run with resume="):
+        find_network(tmp_path)
+
+
 def test_it_comes_back_the_same(trained: TrainedNetwork, folder: Path, images: np.ndarray) -> None:
     loaded = load_network(folder)
     assert loaded.predict(images).equal(trained.predict(images))

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -97,6 +99,31 @@ def test_fitted_preprocessing_gives_mean_0_and_deviation_1() -> None:
     torch.testing.assert_close(values.mean(dim=(0, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(values.std(dim=(0, 2, 3)), torch.ones(2), atol=1e-4, rtol=0)
     assert fitted.mean[0] == pytest.approx(inputs[:, 0].double().mean().item() / 16)
+
+
+def test_small_units_are_standardized_too() -> None:
+    fitted = Normalize.fit(1e-7 * torch.randn(40, 2, 30, generator=generator()), 1.0)
+    values = fitted(1e-7 * torch.randn(40, 2, 30, generator=generator()))
+    assert values.std().item() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("wrong", [{"shift": -1}, {"rotate": -2.0}, {"cutout": -1}, {"zoom": 1.0}, {"zoom": -0.1}])
+def test_augmentation_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="augmentation needs shift, rotate and cutout >= 0 and zoom in"):
+        Augmentation(**wrong)
+
+
+def test_other_data_have_another_mark(small_task: Task) -> None:
+    def with_training(**changes: Tensor) -> Task:
+        return small_task.with_splits(replace(small_task.train, **changes), small_task.validation)
+
+    assert with_training().mark() == small_task.mark() == replace(small_task, name="other").mark()
+    inputs, targets = small_task.train.inputs.clone(), small_task.train.targets.clone()
+    inputs[3] += 1
+    targets[[0, 1]] = targets[[1, 0]] + 1
+    marks = {with_training(inputs=inputs).mark(), with_training(targets=targets).mark(), small_task.mark(),
+             small_task.with_splits(small_task.train.take(torch.arange(9)), small_task.validation).mark()}  # fmt: skip
+    assert len(marks) == 4
 
 
 def test_a_channel_that_never_changes_is_not_divided_by_zero() -> None:

@@ -112,6 +112,11 @@ def test_preprocessing_is_fitted_to_training_data_alone() -> None:
         ({"x": images()}, "has no array 'y'; it holds x"),
         ({"images": images(), "y": LABELS}, "has no array 'x'; it holds images, y"),
         ({"x": images(), "y": LABELS, "x_test": images(8)}, "has x_test but no y_test"),
+        ({"x": images(), "y": LABELS, "y_test": LABELS[:8]}, "has y_test but no x_test"),
+        (
+            {"x": images(), "y": LABELS, "x_val": images(8), "y_val": LABELS[:8]},
+            "has an array 'x_val' that would not be used; allowed: x_validation",
+        ),
         (
             {"x": images(), "y": LABELS, "x_test": images(8), "y_test": np.full(8, 7)},
             "mine test set: class .*7.* does not occur in the training data",

@@ -64,6 +64,22 @@ def test_parts_that_are_given(folder: Path, tmp_path: Path) -> None:
     assert part.targets.tolist() == [1] and part.inputs.unique().tolist() == [77]
 
 
+def test_a_class_may_be_called_train(folder: Path) -> None:
+    (folder / "cat").rename(folder / "train")
+    assert images(str(folder), seed=0, size=8).objective == Classification(("dog", "train"))
+
+
+def other_parts(folder: Path) -> None:
+    for part in ("train", "val"):
+        (folder / part).mkdir()
+    (folder / "cat").rename(folder / "train" / "cat")
+    (folder / "dog").rename(folder / "val" / "dog")
+
+
+def thirty_two_bits(folder: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).random((10, 12), np.float32)).save(folder / "dog" / "3.tiff")
+
+
 def broken(folder: Path) -> None:
     (folder / "dog" / "3.png").write_bytes((folder / "dog" / "3.png").read_bytes()[:50])
 
@@ -90,6 +106,8 @@ def unknown_class(folder: Path) -> None:
         (empty_class, r"emu holds no image; every subfolder is a class"),
         (one_class, "pets: classification needs at least 2 classes, got 1"),
         (unknown_class, "dogs is a class that training lacks"),
+        (other_parts, r"val stands beside train; allowed: train, validation, test.* rename it, or move it elsewhere"),
+        (thirty_two_bits, r"cannot read the image .*3\.tiff: its pixels have 32 bits; save it with 8 or 16"),
     ],
 )
 def test_mistakes_are_named(folder: Path, spoil: Any, expected: str) -> None:

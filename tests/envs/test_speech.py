@@ -255,6 +255,24 @@ def test_a_folder_of_sounds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert speech(str(folder), seed=0, seconds=0.3, rate=8000, bands=20).train.inputs.equal(task.train.inputs)
 
 
+def test_parts_of_sounds_that_are_given(folder: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    folder.rename(whole / "train")
+    for name, frequency in (("high", 1500), ("low", 300)):
+        write_wave(whole / "test" / name / "1.wav", 0.5 * np.sin(2 * np.pi * frequency * np.arange(4000) / 8000), 8000)
+    task = speech(str(whole), seed=0, seconds=0.3, rate=8000, bands=20)
+    assert task.objective == Classification(("high", "low"))
+    assert [len(part) for part in (task.train, task.validation, task.test)] == [12, 4, 2]
+    assert opened(task).targets.tolist() == [0, 1]
+
+
+def unfinished(path: Path) -> None:
+    """As a recorder leaves it that was interrupted: the sizes would have been written last."""
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + bytes(4) + content[8:])
+
+
 def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -274,6 +292,7 @@ def not_finite(path: Path) -> None:
         (lambda path: path.write_bytes(b"no sound"), r"cannot read .*low.3\.wav as a WAV file"),
         (lambda path: path.write_bytes(b""), r"cannot read .*low.3\.wav as a WAV file"),
         (lambda path: path.write_bytes(path.read_bytes()[:30]), r"cannot read .*low.3\.wav as a WAV file"),
+        (unfinished, r"cannot read .*low.3\.wav as a WAV file: its header is broken"),
         (no_samples, r"cannot read .*low.3\.wav as a WAV file"),
         (not_finite, r"low.3\.wav as a WAV file: it has a value that is not finite"),
         (lambda path: (path.parent.parent / "none").mkdir(), "none holds no .wav file; every subfolder is a class"),

@@ -95,6 +95,7 @@ def changed(row: int, column: str, value: Any) -> list[list[Any]]:
         (rows()[:-1], "holds 8 of the 9 architectures of space 'flat'"),
         ([row[:4] for row in rows()], "line 2: column 'test' needs a number, got ''"),
         (changed(2, "seconds", -1), "costs and charges must not be negative"),
+        ([*rows()[:2], [], *rows()[2:]], "line 4 is blank, and other rows follow"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_line(write: Any, content: list[list[Any]], message: str) -> None:
@@ -113,9 +114,22 @@ def test_wrong_columns_and_files_are_told(write: Any, tmp_path: Path) -> None:
     (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(b"a,b\n" * 999)[:20])
     with pytest.raises(ValueError, match="cannot read"):
         table(str(tmp_path / "cut.csv.gz"))
+    bits = bytearray(gzip.compress(b"a,b\n" * 999))
+    bits[12] ^= 255
+    (tmp_path / "flipped.csv.gz").write_bytes(bits)
+    with pytest.raises(ValueError, match="cannot read"):
+        table(str(tmp_path / "flipped.csv.gz"))
     (tmp_path / "plain.csv.gz").write_bytes(b"a,b\n0,0\n")
     with pytest.raises(ValueError, match="cannot read"):
         table(str(tmp_path / "plain.csv.gz"))
+
+
+def test_files_as_office_programs_write_them(write: Any) -> None:
+    path = Path(write(rows()))
+    path.write_text("\ufeff" + path.read_text() + "\n\n", encoding="utf-8")
+    assert table(str(path)).evaluate([Genotype("flat", (2, 1))], 1.0, 0) == table(write(rows())).evaluate(
+        [Genotype("flat", (2, 1))], 1.0, 0
+    )
 
 
 @pytest.mark.data

@@ -387,6 +387,27 @@ def test_the_verdict_claims_no_more_than_its_numbers(tmp_path: Path) -> None:
     assert "too few to tell" in verdict(read_run(folder))
 
 
+@pytest.mark.parametrize(("target", "told", "not_told"), [
+    ("child.supernet.SupernetEvaluator", ["random search with the same shared weights", "scored with the same shared"],
+     ["looked up"]),
+    ("child.standalone.StandaloneEvaluator", ["which trains its architectures in the same way", "each trained on its"],
+     ["shared weights:", "looked up"]),
+    ("mine.Evaluator", ["random search with the same evaluator", "judged by the same evaluator"],
+     ["with the same shared weights", "looked up"]),
+], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
+def test_how_architectures_were_judged_is_told(
+    target: str, told: list[str], not_told: list[str], tmp_path: Path
+) -> None:
+    folder = write_run(tmp_path / "run", evaluator={"_target_": target})
+    changes = [{"decision": "layer1.operation", "from": "a", "to": "b", "text": "b", "quality": 0.9, "cost": 1.0,
+                "reward": 0.9, "failure": None}]  # fmt: skip
+    center = {"text": "a", "quality": 0.9, "cost": 1.0, "reward": 0.9, "failure": None}
+    write(folder / "neighbors.json", {"center": center, "num_all": 1, "neighbors": changes, "missing": None})
+    text = write_report(folder).read_text()
+    assert all(words in text for words in told), told
+    assert not any(words in text for words in not_told), not_told
+
+
 def test_of_several_teachers_the_chosen_one_is_told_of(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     results = json.loads((folder / "results.json").read_text())
@@ -541,6 +562,25 @@ def test_a_seed_that_ran_twice_counts_once(repetitions: list[Path], tmp_path: Pa
     (once,), (twice,) = (read_parts(folders) for folders in (repetitions[:3], [*repetitions[:3], *again]))
     assert twice.groups[0].values("teacher") == once.groups[0].values("teacher")
     assert compare.tests(twice) == compare.tests(once)
+
+
+def test_the_best_of_several_teachers_is_one_network_in_every_run(tmp_path: Path) -> None:
+    folders = []
+    for seed, best in enumerate(("teacher2", "teacher", "teacher2")):
+        folder = write_run(tmp_path / f"top{seed}", num_layers=2, seed=seed)
+        results = json.loads((folder / "results.json").read_text())
+        first, *others = results["rows"]
+        rows = [first, {**first, "name": "teacher2"}, *others]
+        for row in rows[:2]:
+            row["title"] = "Teacher (best found)" if row["name"] == best else "Teacher"
+        write(folder / "results.json", {**results, "teacher": best, "rows": rows})
+        change_results(folder, **{name: [0.99 if name == best else 0.9] for name in ("teacher", "teacher2")})
+        folders.append(folder)
+    (part,) = read_parts(folders)
+    (group,) = part.groups
+    assert group.values("best_teacher") == [0.99] * 3 and group.values("teacher") == [0.9, 0.99, 0.9]
+    titles = {name: group.cells(name, "accuracy")["title"] for name in group.names()[:3]}
+    assert titles == {"best_teacher": "Teacher (best found)", "teacher": "Teacher 1", "teacher2": "Teacher 2"}
 
 
 def test_single_runs_and_equal_differences_are_not_judged(repetitions: list[Path]) -> None:

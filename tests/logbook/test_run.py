@@ -30,6 +30,15 @@ def numbers(run: Run) -> list[int]:
     return [int(path.stem) for path in sorted((run.folder / "checkpoints").glob("*.ckpt"))]
 
 
+def test_a_run_goes_on_with_its_own_data_alone(tmp_path: Path) -> None:
+    run = Run.create(tmp_path, "run", "seed: 0\n", 30.0)
+    run.write_task({"task": "pets", "data": "abc"})
+    run.write_task({"task": "pets", "data": "abc"})
+    with pytest.raises(ValueError, match=r"the data of pets are not those that .*run began with"):
+        run.write_task({"task": "pets", "data": "abd"})
+    assert json.loads((run.folder / "task.json").read_text())["data"] == "abc"
+
+
 def test_names_do_not_collide(tmp_path: Path) -> None:
     folders = [create(tmp_path / "outputs").folder.name for _ in range(3)]
     assert folders == ["run", "run-2", "run-3"]
