@@ -70,7 +70,7 @@ def main() -> None:
     clock(luban, "write_report", "drawing", "report")
     clock(luban, "measure_latency", "latency")
     clock(luban, "count_macs", "counting MACs")
-    clock(luban, "measure", "validation and test")
+    clock(luban, "ask", "validation and test")
     clock(SupernetEvaluator, "evaluate", "evaluating architectures")
     clock(Reinforce, "act", "drawing tokens")
     clock(Reinforce, "sample", "drawing paths to train")

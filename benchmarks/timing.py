@@ -15,7 +15,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 sys.path.insert(0, str(ROOT))
-os.environ.setdefault("LUBAN_DATA", str(ROOT.parent / "shared" / "data"))
+SHARED = ROOT.parent / "shared" / "data"
+if SHARED.is_dir():  # else where the configs look: data/
+    os.environ.setdefault("LUBAN_DATA", str(SHARED))
 
 from child.space import Evaluation  # noqa: E402
 from child.training import prepare_process  # noqa: E402

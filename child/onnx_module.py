@@ -65,7 +65,10 @@ def load_onnx(path: str | Path, num_threads: int = 1) -> TrainedNetwork:
     """
     path = Path(path)
     try:
-        data = read_checked(path) if path.with_name("SHA256SUMS").is_file() else path.read_bytes()
+        sums = path.with_name("SHA256SUMS")
+        lines = sums.read_text(errors="replace").splitlines() if sums.is_file() else []
+        # A file may stand beside the sums of others.
+        data = read_checked(path) if any(line.endswith(f"  {path.name}") for line in lines) else path.read_bytes()
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}; expected an exported model") from None
     try:

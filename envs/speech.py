@@ -60,7 +60,11 @@ def spoken_digits(
         ValueError: The file is missing or damaged, or there is no such speaker.
     """
     if not Path(path).is_file():
-        raise ValueError(f"there is no {path}; set env.path to fsdd_int16.npz, or LUBAN_DATA to its folder")
+        raise ValueError(
+            f"there is no {path}; set env.path, or LUBAN_DATA to its folder. It holds the recordings of "
+            "github.com/Jakobovski/free-spoken-digit-dataset as arrays, as envs.speech.spoken_digits describes them; "
+            "folders of WAV files by class are read with env=speech"
+        )
     found = read_archive(path, NEEDED)
     length, digit, speaker, index = (found[name].astype(np.int64) for name in ("length", "digit", "speaker", "index"))
     names = [str(name) for name in found["speakers"]]

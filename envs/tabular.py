@@ -56,8 +56,8 @@ class Table:
         for cell, line in zip(cells, self.lines, strict=True):
             if cell.lower() in MISSING:
                 raise ValueError(
-                    f"{self.path}, line {line}: column {name!r} has no value ({cell!r}); fill it in, remove the line, "
-                    f"or leave the column out with ignore=[{name}]"
+                    f"{self.path}, line {line}: column {name!r} has no value ({cell!r}); fill it in or remove the "
+                    f"line; a column that is not the target can be left out with ignore=[{name}]"
                 )
         return cells
 

@@ -40,7 +40,8 @@ def steps_table(results: Mapping[str, Any]) -> Table:
     for row in _cells(results):
         mark = " *" if row["name"] == results["chosen"] else ""
         table.add_row(Text(row["title"] + mark), *(row[key] for key in COLUMNS))
-    table.caption, table.caption_justify = "* chosen; ±: standard error on validation data", "left"
+    chosen = "* chosen; " if results["chosen"] else ""
+    table.caption, table.caption_justify = f"{chosen}±: standard error on validation data", "left"
     return table
 
 

@@ -183,6 +183,8 @@ def test_a_damaged_file_is_told(mixed: Path, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(data)
     with pytest.raises(ValueError, match=r"model\.onnx is damaged: its SHA-256 is not the one"):
         load_onnx(tmp_path / "model.onnx")
+    (tmp_path / "mine.onnx").write_bytes((mixed / "model.onnx").read_bytes())  # beside the sums of others
+    assert load_onnx(tmp_path / "mine.onnx").objective == load_onnx(mixed / "model.onnx").objective
     (tmp_path / "SHA256SUMS").unlink()
     (tmp_path / "model.onnx").write_bytes(b"no model")
     with pytest.raises(ValueError, match=r"cannot use .*model\.onnx: this is not an ONNX model"):

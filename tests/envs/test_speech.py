@@ -176,7 +176,7 @@ def test_mistakes_are_named(tmp_path: Path, content: dict[str, Any], arguments: 
 
 
 def test_files_that_are_no_archive_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"there is no .*none.npz; set env.path to fsdd_int16.npz, or LUBAN_DATA"):
+    with pytest.raises(ValueError, match=r"there is no .*none.npz; set env.path, or LUBAN_DATA to its folder"):
         spoken_digits(str(tmp_path / "none.npz"), 0)
     (tmp_path / "text.npz").write_text("no archive")
     with pytest.raises(ValueError, match=r"cannot read .*text.npz: expected an .npz file with arrays audio, length"):
