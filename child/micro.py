@@ -13,7 +13,7 @@ Letters: B samples, C channels, H height, W width, K outputs.
 
 import operator
 import re
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from math import prod
@@ -264,6 +264,12 @@ class MicroSpace(RelaxedSpace):
             drawn.append((f"{cell}.output", f"{cell}: output", "output"))
             edges += [(names[place], f"{cell}.output") for place in loose_ends(nodes)]
         return Graph(tuple(drawn), tuple(edges))
+
+    def weights(self, genotype: Genotype, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As in every space; the supernet has none for an auxiliary head, which is of the final training alone."""
+        if self.auxiliary:
+            return MicroSpace(**{**self.arguments, "auxiliary": 0.0}).weights(genotype, shared)
+        return super().weights(genotype, shared)
 
     def network(self, genotype: Genotype | None = None) -> "MicroNetwork":
         """The fixed network of a genotype, or the supernet of all."""

@@ -114,7 +114,7 @@ class RungsEvaluator:
 
     def _best(self, rung: int, new: Mapping[Genotype, float]) -> list[Genotype]:
         """Those of the new results that are among the best share of the rung's recent ones, best first."""
-        recent = [quality for _, quality in self.reached[rung][-max(RECENT, len(new)) :]]
+        recent = list(latest(self.reached[rung]).values())[-max(RECENT, len(new)) :]
         places = int(self.settings.keep * len(recent))
         bar = sorted(recent, reverse=True)[places - 1] if places else np.inf
         return sorted((g for g in new if new[g] >= bar), key=lambda g: -new[g])
@@ -134,10 +134,22 @@ class RungsEvaluator:
     def _pairs(self) -> list[NDArray[np.float64]]:
         """For each rung but the last, what architectures got there that reached the next, and what they got there."""
         found = []
-        for lower, upper in pairwise(self.reached):
-            there = dict(upper)
-            found.append(np.array([(low, there[genotype]) for genotype, low in lower if genotype in there][-RECENT:]))
+        for lower, upper in pairwise(map(latest, self.reached)):
+            both = [(quality, upper[genotype]) for genotype, quality in lower.items() if genotype in upper]
+            found.append(np.array(both[-RECENT:]))
         return found
+
+
+def latest(reached: Sequence[tuple[Genotype, float]]) -> dict[Genotype, float]:
+    """The last quality of each architecture, the one that was last asked for at the end.
+
+    A policy that has settled asks for the same again and again, which is no further evidence.
+    """
+    found: dict[Genotype, float] = {}
+    for genotype, quality in reached:
+        found.pop(genotype, None)
+        found[genotype] = quality
+    return found
 
 
 def translate(quality: float, pairs: Sequence[NDArray[np.float64]]) -> float:

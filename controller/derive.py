@@ -49,9 +49,12 @@ def shortlist(history: Iterable[dict[str, Any]], strategy: str, num: int) -> lis
     without bound.
 
     Shared weights get better all the time, which would favor what was seen late. What random search, whose proposals
-    do not change, got in the mean of the same round is therefore taken off first, where it played.
+    do not change, got in the mean of the same round is therefore taken off first; where it no longer played, what it
+    got last. What was told from the account of a budget, for nothing, is of an earlier round and does not count again.
     """
-    lines = [line for line in history if line["failure"] is None and line["quality"] is not None]
+    lines = [
+        line for line in history if line["failure"] is None and line["quality"] is not None and line.get("charge") != 0
+    ]
     drift = {key: _mean_by_round(lines, key) for key in ("reward", "quality")}
     seen: dict[Genotype, list[dict[str, Any]]] = {}
     for line in lines:
@@ -73,12 +76,16 @@ def shortlist(history: Iterable[dict[str, Any]], strategy: str, num: int) -> lis
 
 
 def _mean_by_round(lines: Iterable[dict[str, Any]], key: str) -> dict[int, float]:
-    """What random search got in the mean of each round; nothing where it did not play."""
+    """What random search got in the mean of each round, or last before it; nothing where it never played."""
     found: dict[int, list[float]] = {}
     for line in lines:
         if line["strategy"] == RandomSearch.name:
             found.setdefault(line["round"], []).append(line[key])
-    return {number: sum(values) / len(values) for number, values in found.items()}
+    means = {number: sum(values) / len(values) for number, values in sorted(found.items())}
+    if not means:
+        return {}
+    last = next(iter(means.values()))
+    return {number: (last := means.get(number, last)) for number in range(1 + max(line["round"] for line in lines))}
 
 
 def front_of(items: Iterable[Item], key: Callable[[Item], tuple[float, float]]) -> list[Item]:

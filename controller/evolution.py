@@ -47,6 +47,8 @@ class _Varying(WholeStrategy):
 class RegularizedEvolution(_Varying):
     """Aging evolution (Real et al. 2019, algorithm 1): mutate the best of a sample, let the oldest die.
 
+    Of more architectures in a round than there are members, all live until the next, so that each is in a tournament.
+
     Args:
         space: What is searched.
         seed: The run's seed.
@@ -64,16 +66,17 @@ class RegularizedEvolution(_Varying):
 
     def propose(self, num: int, round_number: int) -> list[Genotype]:
         rng = self._rng(round_number)
+        if not self.population:
+            return self.space.sample(rng, num)
         num_random = min(num, max(0, self.size - len(self.population)))
         found = self.space.sample(rng, num_random)
         for _ in range(num - num_random):
-            found.append(
-                self.space.mutate(tournament(self.population or [(found[0], 0.0)], self.sample_size, rng), rng)
-            )
+            found.append(self.space.mutate(tournament(self.population, self.sample_size, rng), rng))
         return found
 
     def learn(self, rollout: Rollout) -> Update:
-        self.population = (self.population + scored(rollout))[-self.size :]
+        new = scored(rollout)
+        self.population = (self.population + new)[-max(self.size, len(new)) :]
         return Update()
 
 

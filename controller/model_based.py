@@ -107,6 +107,12 @@ class ModelBased(WholeStrategy):
         found = [Genotype(self.space.name, tuple(row)) for row in tokens[:num].tolist()]
         return found + self.space.sample(rng, num - len(found))
 
+    def sample(self, num: int, step: int) -> list[Genotype]:
+        if self.num_learned == 0:
+            return super().sample(num, step)
+        drawn = self.policy.draw(num, derive_seed(self.seed, "policy", "sample", step))
+        return [Genotype(self.space.name, tuple(row)) for row in drawn.tolist()]
+
     def _candidates(self, num: int, rng: np.random.Generator) -> NDArray[np.int64]:
         if self.proposer == "mutants":
             parents = sorted(self.seen, key=lambda genotype: -self.seen[genotype][0])[:10]

@@ -61,10 +61,13 @@ class PPO(Reinforce):
         self, tokens: NDArray[np.int64], masks: NDArray[np.int8], advantage: Tensor, walk: Walk | None = None
     ) -> Update | None:
         self._drawn_at, update = None, None
+        skipped = self.num_skipped_in_a_row
         for epoch in range(self.epochs):
-            update = super()._improve(tokens, masks, advantage, walk if epoch == 0 else None)
-            if update is None:
+            further = super()._improve(tokens, masks, advantage, walk if epoch == 0 else None)
+            if further is None:  # a round that broke off counts as skipped, whatever its first epochs were
+                self.num_skipped_in_a_row = skipped
                 return None
+            update = further
         return update
 
     def loss(self, chosen: Distribution, advantage: Tensor) -> Tensor:

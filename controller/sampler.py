@@ -22,12 +22,13 @@ def fair_group(space: SearchSpace, rng: np.random.Generator) -> list[Genotype]:
     """As many architectures as the widest decision has choices, in which every choice of a decision occurs.
 
     FairNAS (Chu et al. 2021): each decision walks through a permutation of its choices, so that after every group all
-    choices have been trained almost equally often (equally, where the decisions are equally wide).
+    choices have been trained almost equally often (equally, where the decisions are equally wide). Where a narrower
+    decision walks through a part of its choices once more, the part is drawn anew, so that none is favored for good.
     """
     columns = []
     for decision in space.decisions:
-        choices = np.arange(space.max_choices) % decision.num_choices
-        columns.append(rng.permutation(choices))
+        order = rng.permutation(decision.num_choices)
+        columns.append(rng.permutation(order[np.arange(space.max_choices) % decision.num_choices]))
     return [space.canonical(row) for row in np.stack(columns, axis=1)]
 
 
@@ -37,14 +38,14 @@ def sandwich_group(space: SearchSpace, rng: np.random.Generator) -> list[Genotyp
     What lies between is bounded by the two ends, so that these are trained all the time. Here each is a batch of its
     own, where the paper adds the gradients of all four; and choices that have no size are drawn at random.
     """
-    drawn = space.sample(rng, 4)
-    ends = []
-    for genotype, end in zip(drawn, (-1, 0), strict=False):
-        pairs = zip(genotype.tokens, space.decisions, strict=True)
-        ends.append(space.canonical([
-            token if decision.kind in CHOSEN else end % decision.num_choices for token, decision in pairs
-        ]))  # fmt: skip
-    return [*ends, *drawn[2:]]
+    ends = [
+        space.canonical([
+            int(rng.integers(decision.num_choices)) if decision.kind in CHOSEN else end % decision.num_choices
+            for decision in space.decisions
+        ])
+        for end in (-1, 0)
+    ]  # fmt: skip
+    return [*ends, *space.sample(rng, 2)]
 
 
 GROUPS = {"uniform": ("sampler", uniform_group), "fair": ("fair", fair_group), "sandwich": ("sandwich", sandwich_group)}

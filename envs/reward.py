@@ -18,6 +18,9 @@ from child.space import CostUnit, Evaluation
 
 LEAST_RATIO = 1e-6
 
+STEEPEST = -50
+"""A steeper power of the least ratio would overflow."""
+
 
 class Reward(Protocol):
     """What an environment needs of a reward."""
@@ -111,8 +114,10 @@ class _Exponential(_TargetedReward):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.weight < 0:
-            raise ValueError(f"reward.weight must be below 0 (a higher cost must not pay), got {self.weight}")
+        if not STEEPEST <= self.weight < 0:
+            raise ValueError(
+                f"reward.weight must be below 0 (a higher cost must not pay) and at least {STEEPEST}, got {self.weight}"
+            )
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,13 @@ def test_the_auxiliary_head_answers_in_training_alone() -> None:
     assert space.parameters(genotype) == plain.parameters(genotype) + head
 
 
+def test_a_head_takes_no_weights_out_of_the_supernet() -> None:
+    space, plain = small(auxiliary=0.4), small()
+    shared = space.network().state_dict()
+    taken = space.weights(space.genotype(TOKENS), shared)
+    assert taken.keys() == plain.network(plain.genotype(TOKENS)).state_dict().keys()
+
+
 def test_the_auxiliary_head_stands_after_the_second_reduction() -> None:
     network = small(auxiliary=0.4, num_cells=2).network(small(num_cells=2).parse(TEXT))
     outputs = network(torch.randn(4, 3, 8, 8))

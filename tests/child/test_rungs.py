@@ -102,6 +102,24 @@ def test_results_are_told_on_the_scale_of_the_last_rung(make: Any, ordered: list
     assert [each.genotype for each in found] == ordered and {each.failure for each in found} == {None}
 
 
+def test_to_be_asked_again_is_no_further_evidence(make: Any, ordered: list[Genotype]) -> None:
+    """A policy that has settled asks for one architecture over and over, whose cheap score is noisy."""
+    place = {genotype: number for number, genotype in enumerate(ordered)}
+    noise = np.random.default_rng(0)
+    rungs, made = make(
+        lambda g: place[g] / 100 + 0.002 * noise.random(),
+        lambda g, _: 0.3 + place[g] / 100,
+        fidelities=(1.0,),
+        keep=0.5,
+    )
+    rungs.evaluate(ordered[:15], 1.0, 0)
+    for seed in range(100):
+        rungs.evaluate([ordered[8]], 1.0, seed)
+    found = rungs.evaluate([ordered[2], ordered[15]], 1.0, 0)
+    assert found[0].quality == pytest.approx(0.32, abs=0.02)  # by the line through all that were trained
+    assert made[-1][0] == ordered[15] and len(made) == len(set(made))  # the best of the recent is not 8 alone
+
+
 def test_the_budget_counts_three_forward_passes_for_each_sample(
     make: Any, ordered: list[Genotype], macro: MacroSpace, task: Task
 ) -> None:

@@ -130,6 +130,19 @@ def test_what_was_seen_early_is_compared_fairly() -> None:
     assert tokens_of(shortlist(history[:2], "mine", 1)) == [1]  # without random search nothing is known of the drift
 
 
+def test_what_a_budget_tells_again_does_not_count() -> None:
+    """The policy's favorite is told from the account in every later round, while random search has spent its budget."""
+    history = [
+        line(0, 0.55, 0.55, 5.0, round=0),
+        line(2, 0.50, 0.50, 5.0, round=0, strategy="random"),
+        line(3, 0.90, 0.90, 5.0, round=1, strategy="random"),
+        line(0, 0.55, 0.55, 5.0, round=1, charge=0.0),
+        line(1, 0.91, 0.91, 5.0, round=2),  # 0.01 better than random search at the end of its budget
+    ]
+    assert tokens_of(shortlist(history, "mine", 1)) == [0]
+    assert tokens_of(shortlist([*history, line(4, 0.99, 0.99, 5.0, round=3)], "mine", 1)) == [4]
+
+
 def environments(space: SearchSpace, evaluator: Any, reward: Callable[[Evaluation], float]) -> Callable[[int], Any]:
     def make(num: int) -> Any:
         return gymnasium.make_vec(

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from child.space import Evaluation, Genotype
+from child.space import Evaluation, Genotype, derive_seed
 from controller.evolution import Genetic, LocalSearch, RegularizedEvolution, tournament
 from controller.strategy import Rollout, WholeStrategy
 
@@ -46,6 +46,18 @@ def test_evolution_mutates_the_best_and_forgets_the_oldest(known: Any) -> None:
     tell(strategy, [flat(0, 1, 2, 1)], [float("nan")])
     assert best not in dict(strategy.population)  # it died of age, though none was better
     assert all(distance(child, flat(0, 1, 2, 0)) == 1 for child in strategy.propose(20, 2))
+
+
+def test_evolution_lets_nobody_die_unseen(known: Any) -> None:
+    """Rounds of more than there are members: the first is random, and the best of each has children."""
+    space = known.FlatSpace(4, 3)
+    strategy = RegularizedEvolution(space, 0, population=3, sample=8)
+    first = strategy.propose(8, 0)
+    assert first == space.sample(np.random.default_rng(derive_seed(0, strategy.name, "propose", 0)), 8)
+    tell(strategy, first, [0.9, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1])
+    assert all(distance(child, first[0]) == 1 for child in strategy.propose(20, 1))
+    tell(strategy, [flat(0, 1, 2, 0)], [0.3])
+    assert len(strategy.population) == 3
 
 
 def test_genetic_children_come_from_the_best(known: Any) -> None:

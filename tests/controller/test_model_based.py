@@ -163,6 +163,14 @@ def test_half_of_the_candidates_are_uniform(known: Any, monkeypatch: pytest.Monk
     assert len(np.unique(found[101:], axis=0)) > 60  # 83 of 256 are expected
 
 
+def test_shared_weights_are_trained_on_what_the_policy_draws(known: Any) -> None:
+    strategy = known.build_controller("model_based", known.FlatSpace(3, 4), 10)
+    assert strategy.sample(20, 3) == Strategy.sample(strategy, 20, 3)  # nothing is learned yet
+    strategy.num_learned = 1
+    drawn = strategy.policy.draw(20, derive_seed(strategy.seed, "policy", "sample", 3))
+    assert [list(genotype.tokens) for genotype in strategy.sample(20, 3)] == drawn.tolist()
+
+
 def test_nothing_known_is_proposed_again(known: Any) -> None:
     space: SearchSpace = known.FlatSpace(3, 3)
     strategy = ModelBased(space, 0, POLICY, num_random=4)

@@ -15,7 +15,7 @@ from child.space import Evaluation, Genotype, SearchSpace
 from controller.policy import Distribution, PolicySettings
 from controller.reinforce import MAX_SKIPPED, ControllerError, Reinforce, advantages
 from controller.search import play
-from controller.strategy import RandomSearch, Rollout, Strategy
+from controller.strategy import RandomSearch, Rollout, Strategy, Update
 from envs.reward import Linear
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -211,6 +211,24 @@ def test_five_hopeless_updates_in_a_row_stop_the_search(known: Any) -> None:
         strategy.learn(hopeless)
     with pytest.raises(ControllerError, match=r"not finite in 5 updates in a row; lower controller\.learning_rate"):
         strategy.learn(hopeless)
+
+
+def test_rounds_of_ppo_that_break_off_stop_the_search(known: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first epoch is well each time, and the second not."""
+    strategy, calls = known.build_controller("ppo", known.FlatSpace(3, 3), 10), []
+    improve = Reinforce._improve
+
+    def second_breaks(self: Reinforce, *arguments: Any) -> Update | None:
+        calls.append(1)
+        return None if len(calls) % 2 == 0 else improve(self, *arguments)
+
+    monkeypatch.setattr(Reinforce, "_improve", second_breaks)
+    with pytest.raises(ControllerError, match="5"):
+        for seed in range(9):
+            tokens = np.array([g.tokens for g in strategy.space.sample(np.random.default_rng(seed), 4)])
+            evaluations = [Evaluation(Genotype("flat", tuple(row)), 0.5, 1.0, 1.0, 0) for row in tokens.tolist()]
+            strategy.learn(Rollout(tokens, np.array(strategy.space.masks(tokens)), np.arange(4.0), evaluations))
+    assert len(calls) == 10
 
 
 def test_a_broken_gradient_changes_nothing(known: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from child.mlp import MLPSpace
 from child.mobile import MobileSpace
+from child.recurrent import RecurrentSpace
 from child.space import Genotype, SearchSpace
 from controller.sampler import TrainingSampler, fair_group
 from controller.strategy import RandomSearch, Rollout, Strategy, Update
@@ -66,6 +67,13 @@ def test_fair_draws_are_fair_in_the_long_run(known: Any) -> None:
     for column in np.array([genotype.tokens for genotype in drawn]).T:
         assert np.bincount(column).tolist() == [100] * 4
     assert len(set(drawn)) > 40  # the permutations differ from group to group
+
+
+def test_narrow_decisions_favor_no_choice() -> None:
+    space = RecurrentSpace((8,), 5, num_nodes=4, width=4, context=2)  # inputs of 2 and 3 beside activations of 4
+    drawn = np.array([g.tokens for g in TrainingSampler("fair", RandomSearch(space, 0), seed=5)(3200, 0)])
+    for decision, column in zip(space.decisions, drawn.T, strict=True):
+        np.testing.assert_allclose(np.bincount(column) / 3200, 1 / decision.num_choices, atol=0.02)
 
 
 def test_uniform_draws_are_uniform(known: Any) -> None:
@@ -129,6 +137,11 @@ def test_a_sandwich_draws_what_has_no_size(known: Any) -> None:
     activations = {genotype.tokens[space.decisions.index(next(d for d in space.decisions if d.kind == "operation"))]
                    for genotype in drawn[::4]}  # fmt: skip
     assert len(activations) == len(space.activations)
+    deeper = MLPSpace((7,), 3, num_layers=3, min_layers=1, widths=(4, 6, 8))  # whose last layer is seldom there
+    largest = TrainingSampler("sandwich", RandomSearch(deeper, 0), seed=3)(2000, 0)[::4]
+    place = max(place for place, d in enumerate(deeper.decisions) if d.kind == "operation")
+    counts = np.bincount([genotype.tokens[place] for genotype in largest], minlength=len(deeper.activations))
+    np.testing.assert_allclose(counts / 500, 1 / len(deeper.activations), atol=0.08)
     with pytest.raises(
         ValueError, match=r"search.sampler=sandwich is for spaces with sizes, such as mobile, and 'flat'"
     ):

@@ -69,6 +69,12 @@ def test_a_weight_that_pays_for_cost_is_refused(kind: Any, weight: float) -> Non
         kind(target=1.0, weight=weight)
 
 
+def test_a_weight_that_would_overflow_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"reward\.weight must be below 0 .* and at least -50, got -60"):
+        Hard(target=1.0, weight=-60.0)
+    assert Hard(target=1.0, weight=-50.0)(Evaluation(Genotype("flat", (0,)), 0.9, 0.0, 1.0, 0)) == 0.9
+
+
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 @pytest.mark.parametrize("cost", [0.0, 1e-3, 1.0, 10.0, 1e6])
 def test_a_failure_never_earns(kind: Any, cost: float) -> None:
