@@ -110,8 +110,7 @@ class ModelBased(WholeStrategy):
     def sample(self, num: int, step: int) -> list[Genotype]:
         if self.num_learned == 0:
             return super().sample(num, step)
-        drawn = self.policy.draw(num, derive_seed(self.seed, "policy", "sample", step))
-        return [Genotype(self.space.name, tuple(row)) for row in drawn.tolist()]
+        return self.policy.sample(num, self.seed, step)
 
     def _candidates(self, num: int, rng: np.random.Generator) -> NDArray[np.int64]:
         if self.proposer == "mutants":

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from child.space import SearchSpace
+from child.space import Genotype, SearchSpace, derive_seed
 from controller.walk import Parameters, Route, Walk, Weights, blocks_of, given_nodes
 
 
@@ -116,6 +116,11 @@ class LSTMPolicy(nn.Module):
     def draw(self, num: int, seed: int) -> NDArray[np.int64]:
         """`num` architectures drawn by the seed, (num, T)."""
         return self._drawn(Episodes(self, num, seed, keep=False))
+
+    def sample(self, num: int, seed: int, step: int) -> list[Genotype]:
+        """Architectures for the training batches from `step` on, which follow from the run's seed."""
+        drawn = self.draw(num, derive_seed(seed, "policy", "sample", step))
+        return [Genotype(self.space.name, tuple(row)) for row in drawn.tolist()]
 
     def draw_and_walk(self, num: int, seed: int) -> tuple[NDArray[np.int64], Walk]:
         """The same, with the walk in which they were drawn, for `evaluate`."""

@@ -172,8 +172,7 @@ class Reinforce(Strategy):
         return self.entropy_weight + progress * (self.final_entropy_weight - self.entropy_weight)
 
     def sample(self, num: int, step: int) -> list[Genotype]:
-        drawn = self.policy.draw(num, derive_seed(self.seed, "policy", "sample", step))
-        return [Genotype(self.space.name, tuple(row)) for row in drawn.tolist()]
+        return self.policy.sample(num, self.seed, step)
 
     def state_dict(self) -> dict[str, Any]:
         return {
