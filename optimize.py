@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,12 @@ class Setting:
     task: Task
     run: Run
     console: Console
+
+    @cached_property
+    def original_units(self) -> dict[str, int]:
+        """How many channels each group of the original has."""
+        groups = find_groups(self.load("original").module, self.task.input_shape)
+        return {group.name: group.num_units for group in groups}
 
     @property
     def training(self) -> TrainingSettings:
@@ -220,15 +226,15 @@ def build(config: OptimizeConfig) -> tuple[torch.device, Task, Blueprint, nn.Mod
         module = blueprint.build(config.plugins)
         original = None if model.weights is None else with_weights(module, Path(model.weights))
     check_fit("model", lambda: module, task)
-    check_goals(config, module, task)
     untrained = copy.deepcopy(module)
-    check_steps(
-        config, TrainedNetwork(untrained, blueprint, task.input_shape, task.objective, task.preprocessing), task
-    )
+    groups = find_groups(untrained, task.input_shape) if "prune" in config.steps else []
+    check_goals(config, module, groups, task)
+    network = TrainedNetwork(untrained, blueprint, task.input_shape, task.objective, task.preprocessing)
+    check_steps(config, network, groups, task)
     return device, task, blueprint, original
 
 
-def check_steps(config: OptimizeConfig, network: TrainedNetwork, task: Task) -> None:
+def check_steps(config: OptimizeConfig, network: TrainedNetwork, groups: Sequence[Group], task: Task) -> None:
     """Prove on the untrained network that the later steps can be taken."""
     if "prune" in config.steps and config.prune.ratios == "search":
         if config.search.budget is not None:
@@ -236,7 +242,7 @@ def check_steps(config: OptimizeConfig, network: TrainedNetwork, task: Task) -> 
                 "search.budget: a search for ratios is as long as search.rounds says, and costs nothing that could be "
                 f"charged; set search.budget=null, got {config.search.budget:g}"
             )
-        build_strategy(config, RatioSpace(find_groups(network.module, task.input_shape), config.prune.choices), 0)
+        build_strategy(config, RatioSpace(groups, config.prune.choices), 0)
     if "distill" in config.steps:
         known = [network.module for name in config.distill.teachers if name in KNOWN_TEACHERS]
         teacher = [*known, *teachers_on_disk(config, task)][0]
@@ -272,17 +278,14 @@ def with_weights(module: nn.Module, file: Path) -> nn.Module:
     return module
 
 
-def check_goals(config: OptimizeConfig, module: nn.Module, task: Task) -> None:
+def check_goals(config: OptimizeConfig, module: nn.Module, groups: Sequence[Group], task: Task) -> None:
     """Prove that the steps can lead to the goals, as far as can be told before."""
     goal, steps, prune_settings = config.goal, config.steps, config.prune
+    taken = {TYING if name == "share" and config.share.tie else name for name in steps} | set(steps)
     for name, helpful in HELPFUL.items():
         share = getattr(goal, name)
-        if share is not None and share < 1 and not set(helpful) & set(steps):
+        if share is not None and share < 1 and not taken & set(helpful):
             raise ConfigError(f"goal.{name}: none of steps={list(steps)} lowers it; add one of {', '.join(helpful)}")
-    if goal.parameters is not None and goal.parameters < 1 and "prune" not in steps and not config.share.tie:
-        raise ConfigError(
-            "goal.parameters: a codebook has as many parameters as before; add the step prune, or set share.tie=true"
-        )
     if config.share.tie and "share" in steps and "prune" in steps[steps.index("share") :]:
         raise ConfigError(
             f"steps: pruning would part the layers that share.tie=true has tied, so prune comes before share, got "
@@ -297,7 +300,6 @@ def check_goals(config: OptimizeConfig, module: nn.Module, task: Task) -> None:
                 raise ConfigError(
                     f"prune.share: {share:g} of the {unit} contradicts goal.{unit}={limit:g}; leave it out"
                 )
-        groups = find_groups(copy.deepcopy(module), task.input_shape)
         scores = score_units(module, task.input_shape, groups, "magnitude")
         kept = keep_shares(groups, uniform(groups, scores, 0.0), prune_settings.least, prune_settings.multiple)
         smallest = remove_units(module, task.input_shape, groups, scores, kept)
@@ -332,17 +334,18 @@ def optimize(at: Setting, blueprint: Blueprint, original: nn.Module | None) -> l
         at.save("original", module, blueprint)
         return at.run.seconds
 
-    seconds = at.run.once("train original", begin)
-    rows = [at.run.once("measure original", lambda: describe(at, "original", "Original", seconds))]
-    at.run.write("steps.json", {"rows": rows})
+    rows: list[Row] = []
+
+    def add(stage: str, title: str, seconds: float) -> None:
+        rows.append(at.run.once(f"measure {stage}", lambda: describe(at, stage, title, seconds)))
+        at.run.write("steps.json", {"rows": rows})
+
+    add("original", "Original", at.run.once("train original", begin))
     steps = at.config.steps
     for place, name in enumerate(steps):
         stage = f"{place + 1}-{name}"
         step = Step(stage, rows[-1]["name"], steps[: place + 1].count(name), steps.count(name), rows[0])
-        seconds = STEPS[name](at, step)
-        title = f"{place + 1}. {name}"
-        rows.append(at.run.once(f"measure {stage}", partial(describe, at, stage, title, seconds)))
-        at.run.write("steps.json", {"rows": rows})
+        add(stage, f"{place + 1}. {name}", STEPS[name](at, step))
     return rows
 
 
@@ -492,8 +495,9 @@ STEPS: dict[str, Callable[[Setting, Step], float]] = {
 
 CALLED = {"macs": "multiply-accumulates", "parameters": "parameters", "bytes": "bytes"}
 KNOWN_TEACHERS = ("original", "self")
-HELPFUL = {"macs": ("prune",), "parameters": ("prune", "share"), "bytes": ("prune", "sparsify", "share", "quantize")}
-"""The steps that bring a cost down."""
+TYING = "share with share.tie=true"
+HELPFUL = {"macs": ("prune",), "parameters": ("prune", TYING), "bytes": ("prune", "sparsify", "share", "quantize")}
+"""The steps that bring a cost down; a codebook has as many parameters as were there before."""
 
 
 def fine_tune(
@@ -574,8 +578,8 @@ def units_of(at: Setting, stage: str, module: nn.Module) -> tuple[list[Group], d
 
 def least_of(at: Setting, groups: Sequence[Group]) -> dict[str, float]:
     """The share of each group that stays in any case: `prune.least` of what the original has."""
-    original = {group.name: group.num_units for group in find_groups(at.load("original").module, at.task.input_shape)}
-    fewest = {group.name: at.config.prune.least * original.get(group.name, group.num_units) for group in groups}
+    units = at.original_units
+    fewest = {group.name: at.config.prune.least * units.get(group.name, group.num_units) for group in groups}
     return {group.name: min(1.0, fewest[group.name] / group.num_units) for group in groups}
 
 

@@ -332,12 +332,17 @@ def add_file(folder: Path, name: str, data: bytes) -> None:
 
 def read_checked(path: Path) -> bytes:
     """A file of a network's folder (else ValueError: it is missing, or not what its line in `SHA256SUMS` says)."""
-    sums = _read(path.with_name("SHA256SUMS")).decode(errors="replace")
-    known = {name: digest for digest, _, name in (line.partition("  ") for line in sums.splitlines())}
+    known = read_sums(path.parent)
     data = _read(path)
     if hashlib.sha256(data).hexdigest() != known.get(path.name):
         raise ValueError(f"{path} is damaged: its SHA-256 is not the one in SHA256SUMS")
     return data
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """The digest of each file that a folder's `SHA256SUMS` names (else ValueError: there is none)."""
+    lines = _read(folder / "SHA256SUMS").decode(errors="replace").splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
 def _read(path: Path) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from child.network import TrainedNetwork, read_checked, restore
+from child.network import TrainedNetwork, read_checked, read_sums, restore
 
 INSTALL = "pip install '.[onnx]'"
 QUANTIZED = "model.int8.onnx"
@@ -65,10 +65,9 @@ def load_onnx(path: str | Path, num_threads: int = 1) -> TrainedNetwork:
     """
     path = Path(path)
     try:
-        sums = path.with_name("SHA256SUMS")
-        lines = sums.read_text(errors="replace").splitlines() if sums.is_file() else []
-        # A file may stand beside the sums of others.
-        data = read_checked(path) if any(line.endswith(f"  {path.name}") for line in lines) else path.read_bytes()
+        # A file may stand alone, or beside the sums of others.
+        listed = path.with_name("SHA256SUMS").is_file() and path.name in read_sums(path.parent)
+        data = read_checked(path) if listed else path.read_bytes()
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}; expected an exported model") from None
     try:
