@@ -40,6 +40,8 @@ SETTINGS = (
     "search.fidelity=1.0",
     "search.warmup_batches=0",
     "retrain.join_validation=true",
+    "reward=quality",  # as scikit-learn's: networks are this small anyway
+    "distill.budget=1.0",
 )
 GRID = {"learning_rate_init": [0.001, 0.003, 0.01], "hidden_layer_sizes": [(32,), (128,), (64, 64)],
         "alpha": [0.0001, 0.1, 10.0]}  # fmt: skip
