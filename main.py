@@ -150,9 +150,7 @@ def main(config: RunConfig, text: str) -> None:
         console.say(f"Reward: {reward_text(config, parts.reward)}")
         try:
             run.once("target", lambda: getattr(parts.reward, "target", None))
-            run.write("space.json", {"name": space.name, "decisions": [
-                {"name": d.name, "kind": d.kind, "labels": list(d.labels)} for d in space.decisions
-            ]})  # fmt: skip
+            run.write("space.json", space.to_json())
             run.write_task({**about_task(parts), "data": parts.task.mark() if parts.task else None})
             if isinstance(parts.evaluator, TableEvaluator):
                 results = search_table(config, parts, parts.evaluator, run, console)

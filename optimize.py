@@ -23,11 +23,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import envs  # noqa: F401 (registers the environments)
-from child.compact import unpack
-from child.cost import count_macs, count_parameters, measure_latency
+from child.compact import pack, unpack
+from child.cost import cost_by_layer, count_macs, count_parameters, measure_latency
 from child.distill import Ensemble, Pupil
 from child.export import check_traceable, export, export_or_tell
-from child.network import Blueprint, TrainedNetwork, find_network, load_network, read_checked, save_network
+from child.network import WEIGHTS, Blueprint, TrainedNetwork, find_network, load_network, read_checked, save_network
 from child.onnx_module import QUANTIZED, OnnxModule, require
 from child.prune import (
     Group,
@@ -63,6 +63,7 @@ from controller.strategy import Strategy
 from logbook.console import Console
 from logbook.interrupt import Interrupted, Interruption
 from logbook.optimization import row_line, steps_table, write_optimization
+from logbook.record import read_object
 from logbook.run import Run
 
 LATENCY_BATCH = 64
@@ -216,8 +217,7 @@ def build(config: OptimizeConfig) -> tuple[torch.device, Task, Blueprint, nn.Mod
     task: Task = config.env.task.build(config.plugins, seed=config.seed)
     model = config.model
     if model.path is not None:
-        network = load_network(find_network(model.path), config.plugins)
-        check_task("model.path", network, task, model.path)
+        network = read_network("model.path", find_network(model.path), task, config.plugins)
         blueprint, original, module = network.blueprint, network.module, network.module
     else:
         assert model.part is not None
@@ -227,6 +227,10 @@ def build(config: OptimizeConfig) -> tuple[torch.device, Task, Blueprint, nn.Mod
         original = None if model.weights is None else with_weights(module, Path(model.weights))
     check_fit("model", lambda: module, task)
     untrained = copy.deepcopy(module)
+    try:
+        count_macs(untrained, task.input_shape)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from None
     groups = find_groups(untrained, task.input_shape) if "prune" in config.steps else []
     check_goals(config, module, groups, task)
     network = TrainedNetwork(untrained, blueprint, task.input_shape, task.objective, task.preprocessing)
@@ -242,10 +246,12 @@ def check_steps(config: OptimizeConfig, network: TrainedNetwork, groups: Sequenc
                 "search.budget: a search for ratios is as long as search.rounds says, and costs nothing that could be "
                 f"charged; set search.budget=null, got {config.search.budget:g}"
             )
-        build_strategy(config, RatioSpace(groups, config.prune.choices), 0)
+        try:
+            build_strategy(config, RatioSpace(groups, config.prune.choices), 0)
+        except ConfigError as error:
+            raise ConfigError(f"prune.ratios=search: {error}") from None
     if "distill" in config.steps:
-        known = [network.module for name in config.distill.teachers if name in KNOWN_TEACHERS]
-        teacher = [*known, *teachers_on_disk(config, task)][0]
+        teacher = find_teachers(config, task, lambda name: network.module)[0]
         if config.distill.features is not None:
             two = task.preprocessing(task.train.inputs[:2])
             Pupil(copy.deepcopy(network.module), copy.deepcopy(teacher), config.distill.features, two)
@@ -253,18 +259,23 @@ def check_steps(config: OptimizeConfig, network: TrainedNetwork, groups: Sequenc
         check_traceable(network)
 
 
-def check_task(key: str, network: TrainedNetwork, task: Task, path: str) -> None:
-    """Prove that a network was trained for this task, on this very split of its data."""
+def read_network(key: str, folder: Path, task: Task, plugins: Sequence[str]) -> TrainedNetwork:
+    """A network from disk that was trained for this task, on this very split of its data (else ConfigError)."""
+    network, path = load_network(folder, plugins), folder
+    known = read_object(folder.resolve().parent.parent / "task.json", ())  # of the run that it lies in, if any
+    its_data = (known or {}).get("data", task.mark())
     for what, its, ours in (
         ("inputs of shape", network.input_shape, task.input_shape),
         ("the objective", network.objective, task.objective),
         ("data prepared by", network.preprocessing, task.preprocessing),
+        ("data of the digest", its_data, task.mark()),
     ):
         if its != ours:
             raise ConfigError(
                 f"{key}: {path} was trained for {what} {its!s:.120}, but the task {task.name} has {ours!s:.120}; "
                 "give the env and the seed that it was trained with (another seed may split off other test data)"
             )
+    return network
 
 
 def with_weights(module: nn.Module, file: Path) -> nn.Module:
@@ -281,17 +292,25 @@ def with_weights(module: nn.Module, file: Path) -> nn.Module:
 def check_goals(config: OptimizeConfig, module: nn.Module, groups: Sequence[Group], task: Task) -> None:
     """Prove that the steps can lead to the goals, as far as can be told before."""
     goal, steps, prune_settings = config.goal, config.steps, config.prune
-    taken = {TYING if name == "share" and config.share.tie else name for name in steps} | set(steps)
+    tied = config.share.tie and "share" in steps
+    taken = {*steps, TYING} if tied else set(steps)
     for name, helpful in HELPFUL.items():
         share = getattr(goal, name)
         if share is not None and share < 1 and not taken & set(helpful):
             raise ConfigError(f"goal.{name}: none of steps={list(steps)} lowers it; add one of {', '.join(helpful)}")
-    if config.share.tie and "share" in steps and "prune" in steps[steps.index("share") :]:
+    if tied and "prune" in steps[steps.index("share") :]:
         raise ConfigError(
             f"steps: pruning would part the layers that share.tie=true has tied, so prune comes before share, got "
             f"{list(steps)}"
         )
-    fewest = 1.0
+    undone = {early for place, name in enumerate(steps) if name == "distill" for early in steps[:place]}
+    undone &= {"share", "sparsify"}
+    if config.distill.fresh and undone:
+        raise ConfigError(
+            f"steps: distill.fresh=true begins with fresh weights, which undoes {' and '.join(sorted(undone))}, so "
+            f"distill comes before, got {list(steps)}"
+        )
+    smallest = module
     if "prune" in steps:
         targets = prune_targets(config)
         for unit, share in targets.items():
@@ -300,23 +319,18 @@ def check_goals(config: OptimizeConfig, module: nn.Module, groups: Sequence[Grou
                 raise ConfigError(
                     f"prune.share: {share:g} of the {unit} contradicts goal.{unit}={limit:g}; leave it out"
                 )
-        scores = score_units(module, task.input_shape, groups, "magnitude")
-        kept = keep_shares(groups, uniform(groups, scores, 0.0), prune_settings.least, prune_settings.multiple)
-        smallest = remove_units(module, task.input_shape, groups, scores, kept)
-        lowest = {cost: count(smallest) / count(module) for cost, count in costs_of(task).items()}
-        fewest = lowest["parameters"]
+        smallest = smallest_of(config, module, groups, task)
         for unit, share in targets.items():
-            if share < lowest[unit]:
+            count = costs_of(config, task)[unit]
+            lowest = 0.0 if unit == "bytes" else count(smallest) / count(module)  # of all steps together, below
+            if share < lowest:
                 key = f"goal.{unit}" if share == getattr(goal, unit) else "prune.share"
                 raise ConfigError(
-                    f"{key}: {share:.3g} of the {unit} cannot be reached, since pruning leaves {lowest[unit]:.3g} of "
+                    f"{key}: {share:.3g} of the {unit} cannot be reached, since pruning leaves {lowest:.3g} of "
                     f"them with prune.least={prune_settings.least:g} and prune.multiple={prune_settings.multiple}"
                 )
     if goal.bytes is not None:
-        live = 1 - config.sparsify.sparsity if "sparsify" in steps else 1.0
-        bits = np.log2(config.share.values) if "share" in steps and not config.share.tie else 32.0
-        bits = min(bits, 8.0) if "quantize" in steps else bits
-        least = 0.0 if config.share.tie else fewest * (live * bits + (live < 1)) / 32
+        least = bytes_ahead(config, smallest) / len(pack(module.state_dict()))
         if goal.bytes < least:
             raise ConfigError(
                 f"goal.bytes: {goal.bytes:.3g} of the bytes cannot be reached by these steps, whose weights alone take "
@@ -360,7 +374,7 @@ def describe(at: Setting, stage: str, title: str, seconds: float) -> Row:
         "title": title,
         "folder": f"networks/{stage}",
         "validation": [metric],
-        "standard_error": standard_error(task, scores),
+        "standard_error": bootstrap_error(task, scores),
         "quality": [task.objective.quality(metric)],
         "test": [],
         "macs": count_macs(module, task.input_shape),
@@ -375,8 +389,8 @@ def describe(at: Setting, stage: str, title: str, seconds: float) -> Row:
     return row
 
 
-def standard_error(task: Task, scores: Tensor) -> float:
-    """Of a metric on the validation data: the standard deviation over 200 bootstrap samples of them."""
+def bootstrap_error(task: Task, scores: Tensor) -> float:
+    """The standard error of a metric on the validation data: the standard deviation over 200 bootstrap samples."""
     generator, targets = torch.Generator().manual_seed(0), task.validation.targets.cpu()
     draws = (torch.randint(len(scores), (len(scores),), generator=generator) for _ in range(200))
     return float(np.std([task.objective.metric(scores[draw], targets[draw]) for draw in draws], ddof=1))
@@ -387,24 +401,42 @@ def standard_error(task: Task, scores: Tensor) -> float:
 
 def prune(at: Setting, step: Step) -> float:
     """Remove channels, in rounds, until so much is left of the original."""
-    settings, seconds = at.config.prune, 0.0
+    settings, seconds, whole = at.config.prune, 0.0, step.original
     targets, before = prune_targets(at.config), step.before
+    if "bytes" in targets:  # of the weights, as the steps to come would leave them if there were no pruning
+        beside = whole["bytes"] - (at.folder("original") / WEIGHTS).stat().st_size
+        module = at.load("original").module
+        groups = find_groups(module, at.task.input_shape)
+        unpruned, fewest = (
+            bytes_ahead(at.config, each) for each in (module, smallest_of(at.config, module, groups, at.task))
+        )
+        targets["bytes"] = max(fewest, targets["bytes"] * whole["bytes"] - beside) / unpruned
+        whole = {**whole, "bytes": unpruned}
+    ratios = (read_object(at.run.folder / "ratios.json", ()) or {}) if settings.ratios == "search" else {}
     for number in range(1, settings.rounds + 1):
         last = number == settings.rounds
         stage = step.stage if last else f"{step.stage}-round{number}"
         # Each round of each such step takes the same share of what is left.
         way = (step.number - 1 + number / settings.rounds) / step.total
-        cost, wanted = joint_cost(at.task, {unit: step.original[unit] * share**way for unit, share in targets.items()})
+        cost, wanted = joint_cost(at, {unit: whole[unit] * share**way for unit, share in targets.items()})
         found = None
         if settings.ratios == "search":
             found = at.run.once(f"search {stage}", partial(search_ratios, at, stage, before, cost, wanted))
             trials = [
-                try_ratios(at, stage, number, before, ratios, cost, wanted)
-                for number, ratios in enumerate(found["finalists"], 1)
+                try_ratios(at, stage, f"{stage}-trial{place}", before, finalist, cost, wanted)
+                for place, finalist in enumerate(found["finalists"], 1)
             ]
             seconds += found["seconds"] + sum(trial["seconds"] for trial in trials)
-            found = max(trials, key=lambda trial: trial["quality"])
-            at.console.say(f"Ratios, removed of each layer: {found['text']}")
+            best = max(trial["quality"] for trial in trials)
+            # What the validation data cannot tell from even ratios is not preferred to them.
+            tolerance = at.task.standard_error(best)
+            equal = [trial for trial in trials if trial["quality"] >= best - tolerance]
+            trials.sort(key=lambda trial: (trial not in equal, not trial["even"], -trial["quality"]))
+            found = trials[0]
+            ratios[stage] = [{key: trial[key] for key in ("removed", "quality", "even")} for trial in trials]
+            at.run.write("ratios.json", ratios)
+            why = f"even ones, since none is better by more than {tolerance:.2g}" if found["even"] else found["text"]
+            at.console.say(f"Ratios, removed of each layer: {why}")
 
         change = partial(cut, at, stage, None if found is None else found["tokens"], cost, wanted)
         seconds += fine_tune(at, stage, before, change, settings.training, resized=True)
@@ -447,15 +479,14 @@ def distill(at: Setting, step: Step) -> float:
     settings = at.config.distill
 
     def compute() -> float:
-        teachers = [at.load({"original": "original", "self": step.before}[name]).module
-                    for name in settings.teachers if name in KNOWN_TEACHERS]  # fmt: skip
-        teachers += [teacher.to(at.device) for teacher in teachers_on_disk(at.config, at.task)]
-        teacher = teachers[0] if len(teachers) == 1 else Ensemble(teachers)
+        stages = {"original": "original", "self": step.before}
+        teachers = find_teachers(at.config, at.task, lambda name: at.load(stages[name]).module)
+        teacher = (teachers[0] if len(teachers) == 1 else Ensemble(teachers)).to(at.device)
         network = at.load(step.before)
         inputs = at.task.preprocessing(at.task.train.inputs[:2])
 
         def begin() -> nn.Module:
-            module = fresh(at, network) if settings.fresh else hold(network.module)
+            module = fresh(at, network).to(at.device) if settings.fresh else hold(network.module)
             if settings.features is None:
                 return module
             return Pupil(module, teachers[0], settings.features, inputs)
@@ -542,29 +573,48 @@ def train(
 
 def prune_targets(config: OptimizeConfig) -> dict[str, float]:
     """What pruning brings down, each to which share of the original's: every goal that counts, and what is asked."""
-    goals = {unit: share for unit in ("macs", "parameters") if (share := getattr(config.goal, unit)) is not None}
+    goals = {unit: share for unit in CALLED if (share := getattr(config.goal, unit)) is not None}
     settings = config.prune
     if goals and settings.unit is None and settings.share is None:
         return goals
-    unit = settings.unit or next(iter(goals), "macs")
+    unit = settings.unit or next((unit for unit in goals if unit != "bytes"), "macs")
     asked = settings.share if settings.share is not None else goals.get(unit, 0.5)
     return {unit: asked, **{other: share for other, share in goals.items() if other != unit}}
 
 
-def joint_cost(task: Task, wanted: Mapping[str, float]) -> tuple[Callable[[nn.Module], float], float]:
+def joint_cost(at: Setting, wanted: Mapping[str, float]) -> tuple[Callable[[nn.Module], float], float]:
     """One cost for several, in units of the first, and the most that it may be: what is furthest from its limit counts.
 
     Args:
-        task: Of the networks.
+        at: Where the networks are.
         wanted: The most of each unit.
     """
-    counts, most = costs_of(task), next(iter(wanted.values()))
+    counts, most = costs_of(at.config, at.task), next(iter(wanted.values()))
     return lambda module: max(counts[unit](module) * (most / limit) for unit, limit in wanted.items()), most
 
 
-def costs_of(task: Task) -> dict[str, Callable[[nn.Module], int]]:
-    """What can be counted of a network of this task."""
-    return {"macs": partial(count_macs, input_shape=task.input_shape), "parameters": count_parameters}
+def costs_of(config: OptimizeConfig, task: Task) -> dict[str, Callable[[nn.Module], int]]:
+    """What can be told of a pruned network of this task before it is trained."""
+    return {
+        "macs": partial(count_macs, input_shape=task.input_shape),
+        "parameters": count_parameters,
+        "bytes": partial(bytes_ahead, config),
+    }
+
+
+def bytes_ahead(config: OptimizeConfig, module: nn.Module) -> int:
+    """What the weights of a network will take on disk once every step but pruning was taken: as if none trained it."""
+    module = copy.deepcopy(module)
+    if "sparsify" in config.steps:
+        cut_connections(module, config.sparsify.sparsity, config.sparsify.scope)
+    if "share" in config.steps:
+        if config.share.tie:
+            tie_alike(module)
+        share_values(module, config.share.values)
+    state = module.state_dict()
+    if "quantize" in config.steps:
+        state = {name: value.to(torch.int8) if value.ndim > 1 else value for name, value in state.items()}
+    return len(pack(state))
 
 
 def units_of(at: Setting, stage: str, module: nn.Module) -> tuple[list[Group], dict[str, Tensor]]:
@@ -581,6 +631,13 @@ def least_of(at: Setting, groups: Sequence[Group]) -> dict[str, float]:
     units = at.original_units
     fewest = {group.name: at.config.prune.least * units.get(group.name, group.num_units) for group in groups}
     return {group.name: min(1.0, fewest[group.name] / group.num_units) for group in groups}
+
+
+def smallest_of(config: OptimizeConfig, module: nn.Module, groups: Sequence[Group], task: Task) -> nn.Module:
+    """What is left of a network at the least if its channels are pruned."""
+    scores = score_units(module, task.input_shape, groups, "magnitude")
+    kept = keep_shares(groups, uniform(groups, scores, 0.0), config.prune.least, config.prune.multiple)
+    return remove_units(module, task.input_shape, groups, scores, kept)
 
 
 def plan_of_shares(
@@ -640,9 +697,12 @@ def search_ratios(
         STATISTICS_BATCHES, seed, at.device,
     )  # fmt: skip
     unit = next(iter(prune_targets(config)))
-    fixed = {"target": wanted, "unit": unit} if "target" in config.reward.arguments else {}
+    fixed = {"target": wanted, "unit": "parameters" if unit == "bytes" else unit}
+    fixed = fixed if "target" in config.reward.arguments else {}
     reward = replace(config.reward, arguments={**config.reward.arguments, **fixed}).build(config.plugins)
     how, strategy = config.search, build_strategy(config, space, seed)
+    if config.steps.count("prune") * settings.rounds == 1:  # the decisions of others would be of other groups
+        at.run.write("space.json", space.to_json())
 
     def join(strategy: Strategy) -> Player:
         return Player(strategy, gymnasium.make_vec(
@@ -658,16 +718,20 @@ def search_ratios(
     )
     best = list(dict.fromkeys(tuple(line["genotype"]["tokens"]) for line in own))[:FINALISTS]
     even = (len(settings.choices) // 2,) * len(groups)
-    finalists = [
-        {"tokens": list(tokens), "text": space.text(space.genotype(tokens))} for tokens in dict.fromkeys([*best, even])
-    ]
+    finalists = []
+    for tokens in dict.fromkeys([*best, even]):
+        genotype = space.genotype(tokens)
+        removed = {group.name: settings.choices[token] for group, token in zip(groups, tokens, strict=True)}
+        finalists.append({
+            "tokens": list(tokens), "text": space.text(genotype), "removed": removed, "even": tokens == even,
+        })  # fmt: skip
     return {"finalists": finalists, "seconds": at.run.seconds}
 
 
 def try_ratios(
     at: Setting,
     stage: str,
-    number: int,
+    trial: str,
     before: str,
     ratios: Mapping[str, Any],
     cost: Callable[[nn.Module], float],
@@ -676,7 +740,6 @@ def try_ratios(
     """How good a network with these ratios is at the wanted cost, after a short fine-tuning; cut only, it says less."""
     settings, task = at.config.prune, at.task
     how = replace(settings.training, epochs=math.ceil(TRIAL * settings.training.epochs))
-    trial = f"{stage}-trial{number}"
 
     def compute() -> dict[str, Any]:
         try:
@@ -691,17 +754,16 @@ def try_ratios(
     return at.run.once(f"train {trial}", compute)
 
 
-def teachers_on_disk(config: OptimizeConfig, task: Task) -> list[nn.Module]:
-    """Those that `distill.teachers` names by a path: of a run folder all of its teachers, else a network."""
+def find_teachers(config: OptimizeConfig, task: Task, known: Callable[[str], nn.Module]) -> list[nn.Module]:
+    """Those of `distill.teachers` in their order: `known` ones, of a run folder all of its teachers, or a network."""
     found = []
     for name in config.distill.teachers:
         if name in KNOWN_TEACHERS:
+            found.append(known(name))
             continue
         several = [folder for folder in Path(name).glob("networks/teacher*") if "-seed" not in folder.name]
-        for folder in sorted(several) or [find_network(name)]:
-            network = load_network(folder, config.plugins)
-            check_task("distill.teachers", network, task, name)
-            found.append(network.module)
+        folders = sorted(several) or [find_network(name)]
+        found += [read_network("distill.teachers", folder, task, config.plugins).module for folder in folders]
     return found
 
 
@@ -813,6 +875,8 @@ def test(at: Setting, rows: Sequence[Row], choice: Mapping[str, Any]) -> dict[st
         "notes": notes_on(at.config.model),
         "seconds": {row["name"]: row["seconds"] for row in rows},
     }
+    networks = {name: at.load(name).module for name in ("original", choice["chosen"])}
+    at.run.write("layers.json", {name: cost_by_layer(each, task.input_shape) for name, each in networks.items()})
     at.run.write("results.json", results)
     return results
 
@@ -834,8 +898,8 @@ def export_chosen(at: Setting, results: dict[str, Any]) -> dict[str, Any]:
     """Write the chosen network in the formats that others read, with its model card."""
     if not at.config.export.formats:
         return results
-    export = partial(export_or_tell, at.folder("student"), at.config.export.formats, at.config.plugins)
-    result = at.run.once("export", export)
+    student, config = at.folder("student"), at.config
+    result = at.run.once("export", lambda: export_or_tell(student, config.export.formats, config.plugins))
     seconds = {**results["seconds"], "export": result["seconds"]}
     notes = [*results["notes"], *result["notes"]]
     results = {**results, "exported": result["exported"], "notes": notes, "seconds": seconds}

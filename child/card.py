@@ -13,6 +13,7 @@ from typing import Any
 
 from child.cost import Latency, count_macs, count_parameters
 from child.network import TrainedNetwork, add_file
+from child.onnx_module import QUANTIZED
 from child.task import Classification, Language, Regression
 from child.transforms import LogMel, Normalize, Tokens
 
@@ -98,7 +99,7 @@ def card(
         "class": f"`{network.blueprint.target}`",
         "input": f"{kind} (N, {shape}), preprocessed as below",
         "output": _answer(network),
-        **_quality(record),
+        **_quality(record, folder),
         "multiply-accumulates": f"{count_macs(network.module, network.input_shape):,} a sample",
         "parameters": f"{count_parameters(network.module):,}",
         **{f"latency, {name}": f"{each.median_ms:.3f} ms ± {each.spread_ms:.3f}" for name, each in latency.items()},
@@ -144,13 +145,13 @@ def _answer(network: TrainedNetwork) -> str:
     return f"float32 (N, {positions}{objective.num_outputs}), logits; their softmax gives probabilities"
 
 
-def _quality(record: Record) -> dict[str, str]:
+def _quality(record: Record, folder: Path) -> dict[str, str]:
     """Rows for validation and test: the mean, with the spread over seeds where there are several."""
-    rows = {}
+    rows, whose = {}, f" of `{QUANTIZED}`" if (folder / QUANTIZED).is_file() else ""
     for split, values in (("validation", record.validation), ("test", record.test)):
         if values:
             spread = f" ± {stdev(values):.4g} (standard deviation of {len(values)} seeds)" if len(values) > 1 else ""
-            rows[f"{split} {record.metric}"] = f"{fmean(values):.5g}{spread or ' (one seed)'}"
+            rows[f"{split} {record.metric}{whose}"] = f"{fmean(values):.5g}{spread or ' (one seed)'}"
     return rows
 
 
@@ -179,19 +180,24 @@ def _numbers(values: Sequence[float]) -> str:
 def _usage(network: TrainedNetwork, folder: Path) -> list[str]:
     """Ways to ask the network, as code that runs in its folder."""
     image = isinstance(network.preprocessing, Normalize) and len(network.input_shape) == 3
-    has_onnx = (folder / "model.onnx").is_file()
+    model = next((name for name in (QUANTIZED, "model.onnx") if (folder / name).is_file()), None)
+    plugin = network.blueprint.target.rpartition(".")[0]  # where the class is the user's own
+    plugin = "" if plugin.partition(".")[0] == "child" else plugin
     parts = []
     if image or isinstance(network.preprocessing, LogMel):
-        model, file = "model.onnx" if has_onnx else ".", "picture.png" if image else "sound.wav"
-        parts += ["With Luban, about files:", f"    python -m child.predict {model} {file}"]
+        allowed = f" --plugins {plugin}" if plugin and model is None else ""
+        file = "picture.png" if image else "sound.wav"
+        parts += ["With Luban, about files:", f"    python -m child.predict{allowed} {model or '.'} {file}"]
     stored, comment = _stored(network)
-    ask = "print(network.predict(samples))"
+    source, call = "network", f'load_network(".", ["{plugin}"])' if plugin else 'load_network(".")'
+    if model == QUANTIZED:
+        source, call = "onnx_module", f'load_onnx("{QUANTIZED}")'
     parts += ["With Luban, in Python:", (
-        f'```python\nimport numpy as np\n\nfrom child.network import load_network\n\nnetwork = load_network(".")\n'
-        f"samples = {stored}  # {comment}\n{ask}\n```"
+        f"```python\nimport numpy as np\n\nfrom child.{source} import {call.partition('(')[0]}\n\nnetwork = {call}\n"
+        f"samples = {stored}  # {comment}\nprint(network.predict(samples))\n```"
     )]  # fmt: skip
-    if has_onnx:
-        parts += ["With onnxruntime alone:", f"```python\n{_onnx_snippet(network, stored, comment)}```"]
+    if model is not None:
+        parts += ["With onnxruntime alone:", f"```python\n{_onnx_snippet(network, model, stored, comment)}```"]
     return parts
 
 
@@ -209,7 +215,7 @@ def _stored(network: TrainedNetwork) -> tuple[str, str]:
             return f"np.zeros((1, {shape}), np.float32)", "yours, one sample a row"
 
 
-def _onnx_snippet(network: TrainedNetwork, stored: str, comment: str) -> str:
+def _onnx_snippet(network: TrainedNetwork, model: str, stored: str, comment: str) -> str:
     prepare = {
         Tokens: "inputs = samples\n",
         LogMel: (
@@ -238,7 +244,7 @@ def _onnx_snippet(network: TrainedNetwork, stored: str, comment: str) -> str:
     }[type(network.objective)]
     return (
         "import json\n\nimport numpy as np\nimport onnxruntime\n\n"
-        'session = onnxruntime.InferenceSession("model.onnx")\n'
+        f'session = onnxruntime.InferenceSession("{model}")\n'
         "about = session.get_modelmeta().custom_metadata_map\n"
         f"samples = {stored}  # {comment}\n{prepare}"
         f'(outputs,) = session.run(["output"], {{"input": inputs}})\n{answer}'

@@ -57,11 +57,12 @@ def measure_latency(
 
 
 def count_macs(network: nn.Module, input_shape: Sequence[int]) -> int:
-    """Multiply-accumulates of any network on one sample, counted by PyTorch on the meta device."""
-    shadow = copy.deepcopy(network).to("meta").eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        shadow(torch.zeros(1, *input_shape, device="meta"))
-    return counter.get_total_flops() // 2
+    """Multiply-accumulates of any network on one sample, counted by PyTorch on the meta device.
+
+    Raises:
+        ValueError: The network needs the values of its tensors, which that device does not have.
+    """
+    return _counted(network, input_shape)[1].get_total_flops() // 2
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -76,9 +77,7 @@ def cost_by_layer(network: nn.Module, input_shape: Sequence[int]) -> list[dict[s
     network computes or holds outside of them is the last part, `(outside of its modules)`. A parameter that several
     parts share counts for the first.
     """
-    shadow = copy.deepcopy(network).to("meta").eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        shadow(torch.zeros(1, *input_shape, device="meta"))
+    shadow, counter = _counted(network, input_shape)
     counts = {name: sum(each.values()) // 2 for name, each in counter.get_flop_counts().items()}
     counted: set[int] = set()
 
@@ -94,6 +93,25 @@ def cost_by_layer(network: nn.Module, input_shape: Sequence[int]) -> list[dict[s
     macs = counter.get_total_flops() // 2 - sum(row["macs"] for row in rows)
     rows.append({"name": "(outside of its modules)", "macs": macs, "parameters": parameters(shadow)})
     return [row for row in rows if row["macs"] or row["parameters"]]
+
+
+def _counted(network: nn.Module, input_shape: Sequence[int]) -> tuple[nn.Module, FlopCounterMode]:
+    """A network's shadow, without values, and what was counted as it answered."""
+    shadow = copy.deepcopy(network).to("meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        try:
+            shadow(torch.zeros(1, *input_shape, device="meta"))
+        except (RuntimeError, NotImplementedError) as error:
+            raise ValueError(
+                f"the multiply-accumulates of {type(network).__name__} cannot be counted: its forward reads values of "
+                f"tensors, or has tensors that are neither parameters nor buffers ({str(error).splitlines()[0]})"
+            ) from None
+    return shadow, counter
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: PyTorch has an error of its own for devices, but on the processor a plain one."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _parts(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

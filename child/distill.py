@@ -178,7 +178,9 @@ class Pupil(nn.Module):
 
     def _listen(self, side: int, name: str):
         def hear(module: nn.Module, inputs: object, outputs: Tensor) -> None:
-            self._heard[side, name] = outputs
+            sequence = outputs.ndim == 3 and isinstance(module, nn.Conv1d | nn.BatchNorm1d | nn.GroupNorm)
+            # Channels come before positions there, as in an image, of height 1.
+            self._heard[side, name] = outputs.unsqueeze(2) if sequence else outputs
 
         return hear
 

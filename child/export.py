@@ -248,7 +248,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m child.export", description="Export a trained network.")
     parser.add_argument("network", type=Path, help="a run folder, whose student is exported, or a network's own folder")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="which to write (both)")
-    parser.add_argument("--plugins", nargs="*", default=[], help="your own modules that the network is built from")
+    parser.add_argument("--plugins", action="append", default=[], metavar="MODULE",
+                        help="a module of your own that the network is built from; may be given again")  # fmt: skip
     given = parser.parse_args(arguments)
     try:
         folder = find_network(given.network)

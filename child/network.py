@@ -24,12 +24,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from child.compact import pack, unpack
+from child.cost import is_out_of_memory
 from child.space import Genotype, NetworkSpace
 from child.task import OBJECTIVES, Classification, Objective, Preprocessing, Regression
-from child.training import is_out_of_memory
 from child.transforms import PREPROCESSINGS
 
 FORMAT = 2
+WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -68,19 +69,22 @@ class Blueprint:
 
     def text(self, plugins: Sequence[str] = ()) -> str:
         """The architecture as its space writes it; of a network without a space, its class and arguments."""
+        pruned = ", then channels removed" if self.resized else ""
         if self.tokens is not None:
             space = self._make(plugins)
             if isinstance(space, NetworkSpace):
-                return space.text(space.genotype(self.tokens))
+                return space.text(space.genotype(self.tokens)) + pruned
         arguments = ", ".join(f"{name}={value}" for name, value in self.arguments.items())
-        return f"{self.target.rpartition('.')[2]}({arguments})"
+        return f"{self.target.rpartition('.')[2]}({arguments}){pruned}"
 
     def _make(self, plugins: Sequence[str]) -> Any:
         """What the target is: a network, or a search space."""
         module_name, _, name = self.target.rpartition(".")
         if module_name.partition(".")[0] != "child" and module_name not in plugins:
             raise ValueError(
-                f"refused to build {self.target!r}: only child.* and plugins ({list(plugins)}) may be built"
+                f"refused to build {self.target!r}: only child.* and plugins ({list(plugins)}) may be built; where "
+                f"it is yours, allow it with plugins=[{module_name}], or --plugins {module_name} for child.predict and "
+                "child.export"
             )
         try:
             built = getattr(importlib.import_module(module_name), name)
@@ -201,7 +205,7 @@ def save_network(network: TrainedNetwork, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     contents = {
         "network.json": json.dumps(describe(network), indent=2).encode() + b"\n",
-        "weights.safetensors": pack(network.module.state_dict()),
+        WEIGHTS: pack(network.module.state_dict()),
     }
     sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in contents.items())
     for name, data in {**contents, "SHA256SUMS": sums.encode()}.items():
@@ -220,7 +224,7 @@ def load_network(folder: str | Path, plugins: Sequence[str] = ()) -> TrainedNetw
     """
     folder = Path(folder)
     path = folder / "network.json"
-    contents = {name: read_checked(folder / name) for name in (path.name, "weights.safetensors")}
+    contents = {name: read_checked(folder / name) for name in (path.name, WEIGHTS)}
     try:
         description = json.loads(contents[path.name])
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -229,7 +233,7 @@ def load_network(folder: str | Path, plugins: Sequence[str] = ()) -> TrainedNetw
     def make(blueprint: Blueprint) -> nn.Module:
         module = blueprint.build(plugins)
         try:
-            weights, same = unpack(contents["weights.safetensors"])
+            weights, same = unpack(contents[WEIGHTS])
             if blueprint.resized:
                 resize(module, weights)
             module.load_state_dict(weights)
@@ -238,7 +242,7 @@ def load_network(folder: str | Path, plugins: Sequence[str] = ()) -> TrainedNetw
                 with torch.no_grad():
                     module.eval()(torch.zeros(1, *description["input_shape"]))
         except (SafetensorError, RuntimeError, ValueError) as error:
-            raise ValueError(f"{folder / 'weights.safetensors'} does not fit the network: {error}") from None
+            raise ValueError(f"{folder / WEIGHTS} does not fit the network: {error}") from None
         return module
 
     return restore(description, make, path)

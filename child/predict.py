@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from child.files import read_image, read_wave
 from child.network import TrainedNetwork, find_network, load_network
-from child.onnx_module import load_onnx
+from child.onnx_module import QUANTIZED, load_onnx
 from child.task import Classification, Regression
 from child.transforms import LogMel, Normalize
 
@@ -29,14 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("files", type=Path, nargs="+", help="images, or WAV files")
     parser.add_argument("--top", type=int, default=3, help="classes that are named (3)")
-    parser.add_argument("--plugins", nargs="*", default=[], help="your own modules that the network is built from")
+    parser.add_argument("--plugins", action="append", default=[], metavar="MODULE",
+                        help="a module of your own that the network is built from; may be given again")  # fmt: skip
     given = parser.parse_args(arguments)
     failed = False
     try:
-        if given.network.suffix == ".onnx":
-            network = load_onnx(given.network)
-        else:
-            network = load_network(find_network(given.network), given.plugins)
+        network = read_network(given.network, given.plugins)
         check_readable(network)
     except ValueError as error:
         sys.exit(f"Error: {error}")
@@ -48,6 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             failed = True
     if failed:
         sys.exit(1)
+
+
+def read_network(path: Path, plugins: Sequence[str] = ()) -> TrainedNetwork:
+    """What answers of a run or a folder: its network, or where that was quantized the model in 8-bit integers.
+
+    Raises:
+        ValueError: There is none, or it cannot be read; the message names it.
+    """
+    if path.suffix == ".onnx":
+        return load_onnx(path)
+    folder = find_network(path)
+    return load_onnx(folder / QUANTIZED) if (folder / QUANTIZED).is_file() else load_network(folder, plugins)
 
 
 def check_readable(network: TrainedNetwork) -> None:

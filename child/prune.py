@@ -41,7 +41,7 @@ class PruneSettings:
             `search` the controller finds a ratio for each.
         importance: As of `score_units`.
         rounds: In so many steps, each the same share of what is left.
-        least: The share of a group that stays in any case, of what the original has.
+        least: The share of a group that stays in any case, of what the original has, to the nearest `multiple`.
         multiple: Of how many channels the rest should be.
         choices: The shares removed that `search` chooses from.
     """
@@ -219,7 +219,7 @@ def keep_shares(
     Args:
         groups: The groups.
         shares: Of each group.
-        least: The share that stays in any case, of each group or of all; one unit always does.
+        least: The share that stays in any case, of each group or of all, rounded likewise; one unit always does.
         multiple: Of how many channels the rest should be, if the group has as many; a vector of the processor holds 16.
     """
     kept = {}

@@ -80,13 +80,10 @@ class PruningEvaluator:
         self.least, self.multiple = least, multiple
         self.batch_size, self.num_batches, self.seed, self.device = batch_size, num_batches, seed, device
 
-    def kept(self, genotype: Genotype, power: float = 1.0) -> dict[str, int]:
-        """How many units of each group stay."""
-        return keep_shares(self.space.groups, self.space.shares(genotype, power), self.least, self.multiple)
-
     def left(self, genotype: Genotype) -> nn.Module:
         """What is left of the network."""
-        return remove_units(self.module, self.task.input_shape, self.space.groups, self.scores, self.kept(genotype))
+        kept = keep_shares(self.space.groups, self.space.shares(genotype), self.least, self.multiple)
+        return remove_units(self.module, self.task.input_shape, self.space.groups, self.scores, kept)
 
     def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
         """Score each on the same share `fidelity` of the validation data, drawn by `seed`."""

@@ -99,12 +99,15 @@ def to_nearest(values: NDArray[np.float32], num: int) -> NDArray[np.float32]:
 
 
 def tie_alike(module: nn.Module) -> None:
-    """Let layers that are alike, by kind, sizes and all settings, have one weight: that of the first."""
-    first: dict[str, nn.Parameter] = {}
+    """Let layers that are alike, by kind, sizes and all settings, have one weight: that of the first.
+
+    A layer that does not tell its settings, in an `extra_repr` of its kind, keeps its own.
+    """
+    first: dict[tuple[type[nn.Module], str], nn.Parameter] = {}
     for layer in module.modules():
         weight = layer._parameters.get("weight")
-        if weight is not None and weight.ndim > 1:
-            layer._parameters["weight"] = first.setdefault(repr(layer), weight)
+        if weight is not None and weight.ndim > 1 and type(layer).extra_repr is not nn.Module.extra_repr:
+            layer._parameters["weight"] = first.setdefault((type(layer), repr(layer)), weight)
 
 
 class Codebook(nn.Module):

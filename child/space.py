@@ -141,6 +141,11 @@ class SearchSpace(ABC):
     def max_choices(self) -> int:
         return max(decision.num_choices for decision in self.decisions)
 
+    def to_json(self) -> dict[str, Any]:
+        """Its decisions as plain data: `space.json`."""
+        decisions = [{"name": d.name, "kind": d.kind, "labels": list(d.labels)} for d in self.decisions]
+        return {"name": self.name, "decisions": decisions}
+
     @cached_property
     def full_masks(self) -> Mask:
         """Which choices exist for each decision: (T, C)."""

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
 
-from child.cost import CostModel
+from child.cost import CostModel, is_out_of_memory
 from child.space import Evaluation, Genotype, Improvement, NetworkSpace, Sampler, derive_seed
 from child.task import Classification, Language, Task
-from child.training import Training, TrainingError, TrainingSettings, grade, is_out_of_memory
+from child.training import Training, TrainingError, TrainingSettings, grade
 
 
 def folds_of(task: Task, num_folds: int, seed: int) -> list[Task]:

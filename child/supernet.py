@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from child.cost import CostModel
+from child.cost import CostModel, is_out_of_memory
 from child.space import Evaluation, Genotype, Improvement, NetworkSpace, Relaxation, RelaxedSpace, Sampler, derive_seed
 from child.task import Split, Task
-from child.training import Training, TrainingSettings, is_out_of_memory, judge
+from child.training import Training, TrainingSettings, judge
 
 Statistics = Literal["batch", "recalibrated"]
 Score = Literal["metric", "loss"]

@@ -11,6 +11,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from child.cost import is_out_of_memory
 from child.operations import DropPath
 from child.space import derive_seed
 from child.task import Split, Task
@@ -108,11 +109,6 @@ def _keep_freed_memory() -> None:
         return
     mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
     mallopt(_M_TRIM_THRESHOLD, 512 << 20)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: PyTorch has an error of its own for devices, but on the processor a plain one."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from child.cost import is_out_of_memory
 from child.space import nearest
-from child.training import TrainingError, is_out_of_memory
+from child.training import TrainingError
 from conf.schema import ConfigError, RunConfig, read
 from controller.reinforce import ControllerError
 from logbook.interrupt import Interrupted

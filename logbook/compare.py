@@ -65,8 +65,11 @@ def compared(run: Record) -> dict[str, Json]:
     """The final networks of a run under names that mean the same in every run.
 
     Which of several teachers is the best differs from run to run, so that it has a name of its own, beside the first
-    choice, the second and so on.
+    choice, the second and so on. So does which step made the smaller model that was chosen.
     """
+    if run.optimizes and run.results:
+        chosen = run.rows[run.results["chosen"]]
+        return {"original": run.rows["original"], "result": {**chosen, "title": "Result"}}
     if "teacher2" not in run.rows:
         return run.rows
     rows = {}
@@ -272,6 +275,7 @@ def write_comparison(folders: Sequence[Path], target: Path) -> Path:
             {group.letter: group.runs for group in part.groups},
         )
         for number, part in enumerate(parts, 1)
+        if any(run.history or not run.optimizes for group in part.groups for run in group.runs)
     ]
     page = template("comparison.html.jinja").render(
         title=f"{len(runs)} runs of Luban",

@@ -12,7 +12,9 @@ from logbook.console import duration, human
 from logbook.numbers import score
 from logbook.record import Json, Record, read_run
 from logbook.report import template, write_plots
-from logbook.sections.section import Picture, Section
+from logbook.sections.decisions import decisions_section
+from logbook.sections.networks import layers_section
+from logbook.sections.section import Grid, Picture, Section
 
 COSTS = {"macs": "multiply-accumulates", "bytes": "bytes on disk", "latency_ms": "latency of 64 samples, ms"}
 COLUMNS = ("validation", "loss", "test", "macs", "parameters", "bytes", "latency")
@@ -83,7 +85,13 @@ def write_optimization(folder: Path) -> Path:
         )
         figure = plots.quality_against_cost([], candidates, networks, label)
         section.pictures.append(Picture(f"quality-{key}".replace("_", "-"), label.capitalize(), reading, figure))
-    write_plots(folder / "plots", section.pictures)
+    section.grids += [_ratios(stage, tried, run.metric) for stage, tried in (run.ratios or {}).items()]
+    sections = [
+        section,
+        *([decisions_section(run)] if run.decisions else []),
+        *([layers_section(run)] if run.layers else []),
+    ]
+    write_plots(folder / "plots", [picture for each in sections for picture in each.pictures])
     page = template("optimization.html.jinja").render(
         title=f"{results['task']}: a smaller model",
         task=results["task"],
@@ -95,13 +103,31 @@ def write_optimization(folder: Path) -> Path:
         rows=_cells(results),
         columns=[(key, TITLES.get(key, key)) for key in COLUMNS],
         chosen=results["chosen"],
-        sections=[section],
+        sections=sections,
         seconds={titles.get(name, name): duration(time) for name, time in results["seconds"].items()},
         config=run.config_text,
     )
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _ratios(stage: str, tried: Sequence[Json], metric: str) -> Grid:
+    """What was removed of each layer, for the ratios that a search ended with."""
+    header = ["layer", *("even" if each["even"] else "found" for each in tried)]
+    header[1] += ", chosen"
+    rows = [
+        [layer or "(the network)", *(f"{each['removed'][layer]:.1%}" for each in tried)]
+        for layer in tried[0]["removed"]
+    ]
+    rows.append(["quality after a short tuning", *(f"{each['quality']:.4f}" for each in tried)])
+    return Grid(
+        f"{stage}: ratios that the search ended with",
+        "The share removed of each layer, before all are scaled to the wanted cost. Those of the best validation "
+        "quality after a short tuning were chosen, but even ones where none is better by more than a standard error. "
+        "-1: even the smallest network of these ratios costs more.",
+        header, rows,
+    )  # fmt: skip
 
 
 def on_front(place: int, networks: Sequence[tuple[str, float, float]]) -> bool:

@@ -35,6 +35,7 @@ class Record:
         layers: `layers.json`, what each layer of the teacher and the student costs.
         answers: `answers.npz`, what the final networks answered to each sample.
         steps: `steps.json`, of a run of `optimize.py`: the networks measured so far.
+        ratios: `ratios.json`, likewise: for each round of pruning the ratios that were tried, the chosen first.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class Record:
     layers: Json | None = None
     answers: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     steps: Json | None = None
+    ratios: Json | None = None
 
     @property
     def optimizes(self) -> bool:
@@ -184,9 +186,12 @@ def read_run(folder: Path) -> Record:
     for neighbor in neighbors["neighbors"] if neighbors else []:
         _require(neighbor, changes, folder / "neighbors.json")
     layers = read_object(folder / "layers.json", ())
+    ratios = read_object(folder / "ratios.json", ())
+    for trial in [trial for tried in (ratios or {}).values() for trial in tried]:
+        _require(trial, ("removed", "quality", "even"), folder / "ratios.json")
     return Record(
         folder, content, config_text, decisions, history, updates, candidates, ranking, results,  # pyright: ignore[reportArgumentType]
-        about, neighbors, layers, _read_arrays(folder / "answers.npz"), steps,
+        about, neighbors, layers, _read_arrays(folder / "answers.npz"), steps, ratios,
     )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ from controller.gradient import DARTS
 from controller.ranking import agreement
 from envs.cifar10 import CLASSES as CIFAR10_CLASSES
 from envs.digits import digits
-from logbook.report import usage_example
+from logbook.report import usage_example, write_report
 from logbook.run import Run
 from main import build_parts, export_student, main
 
@@ -223,6 +223,17 @@ def test_saved_networks_are_as_good_as_claimed(finished: Path) -> None:
         assert label in "0123456789" and 0.1 <= share <= 1
     macs = {row["name"]: row["macs"] for row in results["rows"]}
     assert macs["student"] == macs["student_alone"]
+
+
+def test_images_that_are_neither_gray_nor_in_color_are_not_drawn(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("networks", "checkpoints"))
+    drawn = "worst confusions of the teacher, with examples"
+    assert drawn in (tmp_path / "run" / "report.html").read_text()
+    with np.load(finished / "answers.npz", allow_pickle=False) as answers:
+        two = answers["images teacher"].repeat(2, axis=1)
+        np.savez(tmp_path / "run" / "answers.npz", **{**answers, "images teacher": two})
+    page = write_report(tmp_path / "run").read_text()
+    assert drawn not in page and "Confusions in numbers" in page
 
 
 def test_answers_and_layers_add_up_to_the_results(finished: Path) -> None:

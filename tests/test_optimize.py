@@ -18,7 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import optimize as script
 from child.cost import count_macs, count_parameters
 from child.network import load_network
-from child.onnx_module import OnnxModule
+from child.onnx_module import OnnxModule, load_onnx
+from child.predict import read_network
 from child.prune import find_groups
 from child.resnet import ResNet
 from child.task import SealedSplit
@@ -36,6 +37,7 @@ NET = ("model._target_=child.resnet.ResNet", "+model.width=8")
 
 # Beside the network that the README has.
 OTHERS = """
+import torch
 from net import Net
 from torch import nn
 
@@ -45,9 +47,23 @@ class Untraceable(Net):
         return super().forward(x).detach()
 
 
-class Unexportable(Net):
+class Reading(Net):
     def forward(self, x):
         return super().forward(x) * float(x.sum().item() > -1e9)
+
+
+class Unregistered(Net):
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self.scale = torch.ones(1)
+
+    def forward(self, x):
+        return super().forward(x) * self.scale
+
+
+class Unexportable(Net):
+    def forward(self, x):
+        return super().forward(x) * (2 if len(x) > 2 else 1)
 
 
 class Pair(Net):
@@ -116,7 +132,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, run_optimize: Any, reads:
 def test_every_file_is_there(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == {
         "config.yaml", "choices.json", "results.json", "steps.json", "task.json", "report.html", "plots", "networks",
-        "checkpoints", "tensorboard",
+        "checkpoints", "tensorboard", "layers.json",
     }  # fmt: skip
     assert sorted(path.name for path in (finished / "networks").iterdir()) == [
         "1-prune", "1-prune-round1", "2-distill", "3-sparsify", "3-sparsify-round1", "4-prune", "4-prune-round1",
@@ -248,6 +264,16 @@ def test_ratios_are_searched_by_the_controller(run_optimize: Any, tmp_path: Path
     events.Reload()
     tried = [tag for tag in events.Tags()["scalars"] if re.fullmatch(r"1-prune-trial\d+/loss", tag)]
     assert 2 <= len(tried) <= FINALISTS + 1
+    (finalists,) = load(run / "ratios.json").values()
+    qualities = [each["quality"] for each in finalists]
+    assert len(finalists) == len(tried) and sum(each["even"] for each in finalists) == 1
+    (even,) = [each["quality"] for each in finalists if each["even"]]
+    tolerance = digits(seed=0).standard_error(max(qualities))
+    assert qualities[0] >= max(qualities) - tolerance and finalists[0]["even"] == (even >= max(qualities) - tolerance)
+    page = (run / "report.html").read_text()
+    assert "ratios that the search ended with" in page and "Which decisions mattered" in page
+    for layer, share in finalists[0]["removed"].items():
+        assert f'<tr><td>{layer}</td><td class="number">{share:.1%}</td>' in page
 
 
 @pytest.mark.slow
@@ -345,6 +371,17 @@ def test_a_run_that_is_still_going_is_reported(finished: Path, tmp_path: Path, c
     assert report([f"runs=[{finished},{going}]", "--output", str(tmp_path / "both.html")]) == 0
     assert "2 of 6 networks measured" in (tmp_path / "both.html").read_text()
     assert "digits: accuracy" in capsys.readouterr().out
+    other = tmp_path / "other"  # whose choice is of another step
+    shutil.copytree(finished, other, ignore=shutil.ignore_patterns("networks", "checkpoints", "tensorboard"))
+    results = load(finished / "results.json")
+    chosen = next(row for row in results["rows"] if row["name"] == results["chosen"])
+    rows = [row for row in results["rows"] if row is not chosen] + [{**chosen, "name": "9-share"}]
+    (other / "results.json").write_text(json.dumps({**results, "rows": rows, "chosen": "9-share"}))
+    (other / "config.yaml").write_text((finished / "config.yaml").read_text().replace("seed: 0", "seed: 1"))
+    assert report([f"runs=[{finished},{other}]", "--output", str(tmp_path / "both.html")]) == 0
+    page = (tmp_path / "both.html").read_text()
+    assert re.search(r"<th scope=\"row\">Result</th>\n(<td.*</td>){2}<td class=\"number\">2</td>", page)
+    assert "has evaluated an architecture" not in page
     (going / "steps.json").unlink()  # the original is being trained
     assert report([str(going)]) == 0 and "0 of 6 networks measured" in (going / "report.html").read_text()
 
@@ -356,6 +393,20 @@ def test_all_goals_that_count_are_pruned_for(run_optimize: Any, tmp_path: Path) 
     assert second["parameters"] <= 0.4 * first["parameters"] and load(run / "choices.json")["honored"]
 
 
+@pytest.mark.parametrize(("steps", "limit"), [("prune", 0.5), ("prune,share", 0.2), ("prune,sparsify", 0.2)])
+def test_channels_are_pruned_until_the_bytes_are_as_few_as_wanted(
+    run_optimize: Any, tmp_path: Path, steps: str, limit: float
+) -> None:
+    """The steps that are still to come counted in, in one round and in several."""
+    own = ("model._target_=child.resnet.ResNet", "+model.width=16")
+    for rounds in (1, 2):
+        run = run_optimize(
+            tmp_path, *own, f"steps=[{steps}]", f"goal.bytes={limit}", f"prune.rounds={rounds}", name=f"run{rounds}"
+        )
+        first, *_, last = load(run / "results.json")["rows"]
+        assert 0.8 * limit < last["bytes"] / first["bytes"] <= limit and load(run / "choices.json")["honored"]
+
+
 @pytest.mark.parametrize(("overrides", "targets"), [
     ([], {"macs": 0.5}),
     (["goal.parameters=0.3"], {"parameters": 0.3}),
@@ -363,6 +414,9 @@ def test_all_goals_that_count_are_pruned_for(run_optimize: Any, tmp_path: Path) 
     (["prune.unit=parameters"], {"parameters": 0.5}),
     (["goal.macs=0.4", "prune.unit=parameters"], {"parameters": 0.5, "macs": 0.4}),
     (["goal.macs=0.4", "prune.share=0.2"], {"macs": 0.2}),
+    (["goal.bytes=0.3"], {"bytes": 0.3}),
+    (["goal.bytes=0.3", "goal.macs=0.4"], {"macs": 0.4, "bytes": 0.3}),
+    (["goal.bytes=0.3", "prune.share=0.2"], {"macs": 0.2, "bytes": 0.3}),
 ])  # fmt: skip
 def test_what_pruning_aims_at(overrides: list[str], targets: dict[str, float], compose_text: Any) -> None:
     config, _ = compose_text("model.path=x", *overrides, kind=OptimizeConfig, name="optimize")
@@ -420,7 +474,8 @@ def line(compose_text: Any, output: Path, *overrides: str) -> str:
      r"goal.parameters: none of steps=\['share'\] lowers it; add one of prune, share with share.tie=true"),
     (["steps=[share,prune]", "share.tie=true"], "steps: pruning would part the layers that share.tie=true has tied"),
     (["prune.ratios=search", "prune.choices=[0.5]"], r"prune.choices are two or more ascending shares in \[0, 1\)"),
-    (["prune.ratios=search", "controller=darts"], "darts learns by gradients, which takes evaluator=supernet"),
+    (["prune.ratios=search", "controller=darts"], "prune.ratios=search: controller: darts learns by gradients, which"),
+    (["steps=[share,distill]", "distill.fresh=true"], "steps: distill.fresh=true begins with fresh weights, which"),
     (["prune.ratios=search", "search.budget=30"], "search.budget: a search for ratios is as long as search.rounds"),
     (["steps=[distill]", "distill.features={kind: hint, layers: [nosuch]}"], "ResNet has no layer 'nosuch'"),
     (["++model.width=-4"], "cannot build 'child.resnet.ResNet' with .*negative dimension"),
@@ -441,10 +496,20 @@ def test_models_that_do_not_fit_are_told_in_one_line(
     told = line(compose_text, tmp_path, "model._target_=strange.Pair", *own)
     assert told.endswith("it gives a tuple, and one tensor is needed")
     assert "KeyError('picture')" in line(compose_text, tmp_path, "model._target_=strange.Needy", *own)
+    for kind in ("Reading", "Unregistered"):
+        told = line(compose_text, tmp_path, f"model._target_=strange.{kind}", *own, "steps=[share]")
+        assert told.startswith(f"model: the multiply-accumulates of {kind} cannot be counted: its forward reads values")
     told = line(compose_text, tmp_path, "model._target_=strange.Unexportable", *own, "steps=[quantize]")
     assert told.startswith("strange.Unexportable cannot be exported: ")
     told = line(compose_text, tmp_path, f"model.path={finished}", "env=breast_cancer")
     assert re.search(r"model.path: .* was trained for inputs of shape \(1, 8, 8\), but the task .* has \(30,\)", told)
+    aside = shutil.copytree(finished / "networks", tmp_path / "again" / "networks").parent
+    about = load(finished / "task.json")
+    (aside / "task.json").write_text(json.dumps({**about, "data": "0" * 64}))  # equal in all else, as texts can be
+    told = line(compose_text, tmp_path, f"model.path={aside}")
+    assert "was trained for data of the digest 000" in told and "may split off other test data" in told
+    told = line(compose_text, tmp_path, *NET, "steps=[distill]", f"distill.teachers=[{aside}]")
+    assert told.startswith("distill.teachers: ") and "data of the digest" in told
     told = line(compose_text, tmp_path, f"model.path={finished}", "seed=1")
     assert "was trained for data prepared by Normalize" in told and "the seed that it was trained with" in told
     other = ResNet((1, 8, 8), 10, 4).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -523,5 +588,10 @@ def test_eight_bits_answer_in_the_place_of_the_network(tmp_path: Path, run_optim
     assert card.startswith("# A smaller model (2. quantize)")
     assert f"| model.int8.onnx | {file.stat().st_size:,} |" in card
     assert set(results["exported"]["latency_ms"]) == {"torch", "onnxruntime", "onnxruntime with 8-bit integers"}
+    # Whoever asks the run, or does what the card says, asks what the figures are of.
+    assert "| validation accuracy of `model.int8.onnx` | " in card and 'load_onnx("model.int8.onnx")' in card
+    answers, samples = read_network(folder), task.validation.inputs[:5].numpy()
+    torch.testing.assert_close(answers.predict(samples), load_onnx(file).predict(samples))
+    assert not answers.predict(samples).equal(load_network(student).predict(samples))
     (note,) = results["notes"]
     assert note.startswith("Exported to ") and note in (folder / "report.html").read_text()

@@ -17,6 +17,7 @@ from scipy.io import wavfile
 
 from child.network import load_network, read_checked
 from child.onnx_module import OnnxModule
+from child.predict import main as predict
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -108,7 +109,9 @@ def test_a_space_of_the_users(type_in: Any, files: dict[str, str], monkeypatch: 
     assert load_network(run / "networks" / "student", ["stack"]).input_shape == (1, 8, 8)
 
 
-def test_a_network_of_the_users(type_in: Any, files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_of_the_users(
+    type_in: Any, files: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Pruned, distilled and exported."""
     (command,) = [line for line in commands("PYTHONPATH=mine python optimize.py") if "net.Net" in line]
     run = type_in(command, "export.formats=[onnx,torch]", without="export.")
@@ -119,7 +122,14 @@ def test_a_network_of_the_users(type_in: Any, files: Any, monkeypatch: pytest.Mo
     card = (student / "MODEL.md").read_text()
     titles = {row["name"]: row["title"] for row in results["rows"]}
     assert card.startswith(f"# A smaller model ({titles[results['chosen']]}): digits") and "test accuracy" in card
+    assert 'network = load_network(".", ["net"])' in card and "then channels removed`" in card
     monkeypatch.syspath_prepend(str(run.parents[1] / "mine"))
+    image = run.parent / "black.png"
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(image)
+    predict(["--plugins", "net", str(run), str(image)])
+    assert capsys.readouterr().out.startswith(f"{image}: ")
+    with pytest.raises(SystemExit, match=r"refused to build 'net\.Net': .*--plugins net for child\.predict"):
+        predict([str(run), str(image)])
     network = load_network(student, ["net"])
     images = np.random.default_rng(0).integers(0, 17, (3, 1, 8, 8)).astype(np.uint8)
     inputs = network.preprocessing(torch.from_numpy(images))

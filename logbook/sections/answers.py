@@ -59,11 +59,11 @@ def _add_classes(run: Record, section: Section, shown: Sequence[str], classes: S
     teacher = shown[0]
     split = splits[0]
     confusions = worst_confusions(run.answers[split], run.answers[f"{split} {teacher}"])
+    images = run.answers.get(f"images {teacher}")
     if not confusions:
         section.missing.append(f"The teacher makes no mistake on {split} data, so there are no confusions to show.")
-    elif f"images {teacher}" in run.answers and split == "validation":
+    elif images is not None and images.shape[1] in (1, 3) and split == "validation":  # gray or in color
         places = {place: number for number, place in enumerate(run.answers[f"places {teacher}"].tolist())}
-        images = run.answers[f"images {teacher}"]
         rows = [(each, [images[places[place]] for place in each.places if place in places]) for each in confusions]
         section.pictures.append(
             Picture(

@@ -3,6 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -237,6 +238,28 @@ def test_hints_of_vectors_and_of_a_language() -> None:
     pupil(tokens)
     models[1](tokens)
     assert pupil.distance().item() > 0
+
+
+@pytest.mark.parametrize("kind", ["hint", "attention"])
+def test_channels_of_sequences_come_before_their_positions(kind: Any) -> None:
+    torch.manual_seed(0)
+    student, teacher = (
+        nn.Sequential(nn.Conv1d(3, width, 3), nn.BatchNorm1d(width), nn.Conv1d(width, 2, 3)) for width in (4, 6)
+    )
+    sequences = torch.randn(2, 3, 9)
+    pupil = Pupil(student, teacher, FeatureTransfer(kind), sequences)
+    assert [name for name, _ in pupil.pairs] == ["0", "1"]
+    pupil(sequences)
+    teacher(sequences)
+    expected = 0.0
+    for number, change in enumerate(pupil.maps, 1):
+        own, wanted = (network[:number](sequences) for network in (student, teacher))  # (B, C, T)
+        if kind == "hint":
+            expected += (change(own.unsqueeze(2)).squeeze(2) - wanted).pow(2).mean() / 2
+        else:
+            maps = [nn.functional.normalize(each.pow(2).mean(dim=1), dim=1) for each in (own, wanted)]
+            expected += (maps[0] - maps[1]).pow(2).mean() / 2
+    torch.testing.assert_close(pupil.distance(), expected)
 
 
 def test_several_teachers_speak_as_one(task: Task) -> None:

@@ -157,3 +157,8 @@ def test_it_runs_with_nothing_but_child(tmp_path: Path, root: Path) -> None:
     command = [sys.executable, "-m", "child.predict", str(tmp_path / "network"), "a.png"]
     done = subprocess.run(command, cwd=tmp_path / "alone", capture_output=True, text=True, check=False)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "neither images nor sounds" in done.stderr
+    ask = "import sys, child.predict; print([name for name in sys.modules if 'train' in name and name[:5] == 'child'])"
+    done = subprocess.run(
+        [sys.executable, "-c", ask], cwd=tmp_path / "alone", capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

@@ -114,6 +114,24 @@ def test_training_keeps_values_zeros_and_ties(task: Task, device: torch.device) 
     assert first.weight is second.weight
 
 
+class Quiet(nn.Module):
+    """A layer that does not tell its sizes."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+
+
+def test_layers_are_tied_that_are_known_to_be_alike() -> None:
+    module = nn.Sequential(
+        nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4, bias=False), Quiet(4, 5), Quiet(4, 5), Quiet(5, 4)
+    )
+    tie_alike(module)
+    first, second, third, *quiet = module
+    assert first.weight is second.weight and first.weight is not third.weight
+    assert len({id(layer.weight) for layer in quiet}) == 3
+
+
 def test_what_has_few_values_already_keeps_them() -> None:
     """Sharing once more would begin again from even centers, and merge some; a tied weight is one of several layers."""
     module = network()
