@@ -85,7 +85,7 @@ def write_optimization(folder: Path) -> Path:
         )
         figure = plots.quality_against_cost([], candidates, networks, label)
         section.pictures.append(Picture(f"quality-{key}".replace("_", "-"), label.capitalize(), reading, figure))
-    section.grids += [_ratios(stage, tried, run.metric) for stage, tried in (run.ratios or {}).items()]
+    section.grids += [_ratios(stage, tried) for stage, tried in (run.ratios or {}).items()]
     sections = [
         section,
         *([decisions_section(run)] if run.decisions else []),
@@ -112,7 +112,7 @@ def write_optimization(folder: Path) -> Path:
     return path
 
 
-def _ratios(stage: str, tried: Sequence[Json], metric: str) -> Grid:
+def _ratios(stage: str, tried: Sequence[Json]) -> Grid:
     """What was removed of each layer, for the ratios that a search ended with."""
     header = ["layer", *("even" if each["even"] else "found" for each in tried)]
     header[1] += ", chosen"
