@@ -4,8 +4,9 @@ python benchmarks/export.py             # 50 of each space; what was stopped goe
 python benchmarks/export.py 2           # 2 of each
 
 Each is exported to ONNX and to an archive of torch.export, and answers as the network does for one sample and for seven
-(1e-5 + 1e-4 |y|), or is counted as a failure. Spaces are as large as in their configs, but for texts, whose windows are
-short. Normalizations have random weights and the statistics of a batch, so that all layers show in the outputs.
+(1e-5 + 1e-4 |y|, or what rounding explains), or is counted as a failure. Spaces are as large as in their configs, but
+for texts, whose windows are short. Normalizations have random weights and the statistics of a batch, so that all layers
+show in the outputs.
 """
 
 from timing import RESULTS  # isort: skip

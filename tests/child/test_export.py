@@ -136,6 +136,13 @@ class Fixed(nn.Module):
         return x.flatten(1).reshape(2, -1)[:, :3]
 
 
+class Rough(nn.Module):
+    """Is a third, but for what is lost in 32 bits: up to 0.004."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.flatten(1)[:, :3] * 3e4 + 1 / 3) - x.flatten(1)[:, :3] * 3e4
+
+
 def of_users(module: nn.Module) -> TrainedNetwork:
     blueprint = Blueprint(f"mine.{type(module).__name__}", {})
     return TrainedNetwork(
@@ -201,6 +208,15 @@ def test_what_cannot_be_traced_is_one_line(module: nn.Module, reason: str, tmp_p
     with pytest.raises(ValueError, match=f"mine.{type(module).__name__} cannot be exported: .*{reason}") as caught:
         export(of_users(module), tmp_path, ["torch"])
     assert "\n" not in str(caught.value) and not (tmp_path / "model.pt2").exists()
+
+
+def test_what_rounding_explains_is_no_difference() -> None:
+    """No model can be nearer to a network than the network is to itself with more bits."""
+    network = of_users(Rough())
+    deviation = check(lambda x: torch.full((len(x), 3), 1 / 3), network, "model.onnx")
+    assert 2e-4 < deviation < 0.01
+    with pytest.raises(ValueError, match=r"model\.onnx differs from the network by up to 0\.0[45]"):
+        check(lambda x: torch.full((len(x), 3), 1 / 3 + 0.05), network, "model.onnx")
 
 
 def test_a_model_that_answers_otherwise_is_refused() -> None:
