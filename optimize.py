@@ -697,8 +697,8 @@ def search_ratios(
         STATISTICS_BATCHES, seed, at.device,
     )  # fmt: skip
     unit = next(iter(prune_targets(config)))
-    fixed = {"target": wanted, "unit": "parameters" if unit == "bytes" else unit}
-    fixed = fixed if "target" in config.reward.arguments else {}
+    unit = "parameters" if unit == "bytes" else unit  # no reward knows bytes, and it reads the target alone
+    fixed = {"target": wanted, "unit": unit} if "target" in config.reward.arguments else {}
     reward = replace(config.reward, arguments={**config.reward.arguments, **fixed}).build(config.plugins)
     how, strategy = config.search, build_strategy(config, space, seed)
     if config.steps.count("prune") * settings.rounds == 1:  # the decisions of others would be of other groups

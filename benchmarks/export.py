@@ -98,8 +98,8 @@ def normalize(network: TrainedNetwork) -> None:
 def row(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
     good = [line for line in lines if line["failure"] is None]
 
-    def median(group: str, key: str) -> float:
-        return float(np.median([line[group][key] for line in good]))
+    def kilobytes(key: str) -> str:
+        return f"{np.median([line['bytes'][key] for line in good]) / 1000:.1f}"
 
     return {
         "space": name,
@@ -107,9 +107,9 @@ def row(name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
         "largest output": f"{np.median([line['largest_output'] for line in good]):.2f}",
         "largest deviation, ONNX": f"{max(line['deviation']['onnx'] for line in good):.1e}",
         "torch.export": f"{max(line['deviation']['torch'] for line in good):.1e}",
-        "weights, kB": f"{median('bytes', 'weights') / 1000:.1f}",
-        "model.onnx, kB": f"{median('bytes', 'model.onnx') / 1000:.1f}",
-        "model.pt2, kB": f"{median('bytes', 'model.pt2') / 1000:.1f}",
+        "weights, kB": kilobytes("weights"),
+        "model.onnx, kB": kilobytes("model.onnx"),
+        "model.pt2, kB": kilobytes("model.pt2"),
     }
 
 

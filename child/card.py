@@ -181,8 +181,7 @@ def _usage(network: TrainedNetwork, folder: Path) -> list[str]:
     """Ways to ask the network, as code that runs in its folder."""
     image = isinstance(network.preprocessing, Normalize) and len(network.input_shape) == 3
     model = next((name for name in (QUANTIZED, "model.onnx") if (folder / name).is_file()), None)
-    plugin = network.blueprint.target.rpartition(".")[0]  # where the class is the user's own
-    plugin = "" if plugin.partition(".")[0] == "child" else plugin
+    plugin = network.blueprint.plugin
     parts = []
     if image or isinstance(network.preprocessing, LogMel):
         allowed = f" --plugins {plugin}" if plugin and model is None else ""

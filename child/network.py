@@ -51,6 +51,12 @@ class Blueprint:
         """Of an architecture of a space."""
         return cls(f"{type(space).__module__}.{type(space).__qualname__}", space.arguments, genotype.tokens)
 
+    @property
+    def plugin(self) -> str | None:
+        """The module that has to be allowed where the class is not one of `child/`."""
+        module_name = self.target.rpartition(".")[0]
+        return None if module_name.partition(".")[0] == "child" else module_name
+
     def build(self, plugins: Sequence[str] = ()) -> nn.Module:
         """The network, with fresh weights.
 
@@ -80,7 +86,7 @@ class Blueprint:
     def _make(self, plugins: Sequence[str]) -> Any:
         """What the target is: a network, or a search space."""
         module_name, _, name = self.target.rpartition(".")
-        if module_name.partition(".")[0] != "child" and module_name not in plugins:
+        if self.plugin is not None and self.plugin not in plugins:
             raise ValueError(
                 f"refused to build {self.target!r}: only child.* and plugins ({list(plugins)}) may be built; where "
                 f"it is yours, allow it with plugins=[{module_name}], or --plugins {module_name} for child.predict and "
