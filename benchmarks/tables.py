@@ -39,6 +39,7 @@ SETTINGS = (
     "search.episodes=4",
     "search.fidelity=1.0",
     "search.warmup_batches=0",
+    "derive.candidates=8",  # the best are trained a second time, the others would only cost as much again
     "retrain.join_validation=true",
     "reward=quality",  # as scikit-learn's: networks are this small anyway
     "distill.budget=1.0",
