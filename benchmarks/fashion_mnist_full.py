@@ -15,7 +15,6 @@ SETTINGS = (
     "env=fashion_mnist",
     "+env.task.augmentation.cutout=8",
     "space=nasbench201",
-    "space.share_edges=true",
     "reward=hard",
     "reward.target=24e6",  # 54 M with 24 channels
     # A search of a few minutes, half of it for the shared weights.

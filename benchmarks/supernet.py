@@ -56,7 +56,7 @@ CASES = {
     "macro, 36 channels": Case(lambda: MacroSpace((3, 32, 32), 10, 36, 12), 128, (1.8, 1.5, 4.0)),
     "macro, sequences": Case(lambda: MacroSpace((40, 63), 10, 32, 6, 4, num_reductions=3), 128, rounds=4),
     "micro": Case(lambda: MicroSpace((3, 32, 32), 10, num_nodes=4, num_cells=1), 128),
-    "nasbench201": Case(lambda: NASBench201Space((3, 32, 32), 10, cells_per_stage=1, reduction="pooling"), 128),
+    "nasbench201": Case(lambda: NASBench201Space((3, 32, 32), 10, cells_per_stage=1, reduction="thin"), 128),
     "mobile": Case(lambda: MobileSpace((3, 32, 32), 10), 128),
     "mlp": Case(lambda: MLPSpace((30,), 2), 32, rounds=40),
     "recurrent": Case(lambda: RecurrentSpace((96,), 65), 32),

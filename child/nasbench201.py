@@ -24,7 +24,7 @@ OPERATIONS = ("none", *NASBENCH201_OPERATIONS)
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 WORDS = [[f"{operation}~{source}" for operation in OPERATIONS] for source, _ in EDGES]
 
-Reduction = Literal["residual", "pooling"]
+Reduction = Literal["residual", "thin"]
 Edge = tuple[int, int, str]
 Edges = tuple[Edge, ...]
 """The edges of a cell that matter: from which node, to which, and the operation. A blend has several on an edge."""
@@ -53,7 +53,7 @@ class NASBench201Space(RelaxedSpace):
         cells_per_stage: Cells of a stage, 5 in the benchmark.
         num_stages: Stages, 3 in the benchmark.
         reduction: What halves the size between stages: `residual`, the benchmark's block of two 3x3 convolutions and
-            a shortcut; or `pooling`, a 2x2 mean and a 1x1 convolution, which leave the work to the cells.
+            a shortcut; or `thin`, a ReLU, a 2x2 mean and a 1x1 convolution, which leave the work to the cells.
         share_edges: In a supernet, all edges of a cell have the same convolutions, with normalizations of their own.
 
     Raises:
@@ -256,7 +256,7 @@ class NASBench201Space(RelaxedSpace):
     def _reduction_weights(self, channels: int) -> int:
         """Convolution weights of a reduction to so many channels, each used once per pixel of its output."""
         shortcut = channels // 2 * channels
-        return shortcut if self.reduction == "pooling" else 9 * shortcut + 9 * channels**2 + shortcut
+        return shortcut if self.reduction == "thin" else 9 * shortcut + 9 * channels**2 + shortcut
 
 
 class ResidualReduction(nn.Module):
@@ -271,14 +271,17 @@ class ResidualReduction(nn.Module):
         return self.shortcut(x) + self.body(x)
 
 
-def pooling_reduction(inputs: int) -> nn.Module:
-    """Half the size and twice the channels: the 2x2 mean, a 1x1 convolution and its normalization."""
-    return nn.Sequential(
-        nn.AvgPool2d(2, ceil_mode=True), nn.Conv2d(inputs, 2 * inputs, 1, bias=False), BatchNorm2d(2 * inputs)
-    )
+def thin_reduction(inputs: int) -> nn.Module:
+    """Half the size and twice the channels: ReLU, the 2x2 mean, a 1x1 convolution and its normalization.
+
+    Without the ReLU a convolution at the end of a cell and this one would be a single linear function, so that the
+    cell's would be worth no more than a skip-connection.
+    """
+    convolve = nn.Conv2d(inputs, 2 * inputs, 1, bias=False)
+    return nn.Sequential(nn.ReLU(), nn.AvgPool2d(2, ceil_mode=True), convolve, BatchNorm2d(2 * inputs))
 
 
-REDUCTIONS = {"residual": ResidualReduction, "pooling": pooling_reduction}
+REDUCTIONS = {"residual": ResidualReduction, "thin": thin_reduction}
 
 
 class Cell(nn.Module):

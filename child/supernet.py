@@ -1,21 +1,32 @@
 """The evaluator with shared weights: one supernet scores every architecture of a space (Pham et al. 2018)."""
 
+import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from scipy.special import ndtr, ndtri
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from child.cost import CostModel, is_out_of_memory
+from child.expressivity import expressivity
 from child.space import Evaluation, Genotype, Improvement, NetworkSpace, Relaxation, RelaxedSpace, Sampler, derive_seed
 from child.task import Split, Task
 from child.training import Training, TrainingSettings, judge
 
 Statistics = Literal["batch", "recalibrated"]
-Score = Literal["metric", "loss"]
+Score = Literal["metric", "loss", "combined"]
+REFERENCES = 64
+"""Random architectures that a combined score is measured against."""
+IMAGES = 64
+"""Samples that an untrained network is to tell apart, as many as published."""
+Weights = dict[str, Tensor]
 
 TradeOff = Callable[[Tensor, Tensor], Tensor]
 """The loss of an architecture from its task loss and its cost; a reward's `loss`."""
@@ -36,6 +47,44 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
+@contextmanager
+def with_weights(network: nn.Module, weights: Weights | None) -> Iterator[None]:
+    """The network with weights that it had before; None for those it has."""
+    now = {name: parameter.data for name, parameter in network.named_parameters()}
+    try:
+        for name, parameter in network.named_parameters():
+            parameter.data = now[name] if weights is None else weights[name]
+        yield
+    finally:
+        for name, parameter in network.named_parameters():
+            parameter.data = now[name]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Standard scores by median and quartiles, which a few that say nothing do not upset; within four."""
+
+    middle: float
+    width: float
+
+    @staticmethod
+    def by(values: Sequence[float]) -> "Scale":
+        low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+        return Scale(float(middle), max(float(high - low) / 1.349, 1e-9))  # as wide as a normal distribution's
+
+    def of(self, value: float) -> float:
+        return min(4.0, max(-4.0, (value - self.middle) / self.width))
+
+
+@dataclass
+class Copy:
+    """A supernet, its training, and its weights at moments before, oldest first."""
+
+    network: Any
+    training: Training
+    past: deque[Weights]
+
+
 class SupernetEvaluator:
     """Quality from shared weights, on validation data.
 
@@ -50,8 +99,21 @@ class SupernetEvaluator:
         recalibration_batches: How many of them.
         seed: The run's seed.
         device: Where to compute.
-        score: What the quality is taken from: `metric`, the task's own; or `loss`, which tells apart what answers
-            equally many right.
+        score: What the quality is taken from: `metric`, the task's own; `loss`, which tells apart what answers equally
+            many right; or `combined`, the loss and how well the architecture's own untrained network tells samples
+            apart (see `child.expressivity`), each by how far it lies from the median of random architectures. The
+            quality is then about the share of random architectures that are worse. For spaces whose
+            operations have a module of ReLUs: macro, micro, nasbench201.
+        copies: Supernets, trained in turn on a batch each; every one gets its share of the steps.
+        snapshots: From how many moments of its training the weights of each score, the present one included.
+        snapshot_every: Training steps of one from one of these moments to the next.
+
+    What single weights say of an architecture depends much on what they were trained on last. Several copies or moments
+    each score a part of the validation samples of their own, so that their mean costs no more than the score of one
+    (snapshot ensembles, Huang et al. 2017, without the restarts).
+
+    Raises:
+        ValueError: One of these three is below 1, or the score is combined and the networks have no ReLU.
     """
 
     def __init__(
@@ -66,74 +128,174 @@ class SupernetEvaluator:
         seed: int,
         device: torch.device,
         score: Score = "metric",
+        copies: int = 1,
+        snapshots: int = 1,
+        snapshot_every: int = 500,
     ):
+        if min(copies, snapshots, snapshot_every) < 1:
+            raise ValueError(
+                "shared weights need copies, snapshots and snapshot_every of at least 1, got "
+                f"{copies}, {snapshots} and {snapshot_every}"
+            )
         self.space, self.task, self.cost, self.settings = space, task.to(device), cost, settings
         self.judged = self.task if score == "metric" else replace(self.task, objective=task.objective.by_loss())
         self.statistics, self.recalibration_batches, self.device = statistics, recalibration_batches, device
-        self.seed = seed
-        torch.manual_seed(derive_seed(seed, "supernet", "weights"))
-        self.network: Any = space.network().to(device)
-        self.training = Training(self.network, self.task, settings, num_steps, seed, "supernet", device)
+        self.seed, self.score = seed, score
+        self.snapshot_every = snapshot_every
+        self._expressivity: dict[Genotype, float] = {}
+        self._scale_of_loss: tuple[tuple[int, float], Scale] | None = None
+        rng = np.random.default_rng(derive_seed(seed, "references"))
+        self.references = space.sample(rng, REFERENCES) if score == "combined" else []
+        if score == "combined" and not any(
+            isinstance(part, nn.ReLU) for drawn in self.references[:8] for part in space.network(drawn).modules()
+        ):
+            raise ValueError(
+                f"a combined score counts rectified units, and networks of space {space.name!r} have none; set "
+                "evaluator.score=loss"
+            )
+        self.copies = [
+            self._copy(number, math.ceil(num_steps / copies), deque(maxlen=snapshots - 1)) for number in range(copies)
+        ]
+
+    def _copy(self, number: int, num_steps: int, past: deque[Weights]) -> Copy:
+        key = [str(number)] if number else []
+        torch.manual_seed(derive_seed(self.seed, "supernet", "weights", *key))
+        network = self.space.network().to(self.device)
+        stage = " ".join(["supernet", *key])
+        return Copy(
+            network, Training(network, self.task, self.settings, num_steps, self.seed, stage, self.device), past
+        )
+
+    @property
+    def network(self) -> Any:
+        """The first supernet, or the only one."""
+        return self.copies[0].network
+
+    @property
+    def training(self) -> Training:
+        """Its training."""
+        return self.copies[0].training
 
     def improve(self, sampler: Sampler, num_batches: int) -> Improvement:
         """Train what comes from the sampler, a new path or blend for each batch."""
-        self.network.train()
+        for copy in self.copies:
+            copy.network.train()
         losses, smoothing = [], self.settings.label_smoothing
-        for path in sampler(num_batches, self.training.step_number):
+        done = sum(copy.training.step_number for copy in self.copies)
+        for number, path in enumerate(sampler(num_batches, done), done):
+            copy = self.copies[number % len(self.copies)]
+            network, training = copy.network, copy.training
+            if copy.past.maxlen and training.step_number > 0 and training.step_number % self.snapshot_every == 0:
+                copy.past.append({name: weight.detach().clone() for name, weight in network.named_parameters()})
             try:
                 losses.append(
-                    self.training.step(lambda x, y, path=path: self.task.loss(self.network(x, path), y, smoothing))
+                    training.step(lambda x, y, net=network, path=path: self.task.loss(net(x, path), y, smoothing))
                 )
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 losses.append(None)
-                self.training.skip("memory ran out", f"batch size ({self.training.batch_size})")
+                training.skip("memory ran out", f"batch size ({training.batch_size})")
         finite = [loss for loss in losses if loss is not None]
         mean = sum(finite) / len(finite) if finite else float("nan")
         return Improvement(mean, len(losses) - len(finite))
 
     def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
         """Score architectures on the same share `fidelity` of the validation data, drawn by `seed`."""
-        split = self.task.validation
-        draw = derive_seed(seed if fidelity < 1 else self.seed, "validation")
-        split = split.draw(max(1, round(fidelity * len(split))), draw)
         unique = list(dict.fromkeys(genotypes))
-        targets = split.targets.cpu()
         found = {}
-        for genotype, scores in zip(unique, self._scores(unique, split), strict=True):
-            if isinstance(scores, str):
-                quality, failure = 0.0, scores
-            elif not bool(scores.isfinite().all()):
-                quality, failure = 0.0, "outputs not finite"
-            else:
-                quality, failure = self.judged.quality(scores, targets), None
+        for genotype, quality in zip(unique, self._qualities(unique, fidelity, seed), strict=True):
+            failure = quality if isinstance(quality, str) else None
+            quality = 0.0 if isinstance(quality, str) else quality
+            if failure is None and self.score == "combined":
+                quality = float(ndtr(self._standard(genotype, quality, fidelity)))
             found[genotype] = Evaluation(genotype, quality, self.cost(genotype), fidelity, seed, failure)
         return [found[genotype] for genotype in genotypes]
 
+    def _qualities(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[float | str]:
+        """What shared weights alone say of each architecture, or why they say nothing."""
+        split = self.task.validation
+        draw = derive_seed(seed if fidelity < 1 else self.seed, "validation")
+        split = split.draw(max(1, round(fidelity * len(split))), draw)
+        targets = split.targets.cpu()
+        return [
+            scores if isinstance(scores, str)
+            else self.judged.quality(scores, targets) if bool(scores.isfinite().all())
+            else "outputs not finite"
+            for scores in self._scores(genotypes, split)
+        ]  # fmt: skip
+
+    def _standard(self, genotype: Genotype, quality: float, fidelity: float) -> float:
+        """The mean of the standard scores of the loss, as a quality, and of the expressivity, among the references."""
+        return (self._loss_scale(fidelity).of(quality) + self._expressivity_scale.of(self._tells_apart(genotype))) / 2
+
+    def _loss_scale(self, fidelity: float) -> Scale:
+        """That of the references' losses, measured anew whenever the shared weights have changed."""
+        state = (sum(copy.training.step_number for copy in self.copies), fidelity)
+        if self._scale_of_loss is None or self._scale_of_loss[0] != state:
+            qualities = self._qualities(self.references, fidelity, derive_seed(self.seed, "references"))
+            known = [quality for quality in qualities if not isinstance(quality, str)]
+            self._scale_of_loss = state, Scale.by(known or [0.0])
+        return self._scale_of_loss[1]
+
+    @cached_property
+    def _expressivity_scale(self) -> Scale:
+        return Scale.by([self._tells_apart(genotype) for genotype in self.references])
+
+    def _tells_apart(self, genotype: Genotype) -> float:
+        if genotype not in self._expressivity:
+            samples = self.task.train.draw(min(IMAGES, len(self.task.train)), derive_seed(self.seed, "expressivity"))
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive_seed(self.seed, "expressivity", "weights"))
+                network = self.space.network(genotype).to(self.device)
+                self._expressivity[genotype] = expressivity(network, self.task.preprocessing(samples.inputs))
+        return self._expressivity[genotype]
+
     def standard_error(self, quality: float) -> float:
         """Of a quality on all validation data."""
-        return self.judged.standard_error(quality)
+        if self.score != "combined":
+            return self.judged.standard_error(quality)
+        # Through both scales: what half of a standard score of the loss is worth where this quality stands.
+        scale, place = self._loss_scale(1.0), ndtri(min(max(quality, 1e-6), 1 - 1e-6))
+        density = math.exp(-place * place / 2) / math.sqrt(2 * math.pi)
+        return density * self.judged.standard_error(scale.middle) / scale.width / 2
 
     def relaxation(self, trade_off: TradeOff) -> Relaxation | None:
-        """What gradient search learns from; None where the supernet runs no blends, or the cost has no gradient."""
-        if not isinstance(self.space, RelaxedSpace) or self.cost.unit == "latency_ms":
+        """What gradient search learns from.
+
+        None where the supernet runs no blends, where there are several, or where the cost has no gradient.
+        """
+        if len(self.copies) > 1 or not isinstance(self.space, RelaxedSpace) or self.cost.unit == "latency_ms":
             return None
         return SupernetRelaxation(self, self.space, trade_off)
 
     def state_dict(self) -> dict[str, Any]:
-        """Shared weights, their optimizer, and the costs measured."""
-        return {"training": self.training.state_dict(), "cost": self.cost.state_dict()}
+        """Shared weights, now and before, their optimizer, and the costs measured."""
+        copies = [{"training": copy.training.state_dict(), "past": list(copy.past)} for copy in self.copies]
+        return {"copies": copies, "cost": self.cost.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to what `state_dict` gave."""
-        self.training.load_state_dict(state["training"])
+        for copy, saved in zip(self.copies, state["copies"], strict=True):
+            copy.training.load_state_dict(saved["training"])
+            copy.past.clear()
+            copy.past.extend(
+                {name: each.to(self.device) for name, each in weights.items()} for weights in saved["past"]
+            )
         self.cost.load_state_dict(state["cost"])
 
     def _scores(self, genotypes: Sequence[Genotype], split: Split) -> list[Tensor | str]:
         """The scores (N) of each architecture, or why there are none."""
+        moments = [(copy.network, weights) for copy in self.copies for weights in (*copy.past, None)]  # None for now
+        moments = moments[-len(split) :]  # a sample for each at least
+        places = torch.arange(len(split)).tensor_split(len(moments))
+        parts = [split] if len(moments) == 1 else map(split.take, places)
         try:
-            return list(self._judge(genotypes, split))
+            judged = []
+            for (network, weights), part in zip(moments, parts, strict=True):
+                with with_weights(network, weights):
+                    judged.append(self._judge(network, genotypes, part))
+            return [torch.cat(scores) for scores in zip(*judged, strict=True)]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -141,29 +303,29 @@ class SupernetEvaluator:
                 return ["out of memory"]
             return [self._scores([genotype], split)[0] for genotype in genotypes]
 
-    def _judge(self, genotypes: Sequence[Genotype], split: Split) -> list[Tensor]:
+    def _judge(self, network: Any, genotypes: Sequence[Genotype], split: Split) -> list[Tensor]:
         """All architectures walk through the data together, so that shared beginnings are computed once."""
         batch_size = self.settings.batch_size
         if self.statistics == "recalibrated":
-            return [self._recalibrated(genotype, split) for genotype in genotypes]
-        with batch_statistics(self.network):
-            return judge(lambda x: self.network.forward_many(x, genotypes), self.judged, split, batch_size, self.device)
+            return [self._recalibrated(network, genotype, split) for genotype in genotypes]
+        with batch_statistics(network):
+            return judge(lambda x: network.forward_many(x, genotypes), self.judged, split, batch_size, self.device)
 
-    def _recalibrated(self, genotype: Genotype, split: Split) -> Tensor:
-        norms = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
+    def _recalibrated(self, network: Any, genotype: Genotype, split: Split) -> Tensor:
+        norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
         before = [({name: value.clone() for name, value in norm.named_buffers()}, norm.momentum) for norm in norms]
         count = min(len(self.task.train), self.recalibration_batches * self.settings.batch_size)
         train = self.task.train.draw(count, derive_seed(self.seed, "recalibration"))
         batch_size = self.settings.batch_size
-        self.network.eval()
+        network.eval()
         try:
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # a cumulative mean
                 norm.train()
-            judge(lambda x: [self.network(x, genotype)], self.task, train, batch_size, self.device)
-            self.network.eval()
-            return judge(lambda x: [self.network(x, genotype)], self.judged, split, batch_size, self.device)[0]
+            judge(lambda x: [network(x, genotype)], self.task, train, batch_size, self.device)
+            network.eval()
+            return judge(lambda x: [network(x, genotype)], self.judged, split, batch_size, self.device)[0]
         finally:
             for norm, (buffers, momentum) in zip(norms, before, strict=True):
                 norm.momentum = momentum

@@ -54,8 +54,9 @@ class GradientStrategy(WholeStrategy):
         super().__init__(space, seed)
         if relaxation is None:
             raise ValueError(
-                f"{self.name} learns by gradients, which takes evaluator=supernet, a space whose supernet blends all "
-                "choices (micro, nasbench201), and a reward whose cost has a gradient (macs or parameters)"
+                f"{self.name} learns by gradients, which takes evaluator=supernet with evaluator.copies=1, a space "
+                "whose supernet blends all choices (micro, nasbench201), and a reward whose cost has a gradient (macs "
+                "or parameters)"
             )
         if not learning_rate > 0 or not weight_decay >= 0 or (max_skips is not None and max_skips < 0):
             raise ValueError(

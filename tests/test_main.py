@@ -611,9 +611,13 @@ def test_a_search_by_gradients_stops_and_goes_on(
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["space=macro"], "controller: {} learns by gradients, which takes evaluator=supernet, a space whose supernet"),
+        (["space=macro"], "controller: {} learns by gradients, which takes evaluator=supernet with evaluator.copies=1"),
         (["space=micro", "evaluator=standalone"], "controller: {} learns by gradients, which takes evaluator=supernet"),
         (["space=nasbench201", "reward.unit=latency_ms"], "controller: {} learns by gradients"),
+        (
+            ["space=nasbench201", "evaluator.copies=2"],
+            "controller: {} learns by gradients, which takes evaluator=super",
+        ),
         (["space=nasbench201", "search.batches_per_round=0"], "search.batches_per_round: {} learns before every"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
@@ -709,6 +713,7 @@ def test_joined_validation_data_are_no_longer_evidence(run_main: Any, tmp_path: 
         ("ranking.finalists=0", "ranking.random=0"),
         ("space.min_layers=null",),
         ("evaluator.score=loss",),
+        ("evaluator.score=combined", "evaluator.copies=2", "evaluator.snapshots=2", "evaluator.snapshot_every=1"),
         ("rungs.fidelities=[0.5,1.0]", "rungs.keep=0.5", "rungs.training.epochs=2"),
         ("search.compare_random=false", "search.sampler=uniform"),
     ],

@@ -25,7 +25,7 @@ SPACES: dict[str, Callable[[], NetworkSpace]] = {
     "macro of a sequence": lambda: MacroSpace((5, 23), 4, channels=8, num_layers=4, min_layers=3, num_reductions=3),
     "micro": lambda: MicroSpace((3, 16, 8), 3, channels=4, num_nodes=2, num_cells=1),
     "nasbench201": lambda: NASBench201Space((3, 8, 8), 3, channels=4, cells_per_stage=2),
-    "nasbench201, pooling": lambda: NASBench201Space((3, 9, 8), 3, channels=4, cells_per_stage=1, reduction="pooling"),
+    "nasbench201, thin": lambda: NASBench201Space((3, 9, 8), 3, channels=4, cells_per_stage=1, reduction="thin"),
     "mobile": lambda: MobileSpace((3, 16, 16), 3, channels=4, max_depth=2),
     "mlp": lambda: MLPSpace((7,), 3, num_layers=3, widths=(4, 6, 8)),
     "recurrent": lambda: RecurrentSpace((9,), 7, num_nodes=5, width=8, context=3),

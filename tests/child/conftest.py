@@ -71,11 +71,11 @@ NETWORK_SPACES: dict[str, Callable[[], NetworkSpace]] = {
     "micro": lambda: MicroSpace((3, 8, 8), 3, channels=4, num_nodes=2, num_cells=1),
     "micro of more cells, odd size": lambda: MicroSpace((1, 15, 9), 4, channels=2, num_nodes=1, num_cells=2),
     "nasbench201": lambda: NASBench201Space((3, 8, 8), 3, channels=4, cells_per_stage=2),
-    "nasbench201, pooling, odd size": lambda: NASBench201Space(
-        (1, 15, 9), 4, channels=2, cells_per_stage=1, reduction="pooling"
+    "nasbench201, thin, odd size": lambda: NASBench201Space(
+        (1, 15, 9), 4, channels=2, cells_per_stage=1, reduction="thin"
     ),
     "nasbench201, shared edges": lambda: NASBench201Space(
-        (3, 8, 8), 3, channels=4, cells_per_stage=1, reduction="pooling", share_edges=True
+        (3, 8, 8), 3, channels=4, cells_per_stage=1, reduction="thin", share_edges=True
     ),
 }
 IMAGE_SPACES = {name: make for name, make in NETWORK_SPACES.items() if len(make().arguments["input_shape"]) == 3}

@@ -173,7 +173,7 @@ def test_a_fixed_network_holds_only_what_it_uses() -> None:
     assert [list(cell.operations) for cell in cells] == [["edge03_skip_connect"]] * 3
 
 
-@pytest.mark.parametrize("reduction", ["residual", "pooling"])
+@pytest.mark.parametrize("reduction", ["residual", "thin"])
 def test_stages_have_their_sizes(reduction: Any) -> None:
     space = small(input_shape=(1, 15, 9), reduction=reduction, cells_per_stage=2)
     network = space.network()
@@ -212,7 +212,7 @@ def test_a_supernet_does_not_run_without_a_genotype() -> None:
         ({"num_outputs": 0}, "num_outputs >= 1, got 4, 1, 3 and 0"),
         ({"cells_per_stage": 0}, "num_outputs >= 1, got 4, 0, 3 and 3"),
         ({"num_stages": 0}, "num_outputs >= 1, got 4, 1, 0 and 3"),
-        ({"reduction": "residal"}, "unknown reduction 'residal'; allowed: residual, pooling; did you mean 'residual'"),
+        ({"reduction": "residal"}, "unknown reduction 'residal'; allowed: residual, thin; did you mean 'residual'"),
     ],
 )
 def test_sizes_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:

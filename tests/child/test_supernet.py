@@ -11,12 +11,16 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from scipy.special import ndtr
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from child.cost import CostModel
+from child.expressivity import expressivity
 from child.macro import MacroSpace
+from child.nasbench201 import NASBench201Space
+from child.recurrent import RecurrentSpace
 from child.space import Genotype, NetworkSpace, derive_seed
 from child.supernet import Score, Statistics, SupernetEvaluator, batch_statistics
 from child.task import Task
@@ -174,11 +178,12 @@ def make_evaluator(macro: MacroSpace, task: Task, device: torch.device) -> Calla
     """Builds evaluators of the small task."""
 
     def make(
-        statistics: Statistics = "batch", seed: int = 0, task: Task = task, num_steps: int = 60, score: Score = "metric"
-    ) -> SupernetEvaluator:
+        statistics: Statistics = "batch", seed: int = 0, task: Task = task, num_steps: int = 60,
+        score: Score = "metric", **kept: int,
+    ) -> SupernetEvaluator:  # fmt: skip
         cost = CostModel(macro, "macs", task.input_shape, device)
         settings = TrainingSettings(batch_size=16, learning_rate=0.05)
-        return SupernetEvaluator(macro, task, cost, settings, num_steps, statistics, 2, seed, device, score)
+        return SupernetEvaluator(macro, task, cost, settings, num_steps, statistics, 2, seed, device, score, **kept)
 
     return make
 
@@ -469,10 +474,136 @@ def test_without_enough_memory_they_are_scored_one_by_one(
     assert all(norm.track_running_stats for norm in norms)
 
 
-def test_the_state_goes_round(
-    make_evaluator: Callable[..., SupernetEvaluator], sampler: Sample, fingerprint: Callable[[nn.Module], str]
+@every_statistics
+@pytest.mark.parametrize("score", ["metric", "loss"])
+def test_copies_and_moments_each_score_a_part_of_the_samples(
+    make_evaluator: Callable[..., SupernetEvaluator], sampler: Sample, statistics: Statistics, score: Score
 ) -> None:
-    first = make_evaluator(seed=0)
+    kept = make_evaluator(statistics, score=score, num_steps=24, copies=2, snapshots=3, snapshot_every=2)
+    kept.improve(sampler, 9)
+    kept.improve(sampler, 7)  # 8 steps each: moments after 4, 6 and 8
+    genotypes, split = sampler(3, 300), kept.task.validation
+    order = split.draw(len(split), derive_seed(kept.seed, "validation"))
+    parts = [order.take(part) for part in torch.arange(len(split)).tensor_split(6)]
+    found: list[list[Tensor]] = []
+    for number, part in enumerate(parts):
+        copy, moment = divmod(number, 3)
+        lone = make_evaluator(statistics, score=score, num_steps=24, copies=2)
+        lone.improve(sampler, 2 * (4 + 2 * moment))
+        only = lone.copies[copy].network
+        found.append(lone._judge(only, genotypes, part))
+    scores = [torch.cat(each) for each in zip(*found, strict=True)]
+    expected = [kept.judged.quality(each, order.targets) for each in scores]
+    assert [each.quality for each in kept.evaluate(genotypes, 1.0, 0)] == expected
+    assert len(set(expected)) > 1
+
+
+def test_a_combined_score_is_the_mean_of_two_standard_scores(
+    make_evaluator: Callable[..., SupernetEvaluator], sampler: Sample, macro: MacroSpace
+) -> None:
+    combined, by_loss = make_evaluator(score="combined"), make_evaluator(score="loss")
+    for evaluator in (combined, by_loss):
+        evaluator.improve(sampler, 8)
+    genotypes, task = sampler(4, 50), combined.task
+    images = task.preprocessing(task.train.draw(64, derive_seed(0, "expressivity")).inputs)
+
+    def apart(genotype: Genotype) -> float:
+        torch.manual_seed(derive_seed(0, "expressivity", "weights"))
+        return expressivity(macro.network(genotype), images)
+
+    known = macro.sample(np.random.default_rng(derive_seed(0, "references")), 64)
+    losses = [each.quality for each in by_loss.evaluate(known, 1.0, 0)]
+    columns = [(losses, [each.quality for each in by_loss.evaluate(genotypes, 1.0, 0)]),
+               ([apart(each) for each in known], [apart(each) for each in genotypes])]  # fmt: skip
+    standard = []
+    for reference, values in columns:
+        low, middle, high = np.quantile(reference, [0.25, 0.5, 0.75])
+        standard.append(np.clip((np.array(values) - middle) / ((high - low) / 1.349), -4, 4))
+    found = combined.evaluate(genotypes, 1.0, 0)
+    assert [each.quality for each in found] == pytest.approx(ndtr(np.mean(standard, axis=0)))
+    assert combined.evaluate(genotypes[::-1], 1.0, 5) == [replace(each, seed=5) for each in found[::-1]]
+    # Its standard error is that of the loss, through the slope of the quality.
+    step = by_loss.standard_error(float(np.median(losses)))
+    slope = ndtr(np.mean([standard[0] + step / combined._loss_scale(1.0).width, standard[1]], axis=0))
+    assert combined.standard_error(found[0].quality) == pytest.approx(slope[0] - found[0].quality, rel=0.2)
+
+
+def test_a_combined_score_follows_the_shared_weights(
+    make_evaluator: Callable[..., SupernetEvaluator], sampler: Sample
+) -> None:
+    evaluator, fresh = make_evaluator(score="combined"), make_evaluator(score="combined")
+    genotypes = sampler(3, 50)
+    before = evaluator.evaluate(genotypes, 0.5, 0)
+    evaluator.improve(sampler, 5)
+    after = evaluator.evaluate(genotypes, 0.5, 0)
+    assert after != before
+    fresh.load_state_dict(evaluator.state_dict())
+    assert fresh.evaluate(genotypes, 0.5, 0) == after
+
+
+def test_a_combined_score_needs_rectified_units(task: Task, device: torch.device) -> None:
+    space = RecurrentSpace((9,), 7, num_nodes=3, width=8, context=3)
+    with pytest.raises(ValueError, match=r"networks of space 'recurrent' have none; set evaluator\.score=loss"):
+        SupernetEvaluator(
+            space,
+            task,
+            CostModel(space, "macs", (9,), device),
+            TrainingSettings(),
+            1,
+            "batch",
+            2,
+            0,
+            device,
+            "combined",
+        )
+
+
+def test_copies_are_trained_in_turn(make_evaluator: Callable[..., SupernetEvaluator], sampler: Sample) -> None:
+    evaluator = make_evaluator(num_steps=7, copies=3)
+    trained: list[tuple[int, Genotype]] = []
+    for number, copy in enumerate(evaluator.copies):
+        copy.network.register_forward_pre_hook(
+            lambda _module, inputs, number=number: trained.append((number, inputs[1]))
+        )
+    evaluator.improve(sampler, 2)
+    evaluator.improve(sampler, 5)
+    assert trained == [(step % 3, path) for step, path in enumerate([*sampler(2, 0), *sampler(5, 2)])]
+    assert {copy.training.num_steps for copy in evaluator.copies} == {3}
+
+
+def test_more_moments_than_samples_score_a_sample_each(
+    make_evaluator: Callable[..., SupernetEvaluator], sampler: Sample
+) -> None:
+    evaluator = make_evaluator(snapshots=9, snapshot_every=1, statistics="recalibrated")
+    evaluator.improve(sampler, 12)
+    found = evaluator.evaluate(sampler(2, 40), 4 / len(evaluator.task.validation), 0)
+    assert all(each.failure is None and (4 * each.quality).is_integer() for each in found)
+
+
+@pytest.mark.parametrize("wrong", [{"copies": 0}, {"snapshots": 0}, {"snapshot_every": 0}])
+def test_fewer_than_one_of_anything_is_refused(
+    make_evaluator: Callable[..., SupernetEvaluator], wrong: dict[str, int]
+) -> None:
+    with pytest.raises(ValueError, match="shared weights need copies, snapshots and snapshot_every of at least 1, got"):
+        make_evaluator(**wrong)
+
+
+def test_several_copies_have_no_relaxation(make_evaluator: Callable[..., SupernetEvaluator]) -> None:
+    evaluator = make_evaluator(copies=2)
+    evaluator.space = NASBench201Space(evaluator.task.input_shape, evaluator.task.num_outputs)
+    assert evaluator.relaxation(lambda loss, cost: loss) is None
+    evaluator.copies = evaluator.copies[:1]
+    assert evaluator.relaxation(lambda loss, cost: loss) is not None
+
+
+@pytest.mark.parametrize("kept", [{}, {"copies": 3}, {"copies": 2, "snapshots": 2, "snapshot_every": 1}], ids=str)
+def test_the_state_goes_round(
+    make_evaluator: Callable[..., SupernetEvaluator],
+    sampler: Sample,
+    fingerprint: Callable[[nn.Module], str],
+    kept: dict[str, int],
+) -> None:
+    first = make_evaluator(seed=0, **kept)
     first.cost.unit = "latency_ms"
     first.improve(sampler, 4)
     genotypes = sampler(3, 200)
@@ -481,13 +612,15 @@ def test_the_state_goes_round(
     torch.save(first.state_dict(), file)
     file.seek(0)
 
-    second = make_evaluator(seed=0)
+    second = make_evaluator(seed=0, **kept)
     assert fingerprint(second.network) != fingerprint(first.network)
     second.cost.unit = "latency_ms"
     second.load_state_dict(torch.load(file, weights_only=True))
     assert second.evaluate(genotypes, 0.5, 0) == scored  # the latencies too
     assert second.improve(sampler, 4) == first.improve(sampler, 4)
-    assert fingerprint(second.network) == fingerprint(first.network)
+    assert second.evaluate(genotypes, 1.0, 1) == first.evaluate(genotypes, 1.0, 1)
+    for one, other in zip(second.copies, first.copies, strict=True):
+        assert fingerprint(one.network) == fingerprint(other.network)
 
 
 def test_the_seed_decides_the_first_weights(

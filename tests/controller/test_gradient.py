@@ -244,7 +244,8 @@ def test_it_goes_on_from_within_a_round(kind: type[GradientStrategy], space: Sea
 @every_kind
 def test_what_is_missing_is_told(kind: type[GradientStrategy], space: SearchSpace) -> None:
     with pytest.raises(
-        ValueError, match=f"{kind.name} learns by gradients, which takes evaluator=supernet, a space .*"
+        ValueError,
+        match=f"{kind.name} learns by gradients, which takes evaluator=supernet with evaluator.copies=1, a space .*",
     ):
         kind(space, 0, 4, None)
 

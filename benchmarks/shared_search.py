@@ -1,0 +1,120 @@
+"""What whole searches with shared weights find, looked up in the table of NAS-Bench-201.
+
+    python benchmarks/shared_search.py     # goes on where it was stopped
+
+The supernet of `ranking.py` learns CIFAR-10 (JPEG) at 16x16 and scores what each strategy proposes. Nothing counts but
+quality. What a run would retrain is looked up: its test accuracy after 200 epochs, in full size, which no run reads.
+Random search stands beside each run, with the same shared weights and as many evaluations. DARTS and GDAS learn with
+one supernet for as many steps, the first half of them those of single paths. Three seeds, two runs at a time, each with
+one thread, in outputs/benchmark-shared-search/<strategy><seed>. Further arguments are overrides for every run. Writes
+benchmarks/results/shared_search.md and shared_search.json.
+"""
+
+from whole_runs import ROOT, finish, read_results, write  # isort: skip
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from child.nasbench201 import NASBench201Space
+from conf.launch import compose
+
+FOLDER = ROOT / "outputs" / "benchmark-shared-search"
+SEEDS = range(3)
+SETTINGS = (
+    "env=cifar10",
+    "env.task.size=16",
+    "env.task.augmentation=null",
+    "space=nasbench201",
+    "space.channels=8",
+    "reward=quality",
+    "evaluator.settings.batch_size=32",
+    "evaluator.settings.learning_rate=0.3",
+    "evaluator.settings.final_learning_rate=0.0",
+    "evaluator.settings.weight_decay=0.001",
+    "evaluator.settings.clip=5.0",
+    "search.sampler=uniform",
+    "derive.candidates=16",
+    # What is found is looked up and not trained, so that all that comes after the search is as short as can be.
+    "ranking.finalists=0",
+    "ranking.random=0",
+    "retrain.training.epochs=1",
+    "distill.training.epochs=1",
+    "distill.budget=1.0",
+    "baseline.network=null",
+    "export.formats=[]",
+)
+RANKED = (
+    "evaluator.score=combined",
+    "evaluator.snapshots=3",
+    "evaluator.snapshot_every=1000",
+    "search.warmup_batches=3000",
+    "search.batches_per_round=0",
+    "search.rounds=24",
+    "search.fidelity=0.2",
+)
+GRADIENT = (
+    "evaluator.score=loss",
+    "search.warmup_batches=1500",
+    "search.batches_per_round=10",
+    "search.rounds=150",
+    "search.episodes=2",
+    "search.fidelity=0.05",
+    "controller.learning_rate=0.01",
+)
+RUNS = {
+    "model-based": ["controller=model_based", *RANKED],
+    "DARTS": ["controller=darts", *GRADIENT],
+    "GDAS": ["controller=gdas", *GRADIENT],
+}
+
+
+def main() -> None:
+    finish((f"{name}, seed {seed}", folder(name, seed), [*SETTINGS, *overrides, f"seed={seed}"])
+           for name, overrides in RUNS.items() for seed in SEEDS)  # fmt: skip
+    rows = [summary(name, seed) for name in RUNS for seed in SEEDS]
+    write("shared_search", rows, table(rows))
+
+
+def folder(name: str, seed: int) -> Path:
+    return FOLDER / f"{name}{seed}"
+
+
+def summary(name: str, seed: int) -> dict[str, Any]:
+    """What a run found, and random search beside it, with their true accuracies."""
+    space = NASBench201Space()
+    truth = compose("env=nasbench201").evaluator.build((), space=space)
+    results = read_results(folder(name, seed))
+    found = {side: results["rows"][row]["text"] for side, row in (("found", "teacher"), ("random", "random_best"))
+             if row in results["rows"]}  # fmt: skip
+    true = {f"true {side}": truth.true_quality(space.parse(text)) for side, text in found.items()}
+    minutes = (results["seconds"]["search"] + results["seconds"]["derive"]) / 60
+    return {"run": name, "seed": seed, **found, **true, "minutes": minutes}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: true accuracies of what each strategy found, and of what random search found beside it."""
+    lines = [
+        "# What searches with shared weights find",
+        "",
+        "`python benchmarks/shared_search.py`: published test accuracy after 200 epochs of the architecture that a run",
+        f"would retrain, mean of {len(SEEDS)} seeds ± sample standard deviation; minutes of one thread for the search.",
+        "",
+        "| strategy | found | lowest | random search beside it | minutes |",
+        "|---|---|---|---|---|",
+    ]
+    for name in RUNS:
+        mine = [row for row in rows if row["run"] == name]
+        found = 100 * np.array([row["true found"] for row in mine])
+        beside = 100 * np.array([row.get("true random", np.nan) for row in mine])
+        minutes = np.mean([row["minutes"] for row in mine])
+        lines.append(
+            f"| {name} | {found.mean():.2f} ± {found.std(ddof=1):.2f} | {found.min():.2f} | "
+            f"{beside.mean():.2f} ± {beside.std(ddof=1):.2f} | {minutes:.0f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    main()
