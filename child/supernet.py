@@ -371,7 +371,8 @@ class SupernetRelaxation:
     def _task_loss(
         self, weights: Mapping[str, Tensor], choices: Tensor, inputs: Tensor, targets: Tensor, smoothing: float = 0.0
     ) -> Tensor:
-        outputs = functional_call(self.evaluator.network, dict(weights), (inputs, choices))
+        # Edges that share a convolution share the module, which is exchanged once and so given back as it was.
+        outputs = functional_call(self.evaluator.network, dict(weights), (inputs, choices), tie_weights=False)
         return self.evaluator.task.loss(outputs, targets, smoothing)
 
     def _after_a_step(self, weights: Mapping[str, Tensor], choices: Tensor) -> dict[str, Tensor]:

@@ -193,11 +193,12 @@ def task_loss_alone(task_loss: Tensor, cost: Tensor) -> Tensor:
     return task_loss
 
 
-@pytest.fixture(params=["nasbench201", "micro"])
+@pytest.fixture(params=["nasbench201", "nasbench201, shared edges", "micro"])
 def evaluator(request: pytest.FixtureRequest, task: Task) -> Any:
     if request.param == "micro":
         return evaluator_of(MicroSpace((3, 8, 8), 3, channels=2, num_nodes=1, num_cells=1), task)
-    return evaluator_of(NASBench201Space((3, 8, 8), 3, channels=4, cells_per_stage=1), task)
+    shared = request.param != "nasbench201"
+    return evaluator_of(NASBench201Space((3, 8, 8), 3, channels=4, cells_per_stage=1, share_edges=shared), task)
 
 
 def test_the_loss_is_that_of_validation_batches(evaluator: Any, task: Task) -> None:
