@@ -1,7 +1,7 @@
 """How truly shared weights rank: the supernet of NAS-Bench-201 against the table of true accuracies.
 
-    python benchmarks/ranking.py            # what is recorded; goes on where it was stopped
-    python benchmarks/ranking.py NAME ...   # only these settings of SETTINGS
+    python benchmarks/ranking.py            # all SETTINGS, also those not recorded; goes on where it was stopped
+    python benchmarks/ranking.py NAME ...   # only these, such as chosen "loss alone"
 
 A small supernet learns CIFAR-10 (JPEG) at 16x16, then scores 1,000 random architectures: by their loss on validation
 images, at three moments of its training, and by how well their own untrained networks tell images apart. Their test
@@ -39,7 +39,6 @@ from controller.strategy import RandomSearch
 from envs.cifar10 import cifar10
 from envs.table import TableEvaluator
 
-DATA = os.environ["LUBAN_DATA"]
 LINES = RESULTS / "ranking.jsonl"
 CPU = torch.device("cpu")
 NUM_ARCHITECTURES = 1_000
@@ -146,7 +145,7 @@ def run(job: tuple[str, int]) -> dict[str, Any]:
     setting = SETTINGS[name]
     torch.set_num_threads(1)
     augmentation = Augmentation(shift=2, flip=True) if setting.augmented else None
-    task = cifar10(f"{DATA}/cifar10_jpeg.tar.xz", 0, augmentation=augmentation, size=setting.size)
+    task = cifar10(f"{os.environ['LUBAN_DATA']}/cifar10_jpeg.tar.xz", 0, augmentation=augmentation, size=setting.size)
     space = NASBench201Space(task.input_shape, task.num_outputs, **setting.space)
     cost = CostModel(space, "macs", task.input_shape, CPU)
     num_steps = setting.copies * setting.steps
@@ -185,12 +184,15 @@ def run(job: tuple[str, int]) -> dict[str, Any]:
     }
 
 
+def resamples(num: int, seed: int) -> NDArray[np.int64]:
+    """The same 200 bootstrap samples of so many architectures for all that is compared, (200, num)."""
+    return np.random.default_rng(derive_seed(seed, "bootstrap")).integers(num, size=(200, num))
+
+
 def compare(values: Values, true: Values, macs: Values, seed: int) -> dict[str, list[float]]:
     """Each measure of agreement with its 95% bootstrap interval over the architectures."""
-    rng = np.random.default_rng(derive_seed(seed, "bootstrap"))
     whole = measures(values, true, macs)
-    draws = [measures(*(each[rows] for each in (values, true, macs)))
-             for rows in rng.integers(len(true), size=(200, len(true)))]  # fmt: skip
+    draws = [measures(*(each[rows] for each in (values, true, macs))) for rows in resamples(len(true), seed)]
     return {
         key: [value, *np.nanquantile([draw[key] for draw in draws], [0.025, 0.975]).tolist()]
         for key, value in whole.items()
@@ -199,9 +201,7 @@ def compare(values: Values, true: Values, macs: Values, seed: int) -> dict[str, 
 
 def gain(values: Values, others: Values, true: Values, seed: int) -> list[float]:
     """By how much the tau of values exceeds that of others, with its 95% bootstrap interval over the architectures."""
-    rng = np.random.default_rng(derive_seed(seed, "bootstrap"))
-    draws = [tau(values[rows], true[rows]) - tau(others[rows], true[rows])
-             for rows in rng.integers(len(true), size=(200, len(true)))]  # fmt: skip
+    draws = [tau(values[rows], true[rows]) - tau(others[rows], true[rows]) for rows in resamples(len(true), seed)]
     return [tau(values, true) - tau(others, true), *np.quantile(draws, [0.025, 0.975]).tolist()]
 
 

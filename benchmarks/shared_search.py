@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.ranking import truth
 from child.nasbench201 import NASBench201Space
-from conf.launch import compose
 
 FOLDER = ROOT / "outputs" / "benchmark-shared-search"
 SEEDS = range(3)
@@ -84,11 +84,10 @@ def folder(name: str, seed: int) -> Path:
 def summary(name: str, seed: int) -> dict[str, Any]:
     """What a run found, and random search beside it, with their true accuracies."""
     space = NASBench201Space()
-    truth = compose("env=nasbench201").evaluator.build((), space=space)
     results = read_results(folder(name, seed))
     found = {side: results["rows"][row]["text"] for side, row in (("found", "teacher"), ("random", "random_best"))
              if row in results["rows"]}  # fmt: skip
-    true = {f"true {side}": truth.true_quality(space.parse(text)) for side, text in found.items()}
+    true = {f"true {side}": truth().true_quality(space.parse(text)) for side, text in found.items()}
     minutes = (results["seconds"]["search"] + results["seconds"]["derive"]) / 60
     return {"run": name, "seed": seed, **found, **true, "minutes": minutes}
 

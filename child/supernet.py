@@ -50,10 +50,13 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
 @contextmanager
 def with_weights(network: nn.Module, weights: Weights | None) -> Iterator[None]:
     """The network with weights that it had before; None for those it has."""
+    if weights is None:
+        yield
+        return
     now = {name: parameter.data for name, parameter in network.named_parameters()}
     try:
         for name, parameter in network.named_parameters():
-            parameter.data = now[name] if weights is None else weights[name]
+            parameter.data = weights[name]
         yield
     finally:
         for name, parameter in network.named_parameters():
@@ -242,13 +245,18 @@ class SupernetEvaluator:
     def _expressivity_scale(self) -> Scale:
         return Scale.by([self._tells_apart(genotype) for genotype in self.references])
 
+    @cached_property
+    def _samples(self) -> Tensor:
+        """What untrained networks are to tell apart."""
+        drawn = self.task.train.draw(IMAGES, derive_seed(self.seed, "expressivity"))
+        return self.task.preprocessing(drawn.inputs)
+
     def _tells_apart(self, genotype: Genotype) -> float:
         if genotype not in self._expressivity:
-            samples = self.task.train.draw(min(IMAGES, len(self.task.train)), derive_seed(self.seed, "expressivity"))
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive_seed(self.seed, "expressivity", "weights"))
                 network = self.space.network(genotype).to(self.device)
-                self._expressivity[genotype] = expressivity(network, self.task.preprocessing(samples.inputs))
+                self._expressivity[genotype] = expressivity(network, self._samples)
         return self._expressivity[genotype]
 
     def standard_error(self, quality: float) -> float:

@@ -543,19 +543,9 @@ def test_a_combined_score_follows_the_shared_weights(
 
 def test_a_combined_score_needs_rectified_units(task: Task, device: torch.device) -> None:
     space = RecurrentSpace((9,), 7, num_nodes=3, width=8, context=3)
+    cost = CostModel(space, "macs", (9,), device)
     with pytest.raises(ValueError, match=r"networks of space 'recurrent' have none; set evaluator\.score=loss"):
-        SupernetEvaluator(
-            space,
-            task,
-            CostModel(space, "macs", (9,), device),
-            TrainingSettings(),
-            1,
-            "batch",
-            2,
-            0,
-            device,
-            "combined",
-        )
+        SupernetEvaluator(space, task, cost, TrainingSettings(), 1, "batch", 2, 0, device, "combined")
 
 
 def test_copies_are_trained_in_turn(make_evaluator: Callable[..., SupernetEvaluator], sampler: Sample) -> None:
