@@ -217,7 +217,7 @@ def build(config: OptimizeConfig) -> tuple[torch.device, Task, Blueprint, nn.Mod
     task: Task = config.env.task.build(config.plugins, seed=config.seed)
     model = config.model
     if model.path is not None:
-        network = read_network("model.path", find_network(model.path), task, config.plugins)
+        network = network_for("model.path", find_network(model.path), task, config.plugins)
         blueprint, original, module = network.blueprint, network.module, network.module
     else:
         assert model.part is not None
@@ -259,7 +259,7 @@ def check_steps(config: OptimizeConfig, network: TrainedNetwork, groups: Sequenc
         check_traceable(network)
 
 
-def read_network(key: str, folder: Path, task: Task, plugins: Sequence[str]) -> TrainedNetwork:
+def network_for(key: str, folder: Path, task: Task, plugins: Sequence[str]) -> TrainedNetwork:
     """A network from disk that was trained for this task, on this very split of its data (else ConfigError)."""
     network, path = load_network(folder, plugins), folder
     known = read_object(folder.resolve().parent.parent / "task.json", ())  # of the run that it lies in, if any
@@ -763,7 +763,7 @@ def find_teachers(config: OptimizeConfig, task: Task, known: Callable[[str], nn.
             continue
         several = [folder for folder in Path(name).glob("networks/teacher*") if "-seed" not in folder.name]
         folders = sorted(several) or [find_network(name)]
-        found += [read_network("distill.teachers", folder, task, config.plugins).module for folder in folders]
+        found += [network_for("distill.teachers", folder, task, config.plugins).module for folder in folders]
     return found
 
 

@@ -22,6 +22,16 @@ from child.nasbench201 import NASBench201Space
 
 FOLDER = ROOT / "outputs" / "benchmark-shared-search"
 SEEDS = range(3)
+UNTRAINED = (
+    "ranking.finalists=0",
+    "ranking.random=0",
+    "retrain.training.epochs=1",
+    "distill.training.epochs=1",
+    "distill.budget=1.0",
+    "baseline.network=null",
+    "export.formats=[]",
+)
+"""For what is looked at and not trained: all that comes after the search is as short as can be."""
 SETTINGS = (
     "env=cifar10",
     "env.task.size=16",
@@ -36,14 +46,7 @@ SETTINGS = (
     "evaluator.settings.clip=5.0",
     "search.sampler=uniform",
     "derive.candidates=16",
-    # What is found is looked up and not trained, so that all that comes after the search is as short as can be.
-    "ranking.finalists=0",
-    "ranking.random=0",
-    "retrain.training.epochs=1",
-    "distill.training.epochs=1",
-    "distill.budget=1.0",
-    "baseline.network=null",
-    "export.formats=[]",
+    *UNTRAINED,
 )
 RANKED = (
     "evaluator.score=combined",

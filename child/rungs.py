@@ -113,11 +113,13 @@ class RungsEvaluator:
         self.reached = [[(Genotype(name, tuple(tokens)), q) for tokens, q in rung] for rung in state["reached"]]
 
     def _best(self, rung: int, new: Mapping[Genotype, float]) -> list[Genotype]:
-        """Those of the new results that are among the best share of the rung's recent ones, best first."""
-        recent = list(latest(self.reached[rung]).values())[-max(RECENT, len(new)) :]
-        places = int(self.settings.keep * len(recent))
-        bar = sorted(recent, reverse=True)[places - 1] if places else np.inf
-        return sorted((g for g in new if new[g] >= bar), key=lambda g: -new[g])
+        """Those of the new results that are among the best share of the rung's recent ones, best first.
+
+        Of equals those that were there before, so that a cheap score which tells none apart sends no more on.
+        """
+        recent = list(latest(self.reached[rung]).items())[-max(RECENT, len(new)) :]
+        ranked = sorted(recent, key=lambda result: -result[1])
+        return [genotype for genotype, _ in ranked[: int(self.settings.keep * len(recent))] if genotype in new]
 
     def _afford(self, genotype: Genotype, share: float) -> bool:
         """Pay for a training, if it was not paid before and the budget allows it."""

@@ -225,6 +225,10 @@ def _split(name: str, stored: Tensor, y: Answers, classes: NDArray[Any] | None) 
     y = np.asarray(y)
     if y.shape != (len(stored),):
         raise ValueError(f"{name}: expected one answer for each of {len(stored)} samples, got shape {y.shape}")
+    texts = y.dtype.kind in "USO"
+    if texts != (classes is not None and classes.dtype.kind in "USO"):
+        words = ("numbers", "texts") if texts else ("texts", "numbers")
+        raise ValueError(f"{name}: the answers of the training data are {words[0]}, these are {words[1]}")
     if classes is None:
         wrong = np.flatnonzero(~np.isfinite(y.astype(np.float64)))
         if len(wrong):

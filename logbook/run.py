@@ -6,6 +6,7 @@ far the journals had been written, so that going on truncates them to that momen
 """
 
 import contextlib
+import fcntl
 import io
 import json
 import os
@@ -53,6 +54,7 @@ class Run:
         self._journals: dict[str, BinaryIO] = {}
         self._last_save = time.monotonic()
         self._writer: SummaryWriter | None = None
+        self._claim = self._claimed()
 
     @classmethod
     def create(
@@ -81,7 +83,7 @@ class Run:
         """Go on from the newest checkpoint of a folder that is whole; from the beginning where none was made yet.
 
         Raises:
-            ValueError: There is no run, or there are checkpoints but none is whole.
+            ValueError: There is no run, another process is at it, or there are checkpoints but none is whole.
         """
         if not (folder / "config.yaml").is_file():
             raise ValueError(f"cannot resume {folder}: it is not a run folder (no config.yaml)")
@@ -216,7 +218,6 @@ class Run:
         }
         self._number += 1
         folder = self.folder / "checkpoints"
-        folder.mkdir(exist_ok=True)
         path = folder / f"{self._number:06d}.ckpt"
         write_checkpoint(path, state)
         write_atomically(folder / "newest", path.name.encode())
@@ -226,6 +227,7 @@ class Run:
 
     def close(self) -> None:
         """Close every file; what no checkpoint knows may be lost, and would be truncated anyway."""
+        self._claim.close()
         for file in self._journals.values():
             with contextlib.suppress(OSError):
                 file.close()
@@ -233,6 +235,20 @@ class Run:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+    def _claimed(self) -> BinaryIO:
+        """A file that is locked as long as this process is at the run: two would write over each other."""
+        file = self.folder / "checkpoints" / "lock"
+        file.parent.mkdir(exist_ok=True)
+        claim = file.open("ab")
+        try:
+            fcntl.lockf(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            claim.close()
+            raise ValueError(f"cannot resume {self.folder}: another process is at this run; wait or stop it") from None
+        except OSError:  # a file system without locks
+            pass
+        return claim
 
     def _restore(self, state: dict[str, Any], number: int) -> None:
         self._number = number

@@ -92,6 +92,15 @@ def test_one_at_a_time_goes_on_if_it_is_among_the_best_lately(make: Any, ordered
     assert len(made) == 2  # never twice
 
 
+def test_scores_that_tell_none_apart_send_no_more_on(make: Any, ordered: list[Genotype]) -> None:
+    rungs, made = make(lambda g: 0.5, lambda g, _: 0.5, fidelities=(1.0,), keep=0.25)
+    rungs.evaluate(ordered, 1.0, 0)
+    assert made == [(genotype, 4) for genotype in ordered[:4]]
+    for genotype in ordered[4:]:
+        rungs.evaluate([genotype], 1.0, 0)
+    assert len(made) == 4
+
+
 def test_results_are_told_on_the_scale_of_the_last_rung(make: Any, ordered: list[Genotype]) -> None:
     place = {genotype: number for number, genotype in enumerate(ordered)}
     cheap = lambda g: 0.1 + place[g] / 100  # noqa: E731

@@ -122,6 +122,14 @@ def test_preprocessing_is_fitted_to_training_data_alone() -> None:
             "mine test set: class .*7.* does not occur in the training data",
         ),
         (
+            {"x": images(), "y": LABELS, "x_test": images(8), "y_test": LABELS[:8].astype(str)},
+            "mine test set: the answers of the training data are numbers, these are texts",
+        ),
+        (
+            {"x": images(), "y": LABELS.astype(str), "x_validation": images(8), "y_validation": LABELS[:8]},
+            "mine validation set: the answers of the training data are texts, these are numbers",
+        ),
+        (
             {"x": images(), "y": LABELS, "x_validation": images(8, 5, 5), "y_validation": LABELS[:8]},
             r"all splits need samples of one shape, got \(1, 4, 4\) for training and \(1, 5, 5\)",
         ),

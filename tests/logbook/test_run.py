@@ -10,6 +10,8 @@ import pickle
 import random
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from logbook.checkpoint import MAGIC, read_checkpoint, write_atomically, write_checkpoint
 from logbook.interrupt import Interrupted, Interruption
 from logbook.run import KEPT, Run
+
+ROOT = Path(__file__).parents[2]
 
 
 def create(tmp_path: Path, name: str = "run") -> Run:
@@ -37,6 +41,22 @@ def test_a_run_goes_on_with_its_own_data_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the data of pets are not those that .*run began with"):
         run.write_task({"task": "pets", "data": "abd"})
     assert json.loads((run.folder / "task.json").read_text())["data"] == "abc"
+
+
+def test_two_processes_are_not_at_one_run(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    run.save({"step": 1})
+    script = (
+        "import sys; from pathlib import Path; from logbook.run import Run\n"
+        "try: Run.resume(Path(sys.argv[1]), 0.0)\n"
+        "except ValueError as error: sys.exit(str(error))"
+    )
+    command = [sys.executable, "-c", script, str(run.folder)]
+    refused = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert refused.returncode == 1
+    assert refused.stderr == f"cannot resume {run.folder}: another process is at this run; wait or stop it\n"
+    run.close()
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
 
 
 def test_names_do_not_collide(tmp_path: Path) -> None:
@@ -288,7 +308,7 @@ def test_a_signal_asks_for_a_checkpoint_and_a_second_stops_at_once(tmp_path: Pat
     with Interruption() as interruption:
         run = Run.create(tmp_path, "run", "a: 1\n", math.inf, interruption)
         run.save_if_due(lambda: {"round": 1})
-        assert not (run.folder / "checkpoints").exists()
+        assert not numbers(run)
         os.kill(os.getpid(), signal_number)
         with pytest.raises(Interrupted, match=signal.Signals(signal_number).name):
             run.save_if_due(lambda: {"round": 2})
