@@ -199,7 +199,8 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
     task = config.env.task.build(config.plugins, seed=config.seed) if config.env.task else None
     shapes = {"input_shape": task.input_shape, "num_outputs": task.num_outputs} if task else {}
     space: SearchSpace = config.space.build(config.plugins, **shapes)
-    final_space = build_final_space(config, space, shapes)
+    final_space = build_resized(config, "retrain.space", config.retrain.space, space, shapes)
+    rungs_space = build_resized(config, "rungs.space", config.rungs.space, space, shapes)
     if task is None:
         evaluator = config.evaluator.build(config.plugins, space=space)
         if not isinstance(evaluator, TableEvaluator):
@@ -213,9 +214,10 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
         shape = {"input_shape": list(task.input_shape), "num_outputs": task.num_outputs}
         drawn = space.sample(np.random.default_rng(0), 1)[0]
         check_fit("space", partial(space.network, drawn), task)
-        if final_space is not space:
-            assert isinstance(final_space, NetworkSpace)
-            check_fit("retrain.space", partial(final_space.network, drawn), task)
+        for key, other in (("retrain.space", final_space), ("rungs.space", rungs_space)):
+            if other is not space:
+                assert isinstance(other, NetworkSpace)
+                check_fit(key, partial(other.network, drawn), task)
         if config.baseline.network is not None:
             usual = partial(config.baseline.network.build, config.plugins, **shape)
             check_fit("baseline.network", partial(usual, width=8), task)
@@ -228,9 +230,9 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
         )  # fmt: skip
     relaxation = relax(evaluator, reward)
     if task is not None and config.rungs.fidelities:
-        assert isinstance(space, NetworkSpace)
-        cost = CostModel(space, "macs", task.input_shape, device)  # what is told is that of the cheap score
-        alone = StandaloneEvaluator(space, task, cost, config.rungs.training, 1, config.seed, device)
+        assert isinstance(rungs_space, NetworkSpace)
+        cost = CostModel(rungs_space, "macs", task.input_shape, device)  # what is told is that of the cheap score
+        alone = StandaloneEvaluator(rungs_space, task, cost, config.rungs.training, 1, config.seed, device)
         evaluator = RungsEvaluator(evaluator, alone, config.rungs)
     strategy = config.controller.build(
         config.plugins, space=space, seed=config.seed, num_updates=config.search.rounds, relaxation=relaxation
@@ -274,18 +276,19 @@ def remember_trainings(evaluator: Evaluator, run: Run) -> None:
             part.remember(run.folder / "checkpoints" / f"{name}.jsonl")
 
 
-def build_final_space(config: RunConfig, space: SearchSpace, shapes: dict[str, Any]) -> SearchSpace:
-    """The space of the final networks: that of the search, but for the arguments in `retrain.space`."""
-    if not config.retrain.space:
+def build_resized(
+    config: RunConfig, key: str, changes: Mapping[str, Any] | None, space: SearchSpace, shapes: dict[str, Any]
+) -> SearchSpace:
+    """The space of the search, but for the arguments that `key` changes, such as more channels."""
+    if not changes:
         return space
-    part = Part("retrain.space", config.space.target, {**config.space.arguments, **config.retrain.space})
-    final_space = part.build(config.plugins, **shapes)
-    if final_space.decisions != space.decisions:
+    resized = Part(key, config.space.target, {**config.space.arguments, **changes}).build(config.plugins, **shapes)
+    if resized.decisions != space.decisions:
         raise ConfigError(
-            f"retrain.space: {dict(config.retrain.space)} changes which decisions there are, so that what the search "
-            "finds could not be built; set it for the search too, under space"
+            f"{key}: {dict(changes)} changes which decisions there are, so that what the search finds could not be "
+            "built; set it for the search too, under space"
         )
-    return final_space
+    return resized
 
 
 def baseline_cost(config: RunConfig, task: Task) -> Callable[[nn.Module], int]:

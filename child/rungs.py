@@ -31,12 +31,15 @@ class RungsSettings:
         fidelities: Of each rung above the cheap score, its share of the epochs, rising; empty for no rungs.
         keep: The best share of a rung that goes on to the next.
         budget: Multiply-accumulates that all these trainings together may take; None for no limit.
+        space: Arguments of the space in which these networks differ from those of the search, such as more cells: what
+            a shallow network cannot show, such as the worth of a residual, shows early in the training of a deep one.
     """
 
     training: TrainingSettings
     fidelities: tuple[float, ...] = ()
     keep: float = 0.25
     budget: float | None = None
+    space: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         rising = all(low < high for low, high in zip((0.0, *self.fidelities), self.fidelities, strict=False))

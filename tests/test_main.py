@@ -27,7 +27,8 @@ from child.cost import CostModel, count_macs, measure_latency
 from child.nasbench201 import NASBench201Space
 from child.network import load_network
 from child.retrain import retrain
-from child.space import Evaluation, Genotype, RelaxedSpace, derive_seed
+from child.rungs import RungsEvaluator
+from child.space import Evaluation, Genotype, NetworkSpace, RelaxedSpace, derive_seed
 from child.standalone import StandaloneEvaluator
 from child.supernet import SupernetEvaluator, SupernetRelaxation
 from child.task import SealedSplit
@@ -267,9 +268,27 @@ def test_final_networks_may_be_larger_than_those_of_the_search(
     assert network["build"]["arguments"]["channels"] == 12
     found = {line["text"]: line["cost"] for line in lines(run / "history.jsonl")}
     assert rows["teacher"]["macs"] > 1.4 * found[rows["teacher"]["text"]]  # nearly (12 / 8)^2
-    config, _ = compose_text("retrain.space={num_layers: 9}")
-    with pytest.raises(ConfigError, match=r"retrain.space: .* changes which decisions there are"):
+
+
+@pytest.mark.parametrize("key", ["retrain.space", "rungs.space"])
+def test_networks_of_another_size_have_the_same_decisions(key: str, compose_text: Compose) -> None:
+    config, _ = compose_text(f"{key}={{num_layers: 9}}")
+    with pytest.raises(ConfigError, match=rf"{key}: .* changes which decisions there are"):
         build_parts(config)
+
+
+def test_networks_of_the_rungs_may_be_larger_than_those_of_the_search(known: Any, compose_text: Compose) -> None:
+    config, _ = compose_text(
+        *known.TINY, "rungs.fidelities=[0.1]", "rungs.keep=1.0", "rungs.training.epochs=1", "rungs.space={channels: 12}"
+    )
+    parts = build_parts(config)
+    rungs, space = parts.evaluator, parts.space
+    assert isinstance(rungs, RungsEvaluator) and isinstance(space, NetworkSpace)
+    drawn = space.sample(np.random.default_rng(0), 1)
+    (told,) = rungs.evaluate(drawn, 1.0, 0)
+    (trained,) = rungs.alone.evaluate(drawn, 0.1, 0)
+    assert trained.cost > 1.4 * told.cost and rungs.spent % trained.cost == 0
+    assert told.quality == trained.quality  # of one that reached the last rung, as it is
 
 
 def test_a_space_that_does_not_fit_the_task_is_named(tmp_path: Path, compose_text: Compose) -> None:

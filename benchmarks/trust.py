@@ -1,0 +1,79 @@
+"""How far shared weights are to be trusted on real tasks, and whether what they choose beats its size.
+
+    python benchmarks/trust.py             # goes on where it was stopped
+
+The default run on scikit-learn's digits, and the run of `fashion_mnist.py` on 10,000 images: thirty architectures, half
+of them finalists and half random, are trained on their own for a short time, and their order is compared with that of
+the shared weights. The retrained winner stands beside ten random architectures of like MACs that are trained in the
+same way. Three seeds, two runs at a time, each with one thread, in outputs/benchmark-trust/<task><seed>. Further
+arguments are overrides for every run. Writes benchmarks/results/trust.md and trust.json, of the runs that are finished.
+"""
+
+from whole_runs import ROOT, finish, read_results, write  # isort: skip
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.fashion_mnist import SETTINGS as FASHION_MNIST
+
+FOLDER = ROOT / "outputs" / "benchmark-trust"
+SEEDS = range(3)
+NUM_RANDOM = 10
+COMPARED = ("ranking.finalists=15", "ranking.random=15", f"baseline.random={NUM_RANDOM}")
+RUNS = {"digits": COMPARED, "fashion_mnist": (*FASHION_MNIST, *COMPARED, "baseline.network=null")}
+
+
+def main() -> None:
+    finish((f"{task}, seed {seed}", folder(task, seed), [*overrides, f"seed={seed}"])
+           for task, overrides in RUNS.items() for seed in SEEDS)  # fmt: skip
+    rows = [summary(task, seed) for task in RUNS for seed in SEEDS if (folder(task, seed) / "results.json").exists()]
+    write("trust", rows, table(rows))
+
+
+def folder(task: str, seed: int) -> Path:
+    return FOLDER / f"{task}{seed}"
+
+
+def summary(task: str, seed: int) -> dict[str, Any]:
+    """Of one run: the taus, and the test accuracies of the winner and of random architectures of like MACs."""
+    ranking = json.loads((folder(task, seed) / "ranking.json").read_text())
+    results = read_results(folder(task, seed))
+    rows = results["rows"]
+    return {
+        "task": task,
+        "seed": seed,
+        **{key: ranking[key] for key in ("tau", "tau_low", "tau_high", "tau_macs", "epochs")},
+        "compared": sum(each["failure"] is None for each in ranking["architectures"]),
+        "found": rows[results["teacher"]]["test"][0],
+        "random": [rows[f"random{number}"]["test"][0] for number in range(1, NUM_RANDOM + 1)],
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line per run."""
+    lines = [
+        "# How far shared weights are to be trusted",
+        "",
+        "`python benchmarks/trust.py`: Kendall's tau, with its 95% interval, between the scores of shared weights and",
+        "short trainings of finalists and random architectures; test accuracy of the retrained winner beside that of",
+        f"{NUM_RANDOM} random architectures of like MACs, trained in the same way: median + sample standard deviation.",
+        "",
+        "| task | seed | architectures | epochs | tau | by MACs alone | winner | random | winner ahead of both |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        found, random = 100 * row["found"], 100 * np.array(row["random"])
+        middle, spread = np.median(random), random.std(ddof=1)
+        lines.append(
+            f"| {row['task']} | {row['seed']} | {row['compared']} | {row['epochs']:g} | {row['tau']:.2f} "
+            f"({row['tau_low']:.2f} to {row['tau_high']:.2f}) | {row['tau_macs']:.2f} | {found:.2f}% | "
+            f"{middle:.2f} + {spread:.2f}% | {found - middle - spread:+.2f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    main()
