@@ -31,7 +31,7 @@ from child.cost import (
     width_of_like_cost,
 )
 from child.export import export_or_tell
-from child.network import Blueprint, TrainedNetwork, load_network, save_network
+from child.network import Blueprint, TrainedNetwork, check_storable, load_network, save_network
 from child.retrain import retrain
 from child.rungs import RungsEvaluator
 from child.space import CostUnit, Evaluator, Genotype, Graph, NetworkSpace, Relaxation, SearchSpace, derive_seed
@@ -211,6 +211,7 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
     else:
         if not isinstance(space, NetworkSpace):
             raise ConfigError(f"space: {config.space.target} has no networks that could be trained on {task.name}")
+        check_storable(task)
         shape = {"input_shape": list(task.input_shape), "num_outputs": task.num_outputs}
         drawn = space.sample(np.random.default_rng(0), 1)[0]
         check_fit("space", partial(space.network, drawn), task)
@@ -352,16 +353,21 @@ def make_environments(
         raise ValueError(f"env.id: {error}") from None
     native = spec.vector_entry_point is not None
     manual = {} if native else {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED}
-    return gymnasium.make_vec(
-        config.env.id,
-        num_envs=num,
-        vectorization_mode="vector_entry_point" if native else "sync",
-        vector_kwargs=manual or None,
-        space=space,
-        evaluator=evaluator,
-        reward=reward,
-        fidelity=fidelity,
-    )
+    try:
+        return gymnasium.make_vec(
+            config.env.id,
+            num_envs=num,
+            vectorization_mode="vector_entry_point" if native else "sync",
+            vector_kwargs=manual or None,
+            space=space,
+            evaluator=evaluator,
+            reward=reward,
+            fidelity=fidelity,
+        )
+    except (TypeError, gymnasium.error.Error) as error:
+        raise ValueError(
+            f"env.id: {config.env.id} cannot be made with space, evaluator, reward and fidelity: {error}"
+        ) from None
 
 
 def search_table(config: RunConfig, parts: Parts, table: TableEvaluator, run: Run, console: Console) -> dict[str, Any]:
@@ -418,7 +424,6 @@ def search_table(config: RunConfig, parts: Parts, table: TableEvaluator, run: Ru
         )
     results = {
         **about_task(parts),
-        "cost_unit": reward.unit,
         "seed": config.seed,
         "looked_up": True,
         "teacher": "teacher",
@@ -468,7 +473,7 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
         mine, updates = (
             [line for line in lines if line["strategy"] == strategy.name] for lines in (history, run.read("updates"))
         )
-        warnings = name_collapse(space, mine, updates, chosen, config.search)
+        warnings = name_collapse(space, mine, updates, chosen, config.search, strategy.remedies)
         for warning in warnings:
             at.console.say(warning)
     return {
@@ -478,7 +483,7 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
         "num_equal": len(equal_to_best(groups[strategy.name], tolerance)),
         "derived_by": strategy.name if own[0].genotype == choice else None,
         "tolerance": tolerance,
-        "num_evaluations": sum(line["strategy"] == strategy.name for line in history),
+        "num_evaluations": sum(line["strategy"] == strategy.name and line["charge"] > 0 for line in history),
         "to_rank": to_rank,
         "warnings": warnings,
         "seconds": {"search": searched, "derive": run.seconds - searched},
@@ -827,7 +832,6 @@ def test_finals(at: Setting, found: dict[str, Any], trained: dict[str, Any]) -> 
         "task": task.name,
         "metric": task.metric_name,
         "higher_is_better": task.objective.higher_is_better,
-        "cost_unit": "macs",
         "samples": samples,
         "seed": config.seed,
         "teacher": trained["teacher"],

@@ -27,7 +27,16 @@ from child.compact import pack, unpack
 from child.cost import cost_by_layer, count_macs, count_parameters, measure_latency
 from child.distill import Ensemble, Pupil
 from child.export import check_traceable, export, export_or_tell
-from child.network import WEIGHTS, Blueprint, TrainedNetwork, find_network, load_network, read_checked, save_network
+from child.network import (
+    WEIGHTS,
+    Blueprint,
+    TrainedNetwork,
+    check_storable,
+    find_network,
+    load_network,
+    read_checked,
+    save_network,
+)
 from child.onnx_module import QUANTIZED, OnnxModule, require
 from child.prune import (
     Group,
@@ -59,7 +68,7 @@ from child.training import (
 from conf.launch import launch
 from conf.schema import ConfigError, Goal, ModelConfig, OptimizeConfig
 from controller.search import Player, search
-from controller.strategy import Strategy
+from controller.strategy import RandomSearch, Strategy
 from logbook.console import Console
 from logbook.interrupt import Interrupted, Interruption
 from logbook.optimization import row_line, steps_table, write_optimization
@@ -215,6 +224,7 @@ def build(config: OptimizeConfig) -> tuple[torch.device, Task, Blueprint, nn.Mod
     if not config.steps:
         raise ConfigError(f"steps: expected a list of one or more of {', '.join(STEPS)}, got none")
     task: Task = config.env.task.build(config.plugins, seed=config.seed)
+    check_storable(task)
     model = config.model
     if model.path is not None:
         network = network_for("model.path", find_network(model.path), task, config.plugins)
@@ -711,7 +721,8 @@ def search_ratios(
         ))  # fmt: skip
 
     search(join, strategy, evaluator, how, seed, at.run, at.console)
-    lines = at.run.read("history")[-how.rounds * how.episodes * (2 if how.compare_random else 1) :]
+    players = 2 if how.compare_random and strategy.name != RandomSearch.name else 1
+    lines = at.run.read("history")[-how.rounds * how.episodes * players :]
     own = sorted(
         (line for line in lines if line["strategy"] == strategy.name and line["failure"] is None),
         key=lambda line: -line["reward"],

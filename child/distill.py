@@ -125,6 +125,9 @@ class Pupil(nn.Module):
         if not pairs:
             pairs = [(name, name) for name in self._alike(networks, inputs)]
         self.pairs = pairs
+        for pair in pairs:
+            if len(pair) != 2:
+                raise ValueError(f"distill.features.layers: expected student.layer:teacher.layer, got {':'.join(pair)}")
         for side, network in enumerate(networks):
             known = dict(network.named_modules())
             for pair in pairs:
@@ -134,7 +137,7 @@ class Pupil(nn.Module):
         with torch.no_grad():
             for network in networks:
                 network(inputs)
-        maps = [self._map(*pair) for pair in pairs]
+        maps = [self._map(*pair, len(inputs)) for pair in pairs]
         self.maps = nn.ModuleList(maps).to(inputs.device)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,14 +160,18 @@ class Pupil(nn.Module):
             return (attention(own) - attention(wanted)).pow(2).mean()
         return (change(own) - wanted).pow(2).mean()
 
-    def _map(self, mine: str, its: str) -> nn.Module:
+    def _map(self, mine: str, its: str, num_samples: int) -> nn.Module:
         """From the student's features to the size of the teacher's."""
+        for side, name in enumerate((mine, its)):
+            if (side, name) not in self._heard:
+                raise ValueError(f"distill.features.layers: {name!r} gives no tensor that could be learned from")
         own, wanted = self._heard[0, mine], self._heard[1, its]
         fits = own.ndim == wanted.ndim and own.ndim in (2, 3, 4)
         if self.transfer.kind == "attention":
-            if not fits or own.ndim == 2:
+            if not fits or own.ndim == 2 or len(own) != num_samples:
                 raise ValueError(
-                    f"distill.features: attention is over positions, and {mine!r} gives {tuple(own.shape)}; use hint"
+                    f"distill.features: attention is over the positions of each sample, and {mine!r} gives "
+                    f"{tuple(own.shape)}; use hint"
                 )
             return nn.Identity()
         if fits and own.ndim == 4:
@@ -177,7 +184,9 @@ class Pupil(nn.Module):
         )
 
     def _listen(self, side: int, name: str):
-        def hear(module: nn.Module, inputs: object, outputs: Tensor) -> None:
+        def hear(module: nn.Module, inputs: object, outputs: Any) -> None:
+            if not isinstance(outputs, Tensor):
+                return
             sequence = outputs.ndim == 3 and isinstance(module, nn.Conv1d | nn.BatchNorm1d | nn.GroupNorm)
             # Channels come before positions there, as in an image, of height 1.
             self._heard[side, name] = outputs.unsqueeze(2) if sequence else outputs

@@ -265,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         folder = find_network(given.network)
         done = export_saved(folder, given.formats, given.plugins)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"Error: {error}")
     print(summary(folder, done))
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from child.chain import ChainSpace, brackets, run_together
 from child.norm import BatchNorm2d
 from child.operations import MACRO_OPERATIONS, conv, parameter_free, prepare, sides
-from child.space import Decision, Genotype, Graph, nearest
+from child.space import Decision, Genotype, Graph, nearest, plan
 
 Layer = tuple[str, tuple[int, ...]]
 """One layer of an architecture: the operation, and the earlier layers whose outputs are added (from 0)."""
@@ -200,26 +200,19 @@ class MacroNetwork(nn.Module):
     def forward(self, x: Tensor, genotype: Genotype | None = None) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) or sequences (B, C, L)."""
         outputs = self._begin(x)
-        for choice in self._layers(genotype):
+        for choice in plan(self.fixed, self.space.layers, genotype):
             outputs = self._run(outputs, choice)
         return self._classify(outputs)
 
     def forward_many(self, x: Tensor, genotypes: Sequence[Genotype]) -> list[Tensor]:
         """Logits of each architecture on the same images; architectures that begin alike share that work."""
-        plans = [self._layers(genotype) for genotype in genotypes]
+        plans = [plan(self.fixed, self.space.layers, genotype) for genotype in genotypes]
         return run_together(self._begin(x), plans, self._run, self._classify)
 
     def _begin(self, x: Tensor) -> _Outputs:
         if self.space.dims == 1:
             x = x.unsqueeze(2).contiguous(memory_format=torch.channels_last)  # (B, C, 1, L)
         return _Outputs(self, 0, {(-1, 0): self.stem(x)})
-
-    def _layers(self, genotype: Genotype | None) -> tuple[Layer, ...]:
-        if self.fixed is not None:
-            return self.fixed
-        if genotype is None:
-            raise ValueError("a supernet needs a genotype to run: forward(x, genotype)")
-        return self.space.layers(genotype)
 
     def _run(self, outputs: _Outputs, choice: Layer) -> _Outputs:
         layer, (operation, skips) = outputs.depth, choice

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from child.norm import BatchNorm2d
 from child.operations import MICRO_OPERATIONS, DropPath, parameter_free, prepare, relu_conv_norm
-from child.space import CostUnit, Decision, Genotype, Graph, RelaxedSpace, nearest
+from child.space import CostUnit, Decision, Genotype, Graph, RelaxedSpace, nearest, plan
 from child.task import WithAuxiliary
 
 CELLS = ("normal", "reduction")
@@ -442,7 +442,7 @@ class MicroNetwork(nn.Module):
 
         A supernet runs the path of a genotype, or a blend (T, C) of all.
         """
-        cells = self.space.blends(path) if isinstance(path, Tensor) else self._cells(path)
+        cells = self.space.blends(path) if isinstance(path, Tensor) else plan(self.fixed, self.space.cells, path)
         x = self.stem(x)
         older, newer = self._walk(0, self._last_reduction, x, x, cells)
         older, newer = self._walk(self._last_reduction, self._last_reduction + 1, older, newer, cells)
@@ -453,7 +453,7 @@ class MicroNetwork(nn.Module):
 
     def forward_many(self, x: Tensor, genotypes: Sequence[Genotype]) -> list[Tensor]:
         """Outputs of each architecture on the same images; equal normal cells share all before the first reduction."""
-        plans = [self._cells(genotype) for genotype in genotypes]
+        plans = [plan(self.fixed, self.space.cells, genotype) for genotype in genotypes]
         reductions_of: dict[Nodes, dict[Nodes, None]] = {}
         for normal, reduction in plans:
             reductions_of.setdefault(normal, {})[reduction] = None
@@ -474,13 +474,6 @@ class MicroNetwork(nn.Module):
     @property
     def _last_reduction(self) -> int:
         return 2 * self.space.num_cells + 1
-
-    def _cells(self, genotype: Genotype | None) -> tuple[Nodes, Nodes]:
-        if self.fixed is not None:
-            return self.fixed
-        if genotype is None:
-            raise ValueError("a supernet needs a genotype to run: forward(x, genotype)")
-        return self.space.cells(genotype)
 
     def _walk(
         self, start: int, stop: int, older: Tensor, newer: Tensor, cells: tuple[Nodes | Blend, Nodes | Blend]

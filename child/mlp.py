@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from child.chain import ChainSpace, brackets, run_together
 from child.elastic import ElasticLinear, ElasticSpace
-from child.space import Decision, Genotype, Graph, nearest
+from child.space import Decision, Genotype, Graph, nearest, plan
 
 ACTIVATIONS = {"relu": functional.relu, "tanh": torch.tanh, "silu": functional.silu, "identity": lambda x: x}
 
@@ -147,20 +147,15 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, genotype: Genotype | None = None) -> Tensor:
         """Outputs (B, K) of vectors (B, F)."""
         outputs = (x,)
-        for layer in self._layers(genotype):
+        for layer in plan(self.fixed, self.space.layers, genotype):
             outputs = self._run(outputs, layer)
         return self._finish(outputs)
 
     def forward_many(self, x: Tensor, genotypes: Sequence[Genotype]) -> list[Tensor]:
         """Outputs of each architecture on the same vectors; architectures that begin alike share that work."""
-        return run_together((x,), [self._layers(genotype) for genotype in genotypes], self._run, self._finish)
-
-    def _layers(self, genotype: Genotype | None) -> tuple[Layer, ...]:
-        if self.fixed is not None:
-            return self.fixed
-        if genotype is None:
-            raise ValueError("a supernet needs a genotype to run: forward(x, genotype)")
-        return self.space.layers(genotype)
+        return run_together(
+            (x,), [plan(self.fixed, self.space.layers, genotype) for genotype in genotypes], self._run, self._finish
+        )
 
     def _run(self, outputs: tuple[Tensor, ...], layer: Layer) -> tuple[Tensor, ...]:
         """The input and the outputs of the layers so far, and that of this layer too."""

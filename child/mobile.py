@@ -22,7 +22,7 @@ from child.chain import run_together
 from child.elastic import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear, ElasticSpace
 from child.norm import BatchNorm2d
 from child.operations import prepare
-from child.space import Decision, Genotype, Graph, Mask, Tokens
+from child.space import Decision, Genotype, Graph, Mask, Tokens, plan
 
 REDUCTION = 4  # of the channels in squeeze-and-excitation (Howard et al. 2019, section 5.3)
 
@@ -309,20 +309,18 @@ class MobileNetwork(nn.Module):
     def forward(self, x: Tensor, genotype: Genotype | None = None) -> Tensor:
         """Outputs (B, K) of images (B, C, H, W)."""
         x = self.stem(x)
-        for block in self._blocks(genotype):
+        for block in plan(self.fixed, self.space.blocks, genotype):
             x = self._run(x, block)
         return self._classify(x)
 
     def forward_many(self, x: Tensor, genotypes: Sequence[Genotype]) -> list[Tensor]:
         """Outputs of each architecture on the same images; architectures that begin alike share that work."""
-        return run_together(self.stem(x), [self._blocks(genotype) for genotype in genotypes], self._run, self._classify)
-
-    def _blocks(self, genotype: Genotype | None) -> tuple[Block, ...]:
-        if self.fixed is not None:
-            return self.fixed
-        if genotype is None:
-            raise ValueError("a supernet needs a genotype to run: forward(x, genotype)")
-        return self.space.blocks(genotype)
+        return run_together(
+            self.stem(x),
+            [plan(self.fixed, self.space.blocks, genotype) for genotype in genotypes],
+            self._run,
+            self._classify,
+        )
 
     def _run(self, x: Tensor, block: Block) -> Tensor:
         return self.blocks[block.name](x, None if self.fixed is not None else block)

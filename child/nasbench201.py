@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from child.norm import BatchNorm2d
 from child.operations import NASBENCH201_OPERATIONS, parameter_free, prepare, relu_conv_norm
-from child.space import CostUnit, Decision, Genotype, Graph, RelaxedSpace, nearest
+from child.space import CostUnit, Decision, Genotype, Graph, RelaxedSpace, nearest, plan
 
 OPERATIONS = ("none", *NASBENCH201_OPERATIONS)
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
@@ -335,22 +335,15 @@ class NASBench201Network(nn.Module):
 
     def forward(self, x: Tensor, path: Genotype | Tensor | None = None) -> Tensor:
         """Outputs (B, K) of images (B, C, H, W); of a supernet on the path of a genotype, or a blend (T, C) of all."""
-        edges = self.space.blend(path) if isinstance(path, Tensor) else self._edges(path)
+        edges = self.space.blend(path) if isinstance(path, Tensor) else plan(self.fixed, self.space.edges, path)
         return self._run(self.stem(x), edges)
 
     def forward_many(self, x: Tensor, genotypes: Sequence[Genotype]) -> list[Tensor]:
         """Outputs of each architecture on the same images; they share the stem, and equal cells all of it."""
-        plans = [self._edges(genotype) for genotype in genotypes]
+        plans = [plan(self.fixed, self.space.edges, genotype) for genotype in genotypes]
         x = self.stem(x)
         results = {edges: self._run(x, edges) for edges in dict.fromkeys(plans)}
         return [results[edges] for edges in plans]
-
-    def _edges(self, genotype: Genotype | None) -> Edges:
-        if self.fixed is not None:
-            return self.fixed
-        if genotype is None:
-            raise ValueError("a supernet needs a genotype to run: forward(x, genotype)")
-        return self.space.edges(genotype)
 
     def _run(self, x: Tensor, edges: Edges | Mapping[Edge, Tensor]) -> Tensor:
         for stage, cells in enumerate(self.stages):

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from child.compact import pack, unpack
 from child.cost import is_out_of_memory
 from child.space import Genotype, NetworkSpace
-from child.task import OBJECTIVES, Classification, Objective, Preprocessing, Regression
+from child.task import OBJECTIVES, Classification, Objective, Preprocessing, Regression, Task
 from child.transforms import PREPROCESSINGS
 
 FORMAT = 2
@@ -206,6 +206,16 @@ def restore(
         raise ValueError(f"{source} is not a network description: {error!r}") from None
 
 
+def check_storable(task: Task) -> None:
+    """Prove that a network of this task could be written down (else ValueError), before one is trained."""
+    for part, known in ((task.objective, OBJECTIVES), (task.preprocessing, PREPROCESSINGS)):
+        if type(part) not in known.values():
+            raise ValueError(
+                f"env.task: {task.name} has a {type(part).__name__}, which no network on disk could be stored with; "
+                f"allowed: {', '.join(known)}"
+            )
+
+
 def save_network(network: TrainedNetwork, folder: Path) -> None:
     """Write `network.json`, `weights.safetensors` and their `SHA256SUMS`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -325,6 +335,8 @@ def find_network(path: str | Path) -> Path:
         if chosen:
             return run / chosen[0]
     if not inside.is_dir() and (run / "config.yaml").is_file():
+        if results.is_file():
+            raise ValueError(f"{run} is finished, and has no network: it trained none")
         raise ValueError(
             f"{run} has no student yet; finish the run with resume={run}, or name a folder of its networks/"
         )

@@ -6,6 +6,8 @@ pixels can be read as one with several times the channels, whose statistics are 
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +19,29 @@ WIDE = 16
 
 SMALL = 2**17
 """Below so many values the small steps that this takes beside the large ones cost more than they save."""
+
+
+def batch_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """All batch normalizations of a network, of any number of dimensions."""
+    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+@contextmanager
+def statistics_anew(network: nn.Module) -> Iterator[None]:
+    """Running statistics become the plain mean over the batches that the network sees within; nothing else trains."""
+    norms = batch_norms(network)
+    momenta = [norm.momentum for norm in norms]
+    network.eval()
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative mean
+            norm.train()
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        network.eval()
 
 
 class BatchNorm2d(nn.BatchNorm2d):

@@ -23,20 +23,19 @@ class OnnxModule(nn.Module):
     """Runs an ONNX model on the processor; it has no parameters, and nothing in it can be trained.
 
     Args:
-        model: The content of the file; it has one input and one output.
-        num_threads: Of onnxruntime.
+        model: The content of the file; it has one input and one output. It runs on one thread.
 
     Raises:
         ValueError: onnxruntime is not installed, or cannot read this.
     """
 
-    def __init__(self, model: bytes, num_threads: int = 1):
+    def __init__(self, model: bytes):
         super().__init__()
         require("onnxruntime")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads
+        options.intra_op_num_threads = 1
         options.log_severity_level = 3  # errors: it warns of every initializer that folding left without a reader
         try:
             self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -57,7 +56,7 @@ class OnnxModule(nn.Module):
         return torch.from_numpy(outputs).to(x.device)
 
 
-def load_onnx(path: str | Path, num_threads: int = 1) -> TrainedNetwork:
+def load_onnx(path: str | Path) -> TrainedNetwork:
     """A network from its ONNX file alone: classes, preprocessing and input shape are in the file's metadata.
 
     Raises:
@@ -71,7 +70,7 @@ def load_onnx(path: str | Path, num_threads: int = 1) -> TrainedNetwork:
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}; expected an exported model") from None
     try:
-        module = OnnxModule(data, num_threads)
+        module = OnnxModule(data)
         described = module.metadata
         description: dict[str, Any] = {
             key: json.loads(described[key]) for key in ("format", "build", "input_shape", "objective", "preprocessing")

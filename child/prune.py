@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from child.norm import batch_norms, statistics_anew
 from child.share import FineTuning
 from child.space import derive_seed
 from child.task import Task
@@ -296,22 +297,12 @@ def fit(
 
 def gather_statistics(module: nn.Module, task: Task, num_batches: int, batch_size: int, seed: int) -> None:
     """Running statistics of the normalizations anew, from training batches: those of the whole network do not hold."""
-    norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    if not norms:
+    if not batch_norms(module):
         return
     device = next(module.parameters()).device
-    momenta = [norm.momentum for norm in norms]
-    module.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean of all batches
-        norm.train()
-    with torch.no_grad():
+    with torch.no_grad(), statistics_anew(module):
         for inputs, _ in _training_batches(task, num_batches, batch_size, seed):
             module(inputs.to(device))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    module.eval()
 
 
 def _training_batches(task: Task, num_batches: int, batch_size: int, seed: int) -> list[tuple[Tensor, Tensor]]:

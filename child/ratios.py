@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from child.prune import Group, check_choices, gather_statistics, keep_shares, remove_units
 from child.space import Decision, Evaluation, Genotype, Improvement, Sampler, SearchSpace, derive_seed
 from child.task import Task
-from child.training import grade
+from child.training import grade, quality_or_failure
 
 
 class RatioSpace(SearchSpace):
@@ -95,9 +95,8 @@ class PruningEvaluator:
             smaller = self.left(genotype)
             gather_statistics(smaller, self.task, self.num_batches, self.batch_size, self.seed)
             scores = grade(smaller, self.task, split, self.batch_size, self.device)
-            finite = bool(scores.isfinite().all())
-            quality = self.task.quality(scores, split.targets.cpu()) if finite else 0.0
-            failure = None if finite else "outputs not finite"
+            outcome = quality_or_failure(self.task, scores, split)
+            quality, failure = (0.0, outcome) if isinstance(outcome, str) else (outcome, None)
             found[genotype] = Evaluation(genotype, quality, float(self.cost(smaller)), fidelity, seed, failure)
         return [found[genotype] for genotype in genotypes]
 

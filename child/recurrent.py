@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
 
 from child.language import LanguageModel
-from child.space import Decision, Genotype, Graph, NetworkSpace, nearest
+from child.space import Decision, Genotype, Graph, NetworkSpace, nearest, plan
 
 Node = tuple[str, int]
 """One node of a cell: the activation, and the node that it reads (from 0); -1, of the first, is the state."""
@@ -189,20 +189,16 @@ class RecurrentNetwork(LanguageModel):
 
     def forward(self, x: Tensor, genotype: Genotype | None = None) -> Tensor:
         """Logits (B, L - context, V) of tokens (B, L)."""
-        return self._run(self._nodes(genotype), *self._inputs(x))
+        return self._run(plan(self.fixed, self.space.nodes, genotype), *self._inputs(x))
 
     def forward_many(self, x: Tensor, genotypes: Sequence[Genotype]) -> list[Tensor]:
         """Logits of each architecture for the same tokens, which are embedded once."""
         inputs = self._inputs(x)
-        found = {genotype: self._run(self._nodes(genotype), *inputs) for genotype in dict.fromkeys(genotypes)}
+        found = {
+            genotype: self._run(plan(self.fixed, self.space.nodes, genotype), *inputs)
+            for genotype in dict.fromkeys(genotypes)
+        }
         return [found[genotype] for genotype in genotypes]
-
-    def _nodes(self, genotype: Genotype | None) -> tuple[Node, ...]:
-        if self.fixed is not None:
-            return self.fixed
-        if genotype is None:
-            raise ValueError("a supernet needs a genotype to run: forward(x, genotype)")
-        return self.space.nodes(genotype)
 
     def _inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the tokens add to the first node, (context, B, 2W) and (L - context, B, 2W), and the state's mask."""

@@ -48,7 +48,7 @@ def retrain(
         training.load_state_dict(run.stage_state)
     loss = None if loss_of is None else loss_of(network)
     every = max(1, settings.epochs // MEASUREMENTS)
-    metric = 0.0
+    metric = None
     with console.stage(stage, total=settings.epochs, initial=training.step_number // training.steps_per_epoch) as bar:
         while not training.finished:
             network.train()
@@ -61,6 +61,8 @@ def retrain(
                     metric = measure(network, task, task.validation, settings.batch_size, device)
                     scalars[f"{stage}/validation_{task.metric_name}"] = metric
                 run.log({**scalars, f"{stage}/learning_rate": rate})
-                bar.advance(done=epoch, best=f"validation {task.metric_name} {metric:.4f}")
+                bar.advance(done=epoch, best="" if metric is None else f"validation {task.metric_name} {metric:.4f}")
             run.save_if_due(training.state_dict)
-    return network, measure(network, task, task.validation, settings.batch_size, device)
+    if metric is None:  # it was stopped after its last step
+        metric = measure(network, task, task.validation, settings.batch_size, device)
+    return network, metric

@@ -66,7 +66,7 @@ class RungsEvaluator:
     def __init__(self, cheap: Evaluator, alone: StandaloneEvaluator, settings: RungsSettings):
         self.cheap, self.alone, self.settings = cheap, alone, settings
         self.spent = 0.0
-        self.reached: list[list[tuple[Genotype, float]]] = [[] for _ in range(1 + len(settings.fidelities))]
+        self.reached: list[dict[Genotype, float]] = [{} for _ in range(1 + len(settings.fidelities))]
 
     def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
         """Score all, train the best, and tell each result on the scale of the last rung.
@@ -75,7 +75,7 @@ class RungsEvaluator:
         """
         found = {each.genotype: each for each in self.cheap.evaluate(list(dict.fromkeys(genotypes)), fidelity, seed)}
         results = [{genotype: each.quality for genotype, each in found.items() if each.failure is None}]
-        self.reached[0] += results[0].items()
+        self._remember(0, results[0])
         for rung, share in enumerate(self.settings.fidelities, 1):
             results.append({})
             paid = [genotype for genotype in results[-2] if (genotype, share) in self.alone.found]
@@ -86,7 +86,7 @@ class RungsEvaluator:
                         found[genotype] = replace(found[genotype], quality=0.0, failure=evaluation.failure)
                         continue
                     results[-1][genotype] = evaluation.quality
-            self.reached[rung] += results[-1].items()
+            self._remember(rung, results[-1])
         pairs = self._pairs()
         for rung, result in enumerate(results):
             for genotype, quality in result.items():
@@ -104,7 +104,7 @@ class RungsEvaluator:
             "cheap": self.cheap.state_dict(),
             "alone": self.alone.state_dict(),
             "spent": self.spent,
-            "reached": [[[list(g.tokens), quality] for g, quality in rung] for rung in self.reached],
+            "reached": [[[list(g.tokens), quality] for g, quality in rung.items()] for rung in self.reached],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -113,14 +113,23 @@ class RungsEvaluator:
         self.alone.load_state_dict(state["alone"])
         self.spent = state["spent"]
         name = self.alone.space.name
-        self.reached = [[(Genotype(name, tuple(tokens)), q) for tokens, q in rung] for rung in state["reached"]]
+        self.reached = [{Genotype(name, tuple(tokens)): q for tokens, q in rung} for rung in state["reached"]]
+
+    def _remember(self, rung: int, results: Mapping[Genotype, float]) -> None:
+        """The last quality of each architecture, the one that was last asked for at the end.
+
+        A policy that has settled asks for the same again and again, which is no further evidence.
+        """
+        for genotype, quality in results.items():
+            self.reached[rung].pop(genotype, None)
+            self.reached[rung][genotype] = quality
 
     def _best(self, rung: int, new: Mapping[Genotype, float]) -> list[Genotype]:
         """Those of the new results that are among the best share of the rung's recent ones, best first.
 
         Of equals those that were there before, so that a cheap score which tells none apart sends no more on.
         """
-        recent = list(latest(self.reached[rung]).items())[-max(RECENT, len(new)) :]
+        recent = list(self.reached[rung].items())[-max(RECENT, len(new)) :]
         ranked = sorted(recent, key=lambda result: -result[1])
         return [genotype for genotype, _ in ranked[: int(self.settings.keep * len(recent))] if genotype in new]
 
@@ -139,22 +148,10 @@ class RungsEvaluator:
     def _pairs(self) -> list[NDArray[np.float64]]:
         """For each rung but the last, what architectures got there that reached the next, and what they got there."""
         found = []
-        for lower, upper in pairwise(map(latest, self.reached)):
+        for lower, upper in pairwise(self.reached):
             both = [(quality, upper[genotype]) for genotype, quality in lower.items() if genotype in upper]
             found.append(np.array(both[-RECENT:]))
         return found
-
-
-def latest(reached: Sequence[tuple[Genotype, float]]) -> dict[Genotype, float]:
-    """The last quality of each architecture, the one that was last asked for at the end.
-
-    A policy that has settled asks for the same again and again, which is no further evidence.
-    """
-    found: dict[Genotype, float] = {}
-    for genotype, quality in reached:
-        found.pop(genotype, None)
-        found[genotype] = quality
-    return found
 
 
 def translate(quality: float, pairs: Sequence[NDArray[np.float64]]) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 Tokens = NDArray[np.int64]
 Mask = NDArray[np.int8]
 CostUnit = Literal["macs", "parameters", "latency_ms"]
+Plan = TypeVar("Plan")
+"""What of a network an architecture runs, such as the layers of a chain."""
 
 
 def derive_seed(seed: int, *key: int | str) -> int:
@@ -274,18 +276,25 @@ class SearchSpace(ABC):
         """Equal for architectures that compute the same function, as far as the space knows."""
         return genotype.tokens
 
-    def features(self, genotype: Genotype) -> NDArray[np.float32]:
-        """A vector for a reward model: the chosen tokens one-hot, all decisions end to end."""
-        one_hot = np.zeros((len(self.decisions), self.max_choices), np.float32)
-        one_hot[np.arange(len(self.decisions)), list(genotype.tokens)] = 1
-        return one_hot[self.full_masks.astype(bool)]
-
     def graph(self, genotype: Genotype) -> Graph:
         """Nodes and edges for drawing; by default the decisions in a row."""
         pairs = zip(self.decisions, genotype.tokens, strict=True)
         nodes = tuple((d.name, f"{d.name}: {d.labels[token]}", d.kind) for d, token in pairs)
         edges = tuple((a[0], b[0]) for a, b in pairwise(nodes))
         return Graph(nodes, edges)
+
+
+def plan(fixed: Plan | None, read: Callable[[Genotype], Plan], genotype: Genotype | None) -> Plan:
+    """What a network runs: all that a fixed one has, or what a supernet reads from a genotype.
+
+    Raises:
+        ValueError: A supernet was given no genotype.
+    """
+    if fixed is not None:
+        return fixed
+    if genotype is None:
+        raise ValueError("a supernet needs a genotype to run: forward(x, genotype)")
+    return read(genotype)
 
 
 class NetworkSpace(SearchSpace):

@@ -13,7 +13,7 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
 from child.cost import CostModel, is_out_of_memory
 from child.space import Evaluation, Genotype, Improvement, NetworkSpace, Sampler, derive_seed
 from child.task import Classification, Language, Task
-from child.training import Training, TrainingError, TrainingSettings, grade
+from child.training import Training, TrainingError, TrainingSettings, grade, quality_or_failure
 
 
 def folds_of(task: Task, num_folds: int, seed: int) -> list[Task]:
@@ -164,9 +164,10 @@ class StandaloneEvaluator:
                     if self.max_seconds is not None and time.monotonic() - started > self.max_seconds:
                         return f"out of time: more than {self.max_seconds:g} s"
                 scores = grade(network, task, task.validation, self.settings.batch_size, self.device)
-                if not bool(scores.isfinite().all()):
-                    return "outputs not finite"
-                qualities.append(task.quality(scores, task.validation.targets.cpu()))
+                quality = quality_or_failure(task, scores, task.validation)
+                if isinstance(quality, str):
+                    return quality
+                qualities.append(quality)
         except TrainingError:
             return "training was not finite"
         except (RuntimeError, MemoryError) as error:

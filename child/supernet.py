@@ -16,9 +16,10 @@ from torch.func import functional_call
 
 from child.cost import CostModel, is_out_of_memory
 from child.expressivity import expressivity
+from child.norm import batch_norms, statistics_anew
 from child.space import Evaluation, Genotype, Improvement, NetworkSpace, Relaxation, RelaxedSpace, Sampler, derive_seed
 from child.task import Split, Task
-from child.training import Training, TrainingSettings, judge
+from child.training import Training, TrainingSettings, judge, quality_or_failure
 
 Statistics = Literal["batch", "recalibrated"]
 Score = Literal["metric", "loss", "combined"]
@@ -35,7 +36,7 @@ TradeOff = Callable[[Tensor, Tensor], Tensor]
 @contextmanager
 def batch_statistics(network: nn.Module) -> Iterator[None]:
     """Normalize with the statistics of the batch at hand and leave the running ones untouched; no dropout."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = batch_norms(network)
     network.eval()
     for norm in norms:
         norm.train()
@@ -112,11 +113,12 @@ class SupernetEvaluator:
         snapshot_every: Training steps of one from one of these moments to the next.
 
     What single weights say of an architecture depends much on what they were trained on last. Several copies or moments
-    each score a part of the validation samples of their own, so that their mean costs no more than the score of one
-    (snapshot ensembles, Huang et al. 2017, without the restarts).
+    each score a part of the validation samples of their own, so that their mean costs no more than the score of one,
+    but for what each is recalibrated with (snapshot ensembles, Huang et al. 2017, without the restarts).
 
     Raises:
-        ValueError: One of these three is below 1, or the score is combined and the networks have no ReLU.
+        ValueError: One of these three or `recalibration_batches` is below 1, or the score is combined and the networks
+            have no ReLU.
     """
 
     def __init__(
@@ -135,10 +137,10 @@ class SupernetEvaluator:
         snapshots: int = 1,
         snapshot_every: int = 500,
     ):
-        if min(copies, snapshots, snapshot_every) < 1:
+        if min(copies, snapshots, snapshot_every, recalibration_batches) < 1:
             raise ValueError(
-                "shared weights need copies, snapshots and snapshot_every of at least 1, got "
-                f"{copies}, {snapshots} and {snapshot_every}"
+                "shared weights need copies, snapshots, snapshot_every and recalibration_batches of at least 1, got "
+                f"{copies}, {snapshots}, {snapshot_every} and {recalibration_batches}"
             )
         self.space, self.task, self.cost, self.settings = space, task.to(device), cost, settings
         self.judged = self.task if score == "metric" else replace(self.task, objective=task.objective.by_loss())
@@ -220,13 +222,10 @@ class SupernetEvaluator:
         split = self.task.validation
         draw = derive_seed(seed if fidelity < 1 else self.seed, "validation")
         split = split.draw(max(1, round(fidelity * len(split))), draw)
-        targets = split.targets.cpu()
         return [
-            scores if isinstance(scores, str)
-            else self.judged.quality(scores, targets) if bool(scores.isfinite().all())
-            else "outputs not finite"
+            scores if isinstance(scores, str) else quality_or_failure(self.judged, scores, split)
             for scores in self._scores(genotypes, split)
-        ]  # fmt: skip
+        ]
 
     def _standard(self, genotype: Genotype, quality: float, fidelity: float) -> float:
         """The mean of the standard scores of the loss, as a quality, and of the expressivity, among the references."""
@@ -320,23 +319,16 @@ class SupernetEvaluator:
             return judge(lambda x: network.forward_many(x, genotypes), self.judged, split, batch_size, self.device)
 
     def _recalibrated(self, network: Any, genotype: Genotype, split: Split) -> Tensor:
-        norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-        before = [({name: value.clone() for name, value in norm.named_buffers()}, norm.momentum) for norm in norms]
-        count = min(len(self.task.train), self.recalibration_batches * self.settings.batch_size)
+        norms, batch_size = batch_norms(network), self.settings.batch_size
+        before = [{name: value.clone() for name, value in norm.named_buffers()} for norm in norms]
+        count = min(len(self.task.train), self.recalibration_batches * batch_size)
         train = self.task.train.draw(count, derive_seed(self.seed, "recalibration"))
-        batch_size = self.settings.batch_size
-        network.eval()
         try:
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None  # a cumulative mean
-                norm.train()
-            judge(lambda x: [network(x, genotype)], self.task, train, batch_size, self.device)
-            network.eval()
+            with statistics_anew(network):
+                judge(lambda x: [network(x, genotype)], self.task, train, batch_size, self.device)
             return judge(lambda x: [network(x, genotype)], self.judged, split, batch_size, self.device)[0]
         finally:
-            for norm, (buffers, momentum) in zip(norms, before, strict=True):
-                norm.momentum = momentum
+            for norm, buffers in zip(norms, before, strict=True):
                 for name, value in buffers.items():
                     norm.get_buffer(name).copy_(value)
 

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from child.cost import is_out_of_memory
+from child.norm import batch_norms
 from child.operations import DropPath
 from child.space import derive_seed
 from child.task import Split, Task
@@ -20,7 +21,6 @@ MAX_SKIPPED = 5
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
-Forward = Callable[[Tensor], Tensor]
 LossOf = Callable[[Tensor, Tensor], Tensor]
 """Inputs and targets of a batch to a scalar loss."""
 
@@ -265,11 +265,10 @@ class Training:
 
     def _heal_statistics(self) -> None:
         """Begin running statistics again that took in values that are not finite, for they would never lose them."""
-        for module in self.network.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                statistics = (module.running_mean, module.running_var)
-                if not all(values is None or bool(values.isfinite().all()) for values in statistics):
-                    module.reset_running_stats()
+        for norm in batch_norms(self.network):
+            statistics = (norm.running_mean, norm.running_var)
+            if not all(values is None or bool(values.isfinite().all()) for values in statistics):
+                norm.reset_running_stats()
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Augmented inputs and targets of the coming step."""
@@ -280,12 +279,6 @@ class Training:
         indices = self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.stage, "augment", self.step_number))
         return self.task.training_batch(indices, generator)
-
-
-def predict(forward: Forward, task: Task, split: Split, batch_size: int, device: torch.device) -> Tensor:
-    """Outputs (N, ...) of a split without augmentation, in float32 on the processor."""
-    with _evaluating(device):
-        return torch.cat([forward(inputs).float().cpu() for inputs, _ in _batches(task, split, batch_size, device)])
 
 
 def judge(
@@ -313,6 +306,11 @@ def grade(network: nn.Module, task: Task, split: Split, batch_size: int, device:
     """The scores (N) of a split's samples from a fixed network."""
     network.eval()
     return judge(lambda inputs: [network(inputs)], task, split, batch_size, device)[0]
+
+
+def quality_or_failure(task: Task, scores: Tensor, split: Split) -> float | str:
+    """The quality from all scores (N) of a split, or why there is none."""
+    return task.quality(scores, split.targets.cpu()) if bool(scores.isfinite().all()) else "outputs not finite"
 
 
 def measure(network: nn.Module, task: Task, split: Split, batch_size: int, device: torch.device) -> float:

@@ -72,7 +72,8 @@ class Part:
                 raise ConfigError(f"{self.key}.{name}: {self.target} takes no such argument; {nearest(name, allowed)}")
             arguments[name] = read(hints.get(name, Any), value, f"{self.key}.{name}")
         for name, parameter in parameters.items():
-            required = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            named = (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            required = parameter.default is parameter.empty and parameter.kind in named
             if required and name not in arguments:
                 # A nested group of settings that is not given has all its defaults.
                 if dataclasses.is_dataclass(hints.get(name)):
@@ -91,9 +92,12 @@ class Part:
                 f"the modules named in plugins={list(plugins)}"
             )
         try:
-            return getattr(importlib.import_module(module_name), name)
+            found = getattr(importlib.import_module(module_name), name)
         except (ImportError, AttributeError) as error:
             raise ConfigError(f"{self.key}._target_: cannot find {self.target!r}: {error}") from None
+        if not callable(found):
+            raise ConfigError(f"{self.key}._target_: {self.target!r} is a {type(found).__name__}, not a class")
+        return found
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,7 @@ def name_collapse(
     updates: Sequence[Mapping[str, Any]],
     chosen: Sequence[Genotype],
     settings: SearchSettings,
+    remedies: Sequence[str],
 ) -> list[str]:
     """A sentence for each way in which the search collapsed, and what to do against it; none where it did not.
 
@@ -95,10 +96,9 @@ def name_collapse(
         updates: The strategy's lines of `updates.jsonl`.
         chosen: The architectures that are to be trained.
         settings: How the search was made.
+        remedies: What of the strategy's own settings helps.
     """
     warm_up = f"a longer warm-up of the shared weights (search.warmup_batches, now {settings.warmup_batches})"
-    share = f"a smaller search.policy_share (now {settings.policy_share:g})"
-    openness = "a higher weight of its entropy (controller.entropy_weight, final_entropy_weight)"
     entropies = [line["entropy"] for line in updates if line["entropy"] is not None]
     found = []
 
@@ -112,7 +112,7 @@ def name_collapse(
     shares = {name: free_share(space, np.array(tokens, np.int64)) for name, tokens in groups.items()}
     seen = [f"{name} {share.text()}" for name, share in shares.items() if share.is_collapsed]
     if seen:
-        tries = [warm_up, share, *([openness] if entropies else []), "the other evaluator.statistics"]
+        tries = [warm_up, *remedies, "the other evaluator.statistics"]
         found.append(f"Collapse to operations without parameters: {'; '.join(seen)}. Try {_either(tries)}.")
 
     settled = settled_from(space, entropies) if entropies else None
@@ -121,10 +121,11 @@ def name_collapse(
         found.append(
             f"The policy settled early: from update {first + 1} of {len(entropies)} on its entropy stayed below "
             f"{SETTLED:.0%} of a uniform policy's (in the end {entropies[-1]:.2g} of {uniform:.1f} nats), so that "
-            f"later rounds proposed nearly the same architecture. Try {_either([openness, warm_up, share])}."
+            f"later rounds proposed nearly the same architecture. Try {_either([*remedies, warm_up])}."
         )
     return found
 
 
 def _either(tries: Sequence[str]) -> str:
-    return ", ".join(tries[:-1]) + f" or {tries[-1]}"
+    *others, last = tries
+    return f"{', '.join(others)} or {last}" if others else last

@@ -41,6 +41,8 @@ class GradientStrategy(WholeStrategy):
         ValueError: There is nothing to learn from.
     """
 
+    remedies = ("fewer skip-connections (controller.max_skips)", "a lower controller.learning_rate")
+
     def __init__(
         self,
         space: SearchSpace,

@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 
 from child.space import Genotype, SearchSpace, derive_seed
 from controller.cost_model import Demand
-from controller.policy import LSTMPolicy, PolicySettings
+from controller.policy import PolicySettings
 from controller.ranks import normal_scores
-from controller.reinforce import check_steps, descend
+from controller.reinforce import ControllerError, descend, learning_policy
 from controller.reward_model import RewardModel, expected_improvement
 from controller.strategy import Rollout, Update, WholeStrategy
-from controller.walk import check_connections
 
 
 class ModelBased(WholeStrategy):
@@ -55,6 +54,7 @@ class ModelBased(WholeStrategy):
     """
 
     name = "model_based"
+    remedies = ("a higher controller.entropy_weight", "a smaller search.policy_share")
 
     def __init__(
         self,
@@ -79,14 +79,10 @@ class ModelBased(WholeStrategy):
                 f"model-based search needs num_random >= 2, updates >= 0, imagined >= 2 and candidates from 1 to 1000, "
                 f"got {num_random}, {updates}, {imagined} and {candidates}"
             )
-        check_steps(learning_rate, clip)
-        check_connections(space)
+        self.policy, self.optimizer = learning_policy(space, seed, policy, learning_rate, clip)
         self.num_random, self.updates, self.imagined, self.candidates = num_random, updates, imagined, candidates
         self.optimism, self.known_penalty, self.entropy_weight = optimism, known_penalty, entropy_weight
         self.clip, self.proposer, self.chooser = clip, proposer, chooser
-        torch.manual_seed(derive_seed(seed, "policy", "weights"))
-        self.policy = LSTMPolicy(space, policy)
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=learning_rate, fused=True)
         self.model = RewardModel(space)
         self.steady = RewardModel(space, steps=0)
         self.demand = Demand(space)
@@ -107,10 +103,8 @@ class ModelBased(WholeStrategy):
         found = [Genotype(self.space.name, tuple(row)) for row in tokens[:num].tolist()]
         return found + self.space.sample(rng, num - len(found))
 
-    def sample(self, num: int, step: int) -> list[Genotype]:
-        if self.num_learned == 0:
-            return super().sample(num, step)
-        return self.policy.sample(num, self.seed, step)
+    def sample(self, num: int, step: int) -> list[Genotype] | None:
+        return self.policy.sample(num, self.seed, step) if self.num_learned else None
 
     def _candidates(self, num: int, rng: np.random.Generator) -> NDArray[np.int64]:
         if self.proposer == "mutants":
@@ -168,6 +162,11 @@ class ModelBased(WholeStrategy):
         chosen = self.policy.evaluate(tokens, self.space.masks(tokens), 0.5, walk)
         loss = -(advantage * chosen.log_probability).mean() - self.entropy_weight * chosen.entropy.mean()
         norm = descend(self.policy.weights, loss, self.optimizer, self.clip)
+        if norm is None:
+            raise ControllerError(
+                "the search stopped: loss or gradient of imagined rewards was not finite; lower "
+                "controller.learning_rate"
+            )
         return Update(loss.item(), chosen.entropy.mean().item(), norm)
 
     def estimate(self, genotypes: list[Genotype]) -> NDArray[np.float64] | None:

@@ -60,21 +60,13 @@ class PPO(Reinforce):
     def _improve(
         self, tokens: NDArray[np.int64], masks: NDArray[np.int8], advantage: Tensor, walk: Walk | None = None
     ) -> Update | None:
-        self._drawn_at, update = None, None
-        skipped = self.num_skipped_in_a_row
-        for epoch in range(self.epochs):
-            further = super()._improve(tokens, masks, advantage, walk if epoch == 0 else None)
-            if further is None:  # a round that broke off counts as skipped, whatever its first epochs were
-                self.num_skipped_in_a_row = skipped
-                return None
-            update = further
-        return update
+        self._drawn_at = None
+        return self._improve_repeatedly(self.epochs, tokens, masks, advantage, walk)
 
-    def loss(self, chosen: Distribution, advantage: Tensor) -> Tensor:
-        """-mean(min(ratio * advantage, clipped ratio * advantage)), with entropy and skip terms as in REINFORCE."""
+    def gain(self, chosen: Distribution, advantage: Tensor) -> Tensor:
+        """mean(min(ratio * advantage, clipped ratio * advantage))."""
         if self._drawn_at is None:
             self._drawn_at = chosen.log_probability.detach()
         ratio = (chosen.log_probability - self._drawn_at).exp()
         clipped = ratio.clamp(1 - self.clip_ratio, 1 + self.clip_ratio)
-        gain = torch.minimum(ratio * advantage, clipped * advantage).mean()
-        return self.skip_weight * chosen.skip_divergence.mean() - self._entropy_weight() * chosen.entropy.mean() - gain
+        return torch.minimum(ratio * advantage, clipped * advantage).mean()

@@ -35,10 +35,20 @@ def advantages(rewards: Tensor, baseline: Baseline, mean: float) -> Tensor:
     return rewards if baseline == "none" else rewards - mean
 
 
-def check_steps(learning_rate: float, clip: float) -> None:
-    """Prove that steps down a gradient go anywhere (else ValueError)."""
+def learning_policy(
+    space: SearchSpace, seed: int, settings: PolicySettings, learning_rate: float, clip: float
+) -> tuple[LSTMPolicy, torch.optim.Optimizer]:
+    """A policy with fresh weights, and Adam for them.
+
+    Raises:
+        ValueError: Steps down its gradient would go nowhere, or the space has connections that it cannot follow.
+    """
     if not learning_rate > 0 or not clip > 0:
         raise ValueError(f"the controller needs learning_rate > 0 and clip > 0, got {learning_rate} and {clip}")
+    check_connections(space)
+    torch.manual_seed(derive_seed(seed, "policy", "weights"))
+    policy = LSTMPolicy(space, settings)
+    return policy, torch.optim.Adam(policy.parameters(), lr=learning_rate, fused=True)
 
 
 def descend(weights: nn.Parameter, loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> float | None:
@@ -72,6 +82,10 @@ class Reinforce(Strategy):
     """
 
     name = "reinforce"
+    remedies = (
+        "a higher weight of its entropy (controller.entropy_weight, final_entropy_weight)",
+        "a smaller search.policy_share",
+    )
 
     def __init__(
         self,
@@ -89,20 +103,16 @@ class Reinforce(Strategy):
         clip: float = 5.0,
     ):
         super().__init__(space, seed)
-        check_steps(learning_rate, clip)
+        self.policy, self.optimizer = learning_policy(space, seed, policy, learning_rate, clip)
         if not 0 < skip_prior < 1 or not 0 <= baseline_decay < 1:
             raise ValueError(
                 f"the controller needs skip_prior in (0, 1) and baseline_decay in [0, 1), got {skip_prior} and "
                 f"{baseline_decay}"
             )
-        check_connections(space)
         self.num_updates, self.baseline_decay = num_updates, baseline_decay
         self.baseline: Baseline = baseline
         self.entropy_weight, self.final_entropy_weight = entropy_weight, final_entropy_weight
         self.skip_prior, self.skip_weight, self.clip = skip_prior, skip_weight, clip
-        torch.manual_seed(derive_seed(seed, "policy", "weights"))
-        self.policy = LSTMPolicy(space, policy)
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=learning_rate, fused=True)
         self._episodes: Episodes | None = None  # drawn by the policy as it is, and not yet learned from
         self.num_learned = 0
         self.num_skipped_in_a_row = 0
@@ -162,10 +172,26 @@ class Reinforce(Strategy):
             ],
         )
 
+    def _improve_repeatedly(
+        self, num: int, tokens: NDArray[np.int64], masks: NDArray[np.int8], advantage: Tensor, walk: Walk | None = None
+    ) -> Update | None:
+        """Several gradient steps on the same; broken off, it counts as skipped, whatever its first steps were."""
+        update, skipped = None, self.num_skipped_in_a_row
+        for number in range(num):
+            update = Reinforce._improve(self, tokens, masks, advantage, walk if number == 0 else None)
+            if update is None:
+                self.num_skipped_in_a_row = skipped
+                return None
+        return update
+
     def loss(self, chosen: Distribution, advantage: Tensor) -> Tensor:
-        """-mean(advantage * log p) - w * mean(entropy) + skip_weight * mean(divergence from the skip prior)."""
-        loss = -(advantage * chosen.log_probability).mean()
-        return loss - self._entropy_weight() * chosen.entropy.mean() + self.skip_weight * chosen.skip_divergence.mean()
+        """-gain - w * mean(entropy) + skip_weight * mean(divergence from the skip prior)."""
+        regular = self.skip_weight * chosen.skip_divergence.mean() - self._entropy_weight() * chosen.entropy.mean()
+        return regular - self.gain(chosen, advantage)
+
+    def gain(self, chosen: Distribution, advantage: Tensor) -> Tensor:
+        """mean(advantage * log p)."""
+        return (advantage * chosen.log_probability).mean()
 
     def _entropy_weight(self) -> float:
         progress = min(1.0, self.num_learned / max(1, self.num_updates - 1))

@@ -55,6 +55,8 @@ GROUPS = {"uniform": ("sampler", uniform_group), "fair": ("fair", fair_group), "
 class TrainingSampler:
     """Draws an architecture per training batch, each following from (seed, number of the batch).
 
+    What a strategy would mix in that has learned nothing to draw from stays as the base draws it.
+
     Args:
         base: `uniform` over legal choices, `fair`, or `sandwich` for spaces of sizes.
         strategy: Whose own proposals are mixed in.
@@ -81,7 +83,7 @@ class TrainingSampler:
         space = self.strategy.space
         rng = np.random.default_rng(derive_seed(self.seed, "sampler", "mix", step))
         from_policy = rng.random(num) < self.policy_share
-        proposed = iter(self.strategy.sample(int(from_policy.sum()), step)) if from_policy.any() else iter(())
+        proposed = iter((self.strategy.sample(int(from_policy.sum()), step) if from_policy.any() else None) or ())
         first, last = step // self.size, (step + num - 1) // self.size
         start = step - first * self.size
         drawn = [
@@ -89,4 +91,4 @@ class TrainingSampler:
             for number in range(first, last + 1)
             for genotype in self.group(space, np.random.default_rng(derive_seed(self.seed, self.key, number)))
         ][start : start + num]
-        return [next(proposed) if policy else base for policy, base in zip(from_policy, drawn, strict=True)]
+        return [next(proposed, base) if policy else base for policy, base in zip(from_policy, drawn, strict=True)]

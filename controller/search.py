@@ -38,7 +38,8 @@ class SearchSettings:
         warmup_batches: Training batches of the shared weights before the first update.
         batches_per_round: Training batches of the shared weights before each further update.
         sampler: What the shared weights are trained on at first: `uniform`, `fair` or `sandwich`.
-        policy_share: The share of training batches that the policy draws by the last round, rising linearly.
+        policy_share: The share of training batches that the policy draws by the last round, rising linearly; of no
+            consequence for a strategy that has no policy, and for gradient search, which trains what it blends.
         fidelity: The share of a full evaluation per architecture (of the validation data, or of the epochs).
         compare_random: Whether random search plays beside the strategy.
         budget: What each strategy may spend, in the unit that the evaluator charges (evaluations, unless it says
@@ -65,7 +66,7 @@ class SearchSettings:
                 f"search.policy_share must be in [0, 1] and search.fidelity in (0, 1], got {self.policy_share} and "
                 f"{self.fidelity}"
             )
-        if self.budget is not None and not self.budget > 0:
+        if self.budget is not None and not 0 < self.budget < math.inf:
             raise ValueError(f"search.budget must be above 0 or null, got {self.budget}")
 
     @property
@@ -140,6 +141,11 @@ class Player:
         spent = self.ledger.spent if self.ledger else 0.0
         rollout = play(self.envs, self.strategy, round_number, seed)
         if self.ledger is not None:
+            if any(math.isnan(evaluation.cost) for evaluation in rollout.evaluations):
+                raise ValueError(
+                    "search.budget: this environment tells rewards but no evaluations (info['evaluation']), so that "
+                    "what a budget pays for is not known; set search.budget=null"
+                )
             self.idle = 0 if self.ledger.spent > spent else self.idle + 1
             made = np.array([evaluation.failure != OVER_BUDGET for evaluation in rollout.evaluations])
             rollout = Rollout(
@@ -230,12 +236,13 @@ def search(
                 _remember(run, player, rollout, round_number)
                 if update.note:
                     console.say(update.note)
-            _log(run, round_number, played, trained.loss)
-            own = played[0][1]  # of the strategy, or of random search where that alone plays on
-            if played[0][0] is players[0] and np.isfinite(own.rewards).any() and np.nanmax(own.rewards) > best_reward:
-                best_reward = float(np.nanmax(own.rewards))
-                winner = own.evaluations[int(np.nanargmax(own.rewards))]
-                best = f"reward {best_reward:.4f}, quality {winner.quality:.4f}, cost {winner.cost:.4g}"
+            if played[0][0] is players[0]:  # else its budget is spent, and random search alone plays on
+                _log(run, round_number, played, trained.loss)
+                own = played[0][1]
+                if np.isfinite(own.rewards).any() and np.nanmax(own.rewards) > best_reward:
+                    best_reward = float(np.nanmax(own.rewards))
+                    winner = own.evaluations[int(np.nanargmax(own.rewards))]
+                    best = f"reward {best_reward:.4f}, quality {winner.quality:.4f}, cost {winner.cost:.4g}"
             round_number, trained = round_number + 1, Trained()
             progress.advance(done=done(), best=best)
             run.save_if_due(state)

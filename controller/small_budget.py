@@ -1,6 +1,7 @@
 """REINFORCE for budgets of about a hundred evaluations, without a model."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ class SmallBudgetReinforce(WholeStrategy, Reinforce):
     """
 
     name = "reinforce_small_budget"
+    remedies = ("a higher controller.entropy_weight", "a smaller search.policy_share")
 
     def __init__(
         self,
@@ -96,13 +98,8 @@ class SmallBudgetReinforce(WholeStrategy, Reinforce):
         tokens = np.array([genotype.tokens for genotype in batch])
         masks = self.space.masks(tokens)
         advantage = torch.tensor([scores[genotype] for genotype in batch])
-        update = None
-        for _ in range(self.updates):
-            update = self._improve(tokens, masks, advantage)
-            if update is None:
-                return self._skip(len(rollout.rewards))
-        assert update is not None
-        return update
+        update = self._improve_repeatedly(self.updates, tokens, masks, advantage)
+        return self._skip(len(rollout.rewards)) if update is None else replace(update, num_skipped=num_lost)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "seen": [(genotype.tokens, reward) for genotype, reward in self.seen.items()]}

@@ -51,6 +51,8 @@ class Strategy(ABC):
     """Proposes B architectures at once, one token a step, and learns from the finished ones."""
 
     name: str
+    remedies: tuple[str, ...] = ()
+    """What of its own settings helps against a collapse."""
 
     def __init__(self, space: SearchSpace, seed: int):
         self.space, self.seed = space, seed
@@ -67,9 +69,9 @@ class Strategy(ABC):
     def learn(self, rollout: Rollout) -> Update:
         """Learn from finished episodes, whose rewards may hold values that are not finite."""
 
-    def sample(self, num: int, step: int) -> list[Genotype]:
-        """Architectures for training shared weights, from what has been learned; uniform where nothing has."""
-        return self.space.sample(np.random.default_rng(derive_seed(self.seed, self.name, "sample", step)), num)
+    def sample(self, num: int, step: int) -> list[Genotype] | None:
+        """Architectures for training shared weights, from what has been learned; None where nothing has."""
+        return None
 
     def estimate(self, genotypes: list[Genotype]) -> NDArray[np.float64] | None:
         """What the strategy thinks evaluated architectures are worth, noise taken off, in a scale of its own.

@@ -60,6 +60,13 @@ class TableEvaluator:
         codes = np.stack([columns[name] for name in tokens], axis=1)
         self.rows = _index(path, codes, space)
         self.signals = np.stack([columns[name] for name in signals], axis=1) / scale
+        outside = np.argwhere((self.signals < 0) | (self.signals > 1))
+        if len(outside):
+            row, column = outside[0]
+            raise ValueError(
+                f"{path}, line {row + 2}: column {signals[column]!r} over a scale of {scale:g} is "
+                f"{self.signals[row, column]:g}, and a quality lies in [0, 1]; set evaluator.scale"
+            )
         self.truth = columns[report] / scale
         self.costs = np.zeros(len(codes)) if cost is None else columns[cost] * cost_scale
         self.charges = np.ones(len(codes)) if charge is None else columns[charge]
@@ -68,7 +75,7 @@ class TableEvaluator:
 
     def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
         """Look each up; a noisy signal is drawn from the seed and the architecture."""
-        rows = [self.rows[genotype.tokens] for genotype in genotypes]
+        rows = [self._row(genotype) for genotype in genotypes]
         if self.is_noisy:
             qualities = [self._draw(genotype, row, seed) for genotype, row in zip(genotypes, rows, strict=True)]
         else:
@@ -76,13 +83,19 @@ class TableEvaluator:
         found = zip(genotypes, qualities, self.costs[rows].tolist(), strict=True)
         return [Evaluation(genotype, quality, cost, fidelity, seed) for genotype, quality, cost in found]
 
+    def _row(self, genotype: Genotype) -> int:
+        try:
+            return self.rows[genotype.tokens]
+        except KeyError:  # where which choices are legal depends on those before, nobody has counted them
+            raise ValueError(f"{self.path} has no row of the architecture {self.space.text(genotype)}") from None
+
     def _draw(self, genotype: Genotype, row: int, seed: int) -> float:
         rng = np.random.default_rng(derive_seed(seed, "table", *genotype.tokens))
         return float(min(1.0, max(0.0, rng.choice(self.signals[row]) + rng.normal(0, self.noise) / self.scale)))
 
     def cost(self, genotype: Genotype) -> float:
         """The cost of an architecture."""
-        return float(self.costs[self.rows[genotype.tokens]])
+        return float(self.costs[self._row(genotype)])
 
     @property
     def is_noisy(self) -> bool:
@@ -91,11 +104,11 @@ class TableEvaluator:
 
     def price(self, genotype: Genotype) -> float:
         """What evaluating an architecture is charged."""
-        return float(self.charges[self.rows[genotype.tokens]])
+        return float(self.charges[self._row(genotype)])
 
     def true_quality(self, genotype: Genotype) -> float:
         """The figure that is reported of an architecture, scaled as its signal."""
-        return float(self.truth[self.rows[genotype.tokens]])
+        return float(self.truth[self._row(genotype)])
 
     def rank(self, genotype: Genotype) -> int:
         """Its place among all architectures by that figure, from 1."""

@@ -161,7 +161,7 @@ def operation_shares(history: Evaluations, decisions: Decisions) -> Figure:
 
     Args:
         history: The evaluations of one strategy.
-        decisions: Those of `space.json`; the ones of kind `operation` are counted, up to the depth that was chosen.
+        decisions: Those of `space.json`; the ones of kind `operation` are counted, where they were open.
     """
     figure, axes = canvas(3.4)
     places = [(place, decision) for place, decision in enumerate(decisions) if decision["kind"] == "operation"]
@@ -173,7 +173,7 @@ def operation_shares(history: Evaluations, decisions: Decisions) -> Figure:
             decision["labels"][line["genotype"]["tokens"][place]]
             for line in lines
             for place, decision in places
-            if _layer(decision["name"]) <= _depth(line["genotype"]["tokens"], decisions)
+            if place in line.get("open", range(len(decisions)))
         )
         for row, label in enumerate(labels):
             shares[row, column] = used[label] / max(1, used.total())
@@ -426,18 +426,6 @@ def _by_key(lines: Evaluations, key: str) -> dict[int, list[Mapping[str, Any]]]:
     for line in lines:
         groups[line[key]].append(line)
     return {number: groups[number] for number in sorted(groups)}
-
-
-def _layer(name: str) -> int:
-    """The layer that a decision named `layerN.operation` shapes; 0 for one that every network has."""
-    match = re.match(r"layer(\d+)\.", name)
-    return int(match[1]) if match else 0
-
-
-def _depth(tokens: Sequence[int], decisions: Decisions) -> float:
-    """How many layers these tokens choose; all of them where the space leaves no choice."""
-    chosen = (d["labels"][token] for d, token in zip(decisions, tokens, strict=True) if d["kind"] == "depth")
-    return float(next(chosen, "inf"))
 
 
 def legend_above(axes: Axes) -> None:

@@ -65,6 +65,11 @@ class Record:
         return list(dict.fromkeys(line["strategy"] for line in self.history))
 
     @property
+    def evaluations(self) -> list[Json]:
+        """The history without repeats, which the account of a budget told for nothing."""
+        return [line for line in self.history if line.get("charge") != 0]
+
+    @property
     def rows(self) -> dict[str, Json]:
         """The final networks by name."""
         return {row["name"]: row for row in self.results["rows"]} if self.results else {}
@@ -128,7 +133,7 @@ class Record:
             planned = (self.config.get("search") or {}).get("rounds")
             budget = (self.config.get("search") or {}).get("budget")
             of = f" of {planned}" if planned and budget is None else ""
-            return f"in the search, round {rounds}{of}, {len(self.history)} evaluations"
+            return f"in the search, round {rounds}{of}, {len(self.evaluations)} evaluations"
         if (self.folder / "choices.json").is_file():
             return "every network trained and chosen, not yet tested"
         trained = len(list((self.folder / "networks").glob("*/network.json")))

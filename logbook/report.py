@@ -32,8 +32,8 @@ def verdict(run: Record) -> str:
     best = tests.get(run.teacher)
     if not best:
         return (
-            f"This run has no final networks yet; so far it has evaluated {len(run.history)} "
-            f"architecture{'s' if len(run.history) != 1 else ''} ({run.reached})."
+            f"This run has no final networks yet; so far it has evaluated {len(run.evaluations)} "
+            f"architecture{'s' if len(run.evaluations) != 1 else ''} ({run.reached})."
         )
     reached = f"{score(fmean(best), metric)} test {metric}"
     better = "" if run.higher_is_better else " (lower is better)"
@@ -50,7 +50,7 @@ def verdict(run: Record) -> str:
         lead = fmean(tests["teacher"]) - fmean(tests["random_best"])
         side = "above" if lead >= 0 else "below"
         strategy = next((name for name in run.strategies if name != "random"), "the search")
-        counts = {sum(line["strategy"] == name for line in run.history) for name in run.strategies}
+        counts = {sum(line["strategy"] == name for line in run.evaluations) for name in run.strategies}
         told = len(run.strategies) == 2 and len(counts) == 1
         effort = f"{counts.pop()} evaluations each" if told else "equal evaluations"
         if run.looked_up and not told:
@@ -189,8 +189,8 @@ def _key_figures(run: Record) -> list[tuple[str, str, str]]:
             remark = f"{human(rows[name]['macs'])} MACs, {human(rows[name]['parameters'])} parameters"
             figures.append((f"{part}, test {run.metric}", score(fmean(known(rows[name]["test"])), run.metric), remark))
     if run.history:
-        per_strategy = [f"{sum(line['strategy'] == s for line in run.history)} {s}" for s in run.strategies]
-        figures.append(("evaluations", human(len(run.history)), ", ".join(per_strategy)))
+        per_strategy = [f"{sum(line['strategy'] == s for line in run.evaluations)} {s}" for s in run.strategies]
+        figures.append(("evaluations", human(len(run.evaluations)), ", ".join(per_strategy)))
     seconds = results.get("seconds", {})
     if seconds:
         longest = max(seconds, key=lambda stage: seconds[stage])

@@ -776,6 +776,12 @@ def test_a_full_analysis_looks_at_what_takes_training(analysis: str, run_main: A
     assert all(0 <= each["quality"] <= 1 for each in (found["center"], *found["neighbors"]))
 
 
+def test_an_environment_of_another_kind_is_told(compose_text: Compose) -> None:
+    config, _ = compose_text("env.id=CartPole-v1")
+    with pytest.raises(ValueError, match=r"^env\.id: CartPole-v1 cannot be made with space, evaluator, reward and fid"):
+        build_parts(config)
+
+
 def test_a_users_environment_makes_a_whole_run(run_main: Any, tmp_path: Path) -> None:
     """Single, with a reward of its own, and silent about evaluations and costs."""
 
@@ -795,6 +801,8 @@ def test_a_users_environment_makes_a_whole_run(run_main: Any, tmp_path: Path) ->
     gymnasium.register("mine/Search-v0", entry_point=Mine)
     try:
         folder = run_main(tmp_path, "env.id=mine/Search-v0", "search.rounds=1")
+        with pytest.raises(ValueError, match=r"search\.budget: this environment tells rewards but no evaluations"):
+            run_main(tmp_path / "budget", "env.id=mine/Search-v0", "search.rounds=1", "search.budget=4")
     finally:
         del gymnasium.registry["mine/Search-v0"]
     for line in lines(folder / "history.jsonl"):

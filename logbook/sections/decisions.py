@@ -48,7 +48,7 @@ def decisions_section(run: Record) -> Section:
 def _add_effects(run: Record, decisions: Sequence[Json], section: Section) -> None:
     uniform = "random" in run.strategies
     source = "random" if uniform else run.searching
-    lines = [line for line in run.history if line["strategy"] == source]
+    lines = [line for line in run.evaluations if line["strategy"] == source]
     found = effects(decisions, lines, run.noisy_rounds)
     tellable = [effect for effect in found if effect.tellable]
     if not tellable:
@@ -133,7 +133,8 @@ def draw_effects(decisions: Sequence[Mapping[str, Any]], shown: Sequence[Effect]
 def draw_preferences(decisions: Sequence[Mapping[str, Any]], preferred: Preferences, places: Sequence[int]) -> Figure:
     """A row per decision and a column per few rounds: hue for the favorite, strength for its share."""
     figure, axes = plots.canvas(0.75 + 0.24 * len(places), 5.7)
-    colors = plots.label_colors(plots.ordered(label for decision in decisions for label in decision["labels"]))
+    others = (label for decision in decisions for label in decision["labels"])
+    colors = plots.label_colors(plots.ordered([*plots.operation_labels(decisions), *others]))
     image = np.zeros((len(places), len(preferred.starts), 4))
     for row, place in enumerate(places):
         labels, shares = decisions[place]["labels"], preferred.shares[place]

@@ -175,7 +175,7 @@ def ranking_section(ranking: Json) -> Section:
 
 def cost_unit(run: Record) -> str:
     """The unit of the costs in the history."""
-    return (run.results or {}).get("cost_unit") or (run.candidates or {}).get("cost_unit") or "macs"
+    return (run.candidates or {}).get("cost_unit") or "macs"
 
 
 def _final_points(run: Record, unit: str) -> list[tuple[str, float, float]]:

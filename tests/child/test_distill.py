@@ -189,15 +189,33 @@ def test_layers_are_named_as_they_are_or_in_pairs(pair: tuple[Features, Features
             ("last:first",),
             r"'last' gives \(2, 3\) and the teacher's 'first' \(2, 6, 8, 8\), which do not belong together",
         ),
+        (("first:relu:last",), "expected student.layer:teacher.layer, got first:relu:last"),
     ):
         with pytest.raises(ValueError, match=told):
             Pupil(*pair, FeatureTransfer("hint", layers=layers), images)
-    with pytest.raises(ValueError, match=r"attention is over positions, and 'last' gives \(2, 3\); use hint"):
+    with pytest.raises(ValueError, match=r"the positions of each sample, and 'last' gives \(2, 3\); use hint"):
         Pupil(*pair, FeatureTransfer("attention", layers=("last",)), images)
     with pytest.raises(ValueError, match="student and teacher have no layers of the same name"):
         Pupil(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), pair[1], FeatureTransfer("hint"), images)
     with pytest.raises(ValueError, match=r"distill.features needs weight > 0 and at least one layer, got 0"):
         FeatureTransfer("hint", weight=0.0)
+
+
+def test_layers_that_give_no_tensor_are_named() -> None:
+    tokens = torch.zeros(2, 5, dtype=torch.long)
+
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.lstm = nn.Embedding(4, 6), nn.LSTM(6, 6)
+            self.never = nn.ModuleList([nn.Linear(6, 6)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.lstm(self.embedding(x).transpose(0, 1))[0]
+
+    for layer in ("lstm", "never"):
+        with pytest.raises(ValueError, match=f"'{layer}' gives no tensor that could be learned from"):
+            Pupil(Reads(), Reads(), FeatureTransfer("hint", layers=(layer,)), tokens)
 
 
 @pytest.mark.parametrize("num", [1, 2, 3])

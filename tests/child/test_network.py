@@ -1,5 +1,6 @@
 """A network on disk: it comes back the same, or not at all; and nothing in the files is executed."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,10 +19,17 @@ from safetensors.torch import save
 from torch import nn
 
 from child.macro import MacroSpace
-from child.network import Blueprint, TrainedNetwork, find_network, load_network, save_network
+from child.network import (
+    Blueprint,
+    TrainedNetwork,
+    check_storable,
+    find_network,
+    load_network,
+    save_network,
+)
 from child.resnet import ResNet
 from child.space import NetworkSpace
-from child.task import Classification
+from child.task import Classification, Task
 from child.transforms import Normalize
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,6 +95,18 @@ def test_a_run_without_a_student_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     with pytest.raises(ValueError, match=r"has no student yet; finish the run with resume="):
         find_network(tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps({"rows": [{"name": "teacher", "folder": None}]}))
+    with pytest.raises(ValueError, match=r"is finished, and has no network: it trained none"):
+        find_network(tmp_path)
+
+
+def test_a_task_that_no_file_could_hold_is_told(task: Task) -> None:
+    class Mine(Normalize):
+        pass
+
+    check_storable(task)
+    with pytest.raises(ValueError, match=r"has a Mine, which no network on disk could be stored with; allowed: Normal"):
+        check_storable(dataclasses.replace(task, preprocessing=Mine(1.0, (0.0,), (1.0,))))
 
 
 def test_it_comes_back_the_same(trained: TrainedNetwork, folder: Path, images: np.ndarray) -> None:

@@ -1,11 +1,13 @@
 """Batch normalization for any number of channels is PyTorch's own."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import child.norm
-from child.norm import BatchNorm2d
+from child.norm import BatchNorm2d, batch_norms, statistics_anew
 
 SIZES = [(4, 36, 4, 8), (2, 5, 8, 4), (16, 24, 2, 2), (3, 16, 4, 4), (3, 7, 3, 5), (2, 12, 1, 16)]
 
@@ -47,6 +49,22 @@ def test_it_is_that_of_pytorch(size: tuple[int, ...], momentum: float | None) ->
         torch.testing.assert_close(found[1], found[0])
     torch.testing.assert_close(dict(ours.named_buffers()), dict(theirs.named_buffers()))
     torch.testing.assert_close(ours.eval()(batch(size, 5)), theirs.eval()(batch(size, 5)))
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d, BatchNorm2d])
+def test_statistics_are_the_mean_of_what_was_seen(kind: type[nn.Module]) -> None:
+    network = nn.Sequential(kind(3), nn.Dropout()).train()  # pyright: ignore[reportCallIssue]
+    norm: Any = network[0]
+    norm.running_mean.fill_(7.0)
+    shape = (8, 3) if kind is nn.BatchNorm1d else (8, 3, 2, 2)
+    seen = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    with statistics_anew(network):
+        assert not network[1].training
+        for x in seen:
+            network(x)
+    means = [x.transpose(0, 1).flatten(1).mean(dim=1) for x in seen]
+    torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(dim=0))
+    assert norm.momentum == 0.1 and not norm.training and batch_norms(network) == [norm]
 
 
 def test_odd_channels_are_folded_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,19 +236,6 @@ def test_both_parents_give_about_half(macro: SearchSpace) -> None:
 
 @searching
 @given(data=st.data())
-def test_features_are_one_hot(space: SearchSpace, data: st.DataObject) -> None:
-    genotype = draw_genotype(data, space)
-    features = space.features(genotype)
-    assert features.dtype == np.float32
-    sizes = [decision.num_choices for decision in space.decisions]
-    blocks = np.split(features, np.cumsum(sizes)[:-1])
-    assert [len(block) for block in blocks] == sizes
-    for block, token in zip(blocks, genotype.tokens, strict=True):
-        assert block.tolist() == [float(choice == token) for choice in range(len(block))]
-
-
-@searching
-@given(data=st.data())
 def test_a_graph_connects_nodes_that_it_has(space: SearchSpace, data: st.DataObject) -> None:
     graph = space.graph(draw_genotype(data, space))
     names = [name for name, _, _ in graph.nodes]

@@ -179,11 +179,13 @@ def make_evaluator(macro: MacroSpace, task: Task, device: torch.device) -> Calla
 
     def make(
         statistics: Statistics = "batch", seed: int = 0, task: Task = task, num_steps: int = 60,
-        score: Score = "metric", **kept: int,
+        score: Score = "metric", recalibration_batches: int = 2, **kept: int,
     ) -> SupernetEvaluator:  # fmt: skip
         cost = CostModel(macro, "macs", task.input_shape, device)
         settings = TrainingSettings(batch_size=16, learning_rate=0.05)
-        return SupernetEvaluator(macro, task, cost, settings, num_steps, statistics, 2, seed, device, score, **kept)
+        return SupernetEvaluator(
+            macro, task, cost, settings, num_steps, statistics, recalibration_batches, seed, device, score, **kept
+        )
 
     return make
 
@@ -570,11 +572,13 @@ def test_more_moments_than_samples_score_a_sample_each(
     assert all(each.failure is None and (4 * each.quality).is_integer() for each in found)
 
 
-@pytest.mark.parametrize("wrong", [{"copies": 0}, {"snapshots": 0}, {"snapshot_every": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"copies": 0}, {"snapshots": 0}, {"snapshot_every": 0}, {"recalibration_batches": 0}]
+)
 def test_fewer_than_one_of_anything_is_refused(
     make_evaluator: Callable[..., SupernetEvaluator], wrong: dict[str, int]
 ) -> None:
-    with pytest.raises(ValueError, match="shared weights need copies, snapshots and snapshot_every of at least 1, got"):
+    with pytest.raises(ValueError, match="snapshot_every and recalibration_batches of at least 1, got"):
         make_evaluator(**wrong)
 
 

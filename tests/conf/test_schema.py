@@ -134,6 +134,11 @@ class Needs:
         self.defaults = defaults
 
 
+class Named:
+    def __init__(self, *, width: int):
+        self.width = width
+
+
 def anything(**arguments: Any) -> dict[str, Any]:
     return arguments
 
@@ -141,7 +146,7 @@ def anything(**arguments: Any) -> dict[str, Any]:
 @pytest.fixture
 def plugin(monkeypatch: pytest.MonkeyPatch) -> str:
     module: Any = types.ModuleType("my_plugin")
-    module.Built, module.Needs, module.anything = Built, Needs, anything
+    module.Built, module.Needs, module.Named, module.anything = Built, Needs, Named, anything
     monkeypatch.setitem(sys.modules, "my_plugin", module)
     return "my_plugin"
 
@@ -183,6 +188,16 @@ def test_what_is_not_ours_is_refused(plugin: str, target: str) -> None:
 def test_a_plugin_allows_its_own_module_only(plugin: str) -> None:
     with pytest.raises(ConfigError, match=r"refused to call 'my_plugin\.inner\.Built'"):
         Part("space", "my_plugin.inner.Built", {}).build([plugin])
+
+
+def test_an_argument_by_name_alone_is_needed_too(plugin: str) -> None:
+    with pytest.raises(ConfigError, match=r"space\.width: my_plugin\.Named needs this argument"):
+        part(plugin, "Named").build([plugin])
+
+
+def test_what_is_no_class_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^space\._target_: 'child\.macro' is a module, not a class"):
+        Part("space", "child.macro", {}).build([])
 
 
 @pytest.mark.parametrize("target", ["child.macro.MacroSpase", "child.nowhere.X", "envs.nothing"])

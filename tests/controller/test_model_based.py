@@ -13,6 +13,7 @@ from child.space import Evaluation, Genotype, SearchSpace, derive_seed
 from controller.model_based import ModelBased
 from controller.policy import PolicySettings
 from controller.ranks import normal_scores
+from controller.reinforce import ControllerError
 from controller.reward_model import RewardModel, expected_improvement
 from controller.small_budget import SmallBudgetReinforce
 from controller.strategy import Rollout, Strategy, Update
@@ -132,6 +133,28 @@ def test_small_budget_reinforce_learns(known: Any) -> None:
     assert np.median(needed) <= 250  # of 4,096: chance finds one in 14 with 300
 
 
+def test_what_was_lost_is_counted_and_steps_that_break_off_count_as_skipped(
+    known: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space: SearchSpace = known.FlatSpace(3, 3)
+    strategy = SmallBudgetReinforce(space, 0, POLICY)
+    tokens = np.array([genotype.tokens for genotype in space.sample(np.random.default_rng(0), 3)])
+    assert tell(strategy, tokens, [0.1, np.nan, 0.3]).num_skipped == 1
+    steps = iter([1.0, None] * 9)  # the first step of a round is taken, the second is not finite
+    monkeypatch.setattr("controller.reinforce.descend", lambda *_: next(steps))
+    with pytest.raises(ControllerError, match="not finite in 5 updates in a row"):
+        for _ in range(5):
+            tell(strategy, tokens, [0.1, 0.2, 0.3])
+
+
+def test_imagined_rewards_that_are_not_finite_end_the_search(known: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    space: SearchSpace = known.FlatSpace(3, 3)
+    strategy = ModelBased(space, 0, POLICY, num_random=2)
+    monkeypatch.setattr("controller.model_based.descend", lambda *_: None)
+    with pytest.raises(ControllerError, match="loss or gradient of imagined rewards was not finite"):
+        tell(strategy, np.array([[0, 1, 2], [1, 1, 0], [2, 0, 0]]), [0.1, 0.2, 0.3])
+
+
 def test_of_a_few_new_samples_the_likeliest_is_evaluated(known: Any) -> None:
     """Followed by hand: of the first three of the draws that are new, the largest product of probabilities."""
     space: SearchSpace = known.FlatSpace(3, 3)
@@ -165,7 +188,7 @@ def test_half_of_the_candidates_are_uniform(known: Any, monkeypatch: pytest.Monk
 
 def test_shared_weights_are_trained_on_what_the_policy_draws(known: Any) -> None:
     strategy = known.build_controller("model_based", known.FlatSpace(3, 4), 10)
-    assert strategy.sample(20, 3) == Strategy.sample(strategy, 20, 3)  # nothing is learned yet
+    assert strategy.sample(20, 3) is None  # nothing is learned yet
     strategy.num_learned = 1
     drawn = strategy.policy.draw(20, derive_seed(strategy.seed, "policy", "sample", 3))
     assert [list(genotype.tokens) for genotype in strategy.sample(20, 3)] == drawn.tolist()

@@ -334,7 +334,7 @@ def test_every_configured_controller_plays_and_learns(known: Any, name: str, mak
         np.testing.assert_array_equal(rollout.tokens, again.tokens)  # every draw follows from seed and round
         strategy.learn(rollout)
         states.append(copy.deepcopy(strategy.state_dict()))
-    for genotype in strategy.sample(6, 0):
+    for genotype in strategy.sample(6, 0) or []:
         space.check(genotype)
     assert strategy.sample(6, 1) == strategy.sample(6, 1)
     twin: Strategy = known.build_controller(name, space, num_updates=3)

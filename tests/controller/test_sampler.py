@@ -109,6 +109,14 @@ def test_the_policy_has_its_share(known: Any, base: Any, share: float) -> None:
     assert found == pytest.approx(share, abs=0 if share in (0, 1) else 0.04)
 
 
+def test_without_a_policy_the_base_draws_all(known: Any) -> None:
+    space = known.FlatSpace(8, 5)
+    sampler = TrainingSampler("fair", RandomSearch(space, 0), seed=0)
+    alone = sampler(40, 3)
+    sampler.policy_share = 1.0
+    assert sampler(40, 3) == alone
+
+
 def test_draws_follow_from_the_seed(known: Any) -> None:
     space = known.FlatSpace(8, 5)
     for base in ("uniform", "fair"):

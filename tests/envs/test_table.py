@@ -124,6 +124,19 @@ def test_wrong_columns_and_files_are_told(write: Any, tmp_path: Path) -> None:
         table(str(tmp_path / "plain.csv.gz"))
 
 
+def test_a_signal_that_is_no_quality_is_told(write: Any) -> None:
+    with pytest.raises(ValueError, match=r"line 3: column 'valid' over a scale of 0\.5 is 2, .* set evaluator\.scale"):
+        table(write(rows()), scale=0.5)
+
+
+def test_a_row_that_only_a_search_misses_is_told(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FlatSpace, "masks_depend_on_prefix", True)  # then nobody has counted what is legal
+    evaluator = table(write(rows()[:-1]))
+    for ask in (evaluator.price, evaluator.cost, lambda genotype: evaluator.evaluate([genotype], 1.0, 0)):
+        with pytest.raises(ValueError, match=r"table\.csv has no row of the architecture a=z b=z"):
+            ask(Genotype("flat", (2, 2)))
+
+
 def test_files_as_office_programs_write_them(write: Any) -> None:
     path = Path(write(rows()))
     path.write_text("\ufeff" + path.read_text() + "\n\n", encoding="utf-8")

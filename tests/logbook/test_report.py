@@ -98,7 +98,6 @@ def write_run(folder: Path, num_layers: int = 6, seed: int = 0, learned: float =
     results = {
         "task": "digits",
         "metric": "accuracy",
-        "cost_unit": "macs",
         "seed": seed,
         "rows": rows,
         "seconds": {"search": 61.2, "retrain": 140.0, "distill": 35.5, "export": 2.0},
@@ -488,7 +487,8 @@ def test_layers_beyond_the_chosen_depth_have_no_share() -> None:
         {"name": "layer1.operation", "kind": "operation", "labels": ["conv3", "conv5"]},
         {"name": "layer2.operation", "kind": "operation", "labels": ["conv3", "conv5"]},
     ]
-    shallow, deep = evaluation("reinforce", 0, 1, [0, 1, 0], 0.9, 1), evaluation("reinforce", 1, 2, [1, 1, 0], 0.9, 1)
+    shallow = {**evaluation("reinforce", 0, 1, [0, 1, 0], 0.9, 1), "open": [0, 1]}
+    deep = {**evaluation("reinforce", 1, 2, [1, 1, 0], 0.9, 1), "open": [0, 1, 2]}
     areas = plots.operation_shares([shallow, deep], decisions).axes[0].collections
     conv3 = np.asarray(areas[0].get_paths()[0].vertices)
     assert {float(height) for x, height in conv3 if x == 0} == {0.0}
