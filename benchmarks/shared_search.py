@@ -4,10 +4,9 @@
 
 The supernet of `ranking.py` learns CIFAR-10 (JPEG) at 16x16 and scores what each strategy proposes. Nothing counts but
 quality. What a run would retrain is looked up: its test accuracy after 200 epochs, in full size, which no run reads.
-Random search stands beside each run, with the same shared weights and as many evaluations. Model-based REINFORCE trains
-the best of what was scored in a deeper network on its own, for half an epoch. DARTS and GDAS learn with one supernet
-for as many steps, the first half of them those of single paths. Three seeds, two runs at a time, each with one thread,
-in outputs/benchmark-shared-search/<strategy><seed>. Further arguments are overrides for every run. Writes
+Random search stands beside each run, with the same shared weights and as many evaluations. DARTS and GDAS learn with
+one supernet for as many steps, the first half of them those of single paths. Three seeds, two runs at a time, each with
+one thread, in outputs/benchmark-shared-search/<strategy><seed>. Further arguments are overrides for every run. Writes
 benchmarks/results/shared_search.md and shared_search.json.
 """
 
@@ -58,17 +57,6 @@ RANKED = (
     "search.rounds=24",
     "search.fidelity=0.2",
 )
-DEEPER = (
-    # What a cell is worth in a network as deep as that of the table shows in the first few hundred steps.
-    "rungs.fidelities=[0.5]",
-    "rungs.keep=0.05",
-    "rungs.budget=4.5e12",  # about sixteen
-    "rungs.space={cells_per_stage: 3, reduction: residual}",
-    "rungs.training.epochs=1",
-    "rungs.training.batch_size=64",
-    "rungs.training.learning_rate=0.1",
-    "rungs.training.weight_decay=0.0005",
-)
 GRADIENT = (
     "evaluator.score=loss",
     "search.warmup_batches=1500",
@@ -79,7 +67,7 @@ GRADIENT = (
     "controller.learning_rate=0.01",
 )
 RUNS = {
-    "model-based": ["controller=model_based", *RANKED, *DEEPER],
+    "model-based": ["controller=model_based", *RANKED],
     "DARTS": ["controller=darts", *GRADIENT],
     "GDAS": ["controller=gdas", *GRADIENT],
 }
