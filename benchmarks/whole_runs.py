@@ -20,7 +20,10 @@ Job = tuple[str, Path, Sequence[str]]
 
 
 def finish(jobs: Iterable[Job], script: str = "main.py") -> None:
-    """Run what has no results yet, each with one thread; the command line's arguments are overrides for every run."""
+    """Run what has no results yet, each with one thread unless it asks for more.
+
+    The command line's arguments are overrides for every run.
+    """
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(partial(_run, script), jobs))
 
@@ -30,7 +33,7 @@ def _run(script: str, job: Job) -> None:
     if (folder / "results.json").exists():
         return
     begun = any(folder.glob("checkpoints/*.ckpt"))
-    new = [*overrides, f"name={folder.name}", f"output={folder.parent}", "threads=1", *sys.argv[1:]]
+    new = ["threads=1", *overrides, f"name={folder.name}", f"output={folder.parent}", *sys.argv[1:]]
     arguments = [f"resume={folder}"] if begun else new
     done = subprocess.run([sys.executable, script, *arguments], cwd=ROOT, capture_output=True, text=True)
     last = done.stdout.strip().splitlines()[-1] if done.returncode == 0 else done.stderr
