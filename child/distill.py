@@ -137,7 +137,7 @@ class Pupil(nn.Module):
         with torch.no_grad():
             for network in networks:
                 network(inputs)
-        maps = [self._map(*pair, len(inputs)) for pair in pairs]
+        maps = [self._map(mine, its, len(inputs)) for mine, its in pairs]
         self.maps = nn.ModuleList(maps).to(inputs.device)
 
     def forward(self, x: Tensor) -> Tensor:
