@@ -21,6 +21,7 @@ MAX_SKIPPED = 5
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
+Forward = Callable[[Tensor], Tensor]
 LossOf = Callable[[Tensor, Tensor], Tensor]
 """Inputs and targets of a batch to a scalar loss."""
 
@@ -279,6 +280,12 @@ class Training:
         indices = self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.stage, "augment", self.step_number))
         return self.task.training_batch(indices, generator)
+
+
+def predict(forward: Forward, task: Task, split: Split, batch_size: int, device: torch.device) -> Tensor:
+    """Outputs (N, ...) of a split without augmentation, in float32 on the processor."""
+    with _evaluating(device):
+        return torch.cat([forward(inputs).float().cpu() for inputs, _ in _batches(task, split, batch_size, device)])
 
 
 def judge(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from child.macro import MacroNetwork, MacroSpace
 from child.operations import DropPath
 from child.task import Split, Task
-from child.training import Training, TrainingError, TrainingSettings, judge, measure
+from child.training import Training, TrainingError, TrainingSettings, measure, predict
 from child.transforms import Augmentation, Normalize
 
 
@@ -346,26 +346,25 @@ def test_weights_off_the_path_stay_exactly_as_they_are(macro: MacroSpace, task: 
 # Measuring.
 
 
-def test_every_sample_is_judged_in_order_without_augmentation(
+def test_predict_gives_every_sample_in_order_without_augmentation(
     make_task: Callable[..., Task], device: torch.device
 ) -> None:
     task = make_task(num_validation=23, augmentation=Augmentation(shift=3, flip=True, rotate=30.0, cutout=4))
-    split = task.validation
-    (scores,) = judge(lambda x: [x.flatten(1)[:, :3]], task, split, 10, device)
-    outputs = task.preprocessing(split.inputs).flatten(1)[:, :3]
-    torch.testing.assert_close(scores, task.objective.scores(outputs, split.targets))
+    outputs = predict(lambda x: x.flatten(1), task, task.validation, 10, device)
+    torch.testing.assert_close(outputs, task.preprocessing(task.validation.inputs).flatten(1))
+    assert not outputs.requires_grad
 
 
-def test_no_sample_is_judged_alone(task: Task, device: torch.device) -> None:
+def test_predict_leaves_no_sample_alone(task: Task, device: torch.device) -> None:
     sizes: list[int] = []
 
-    def forward(inputs: Tensor) -> list[Tensor]:
+    def forward(inputs: Tensor) -> Tensor:
         sizes.append(len(inputs))
-        return [inputs.flatten(1)[:, :3]]
+        return inputs.flatten(1)
 
     for num, batch_size in ((17, 8), (16, 8), (5, 8), (9, 4)):
         sizes.clear()
-        judge(forward, task, task.train.take(range(num)), batch_size, device)
+        predict(forward, task, task.train.take(range(num)), batch_size, device)
         assert sum(sizes) == num
         assert len(sizes) == -(-num // batch_size)
         assert max(sizes) - min(sizes) <= 1
