@@ -68,7 +68,7 @@ from child.training import (
 from conf.launch import launch
 from conf.schema import ConfigError, Goal, ModelConfig, OptimizeConfig
 from controller.search import Player, search
-from controller.strategy import RandomSearch, Strategy
+from controller.strategy import Strategy
 from logbook.console import Console
 from logbook.interrupt import Interrupted, Interruption
 from logbook.optimization import row_line, steps_table, write_optimization
@@ -721,12 +721,9 @@ def search_ratios(
         ))  # fmt: skip
 
     search(join, strategy, evaluator, how, seed, at.run, at.console)
-    players = 2 if how.compare_random and strategy.name != RandomSearch.name else 1
-    lines = at.run.read("history")[-how.rounds * how.episodes * players :]
-    own = sorted(
-        (line for line in lines if line["strategy"] == strategy.name and line["failure"] is None),
-        key=lambda line: -line["reward"],
-    )
+    played = [line for line in at.run.read("history") if line["strategy"] == strategy.name]
+    lines = played[-how.rounds * how.episodes :]  # of this search
+    own = sorted((line for line in lines if line["failure"] is None), key=lambda line: -line["reward"])
     best = list(dict.fromkeys(tuple(line["genotype"]["tokens"]) for line in own))[:FINALISTS]
     even = (len(settings.choices) // 2,) * len(groups)
     finalists = []
