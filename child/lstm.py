@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from child.language import LanguageModel
+from child.space import check_counts
 
 
 class LSTMLanguageModel(LanguageModel):
@@ -33,6 +34,7 @@ class LSTMLanguageModel(LanguageModel):
         dropout_input: float = 0.1,
         dropout_output: float = 0.1,
     ):
+        check_counts("an LSTM", num_layers=num_layers)
         super().__init__(input_shape, num_outputs, width, context, dropout_input, dropout_output)
         self.lstm = nn.LSTM(width, width, num_layers)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from child.chain import ChainSpace, brackets, run_together
 from child.norm import BatchNorm2d
 from child.operations import MACRO_OPERATIONS, conv, parameter_free, prepare, sides
-from child.space import Decision, Genotype, Graph, nearest, plan
+from child.space import Decision, Genotype, Graph, check_counts, nearest, plan
 
 Layer = tuple[str, tuple[int, ...]]
 """One layer of an architecture: the operation, and the earlier layers whose outputs are added (from 0)."""
@@ -57,6 +57,7 @@ class MacroSpace(ChainSpace):
         fewest = num_layers if min_layers is None else min_layers
         if channels < 1 or num_outputs < 1:
             raise ValueError(f"space macro needs channels >= 1 and num_outputs >= 1, got {channels} and {num_outputs}")
+        check_counts("space macro", num_layers=num_layers)
         if not 1 <= fewest <= num_layers:
             raise ValueError(f"space macro needs 1 <= min_layers <= num_layers, got {fewest} and {num_layers}")
         if not 0 <= num_reductions < num_layers:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from child.norm import BatchNorm2d
 from child.operations import MICRO_OPERATIONS, DropPath, parameter_free, prepare, relu_conv_norm
-from child.space import CostUnit, Decision, Genotype, Graph, RelaxedSpace, nearest, plan
+from child.space import CostUnit, Decision, Genotype, Graph, RelaxedSpace, check_counts, nearest, plan
 from child.task import WithAuxiliary
 
 CELLS = ("normal", "reduction")
@@ -113,11 +113,9 @@ class MicroSpace(RelaxedSpace):
         drop_path: float = 0.0,
         auxiliary: float = 0.0,
     ):
-        if min(channels, num_outputs, num_nodes, num_cells) < 1:
-            raise ValueError(
-                "space micro needs channels, num_outputs, num_nodes and num_cells >= 1, "
-                f"got {channels}, {num_outputs}, {num_nodes} and {num_cells}"
-            )
+        if channels < 1 or num_outputs < 1:
+            raise ValueError(f"space micro needs channels >= 1 and num_outputs >= 1, got {channels} and {num_outputs}")
+        check_counts("space micro", num_nodes=num_nodes, num_cells=num_cells)
         if len(input_shape) != 3:
             raise ValueError(f"space micro needs input_shape (C, H, W), got {tuple(input_shape)}")
         if min(input_shape[1:]) < 2 ** (NUM_STAGES - 1):

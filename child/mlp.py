@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from child.chain import ChainSpace, brackets, run_together
 from child.elastic import ElasticLinear, ElasticSpace
-from child.space import Decision, Genotype, Graph, nearest, plan
+from child.space import Decision, Genotype, Graph, check_counts, nearest, plan
 
 ACTIVATIONS = {"relu": functional.relu, "tanh": torch.tanh, "silu": functional.silu, "identity": lambda x: x}
 
@@ -66,6 +66,7 @@ class MLPSpace(ChainSpace, ElasticSpace):
             raise ValueError(f"space mlp needs input_shape (features,), got {tuple(input_shape)}")
         if input_shape[0] < 1 or num_outputs < 1:
             raise ValueError(f"space mlp needs inputs and outputs, got {input_shape[0]} and {num_outputs}")
+        check_counts("space mlp", num_layers=num_layers)
         if not 1 <= min_layers <= num_layers:
             raise ValueError(f"space mlp needs 1 <= min_layers <= num_layers, got {min_layers} and {num_layers}")
         if not widths or not all(low < high for low, high in pairwise([0, *widths])):

@@ -22,7 +22,7 @@ from child.chain import run_together
 from child.elastic import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear, ElasticSpace
 from child.norm import BatchNorm2d
 from child.operations import prepare
-from child.space import Decision, Genotype, Graph, Mask, Tokens, plan
+from child.space import Decision, Genotype, Graph, Mask, Tokens, check_counts, plan
 
 REDUCTION = 4  # of the channels in squeeze-and-excitation (Howard et al. 2019, section 5.3)
 
@@ -85,11 +85,9 @@ class MobileSpace(ElasticSpace):
     ):
         if len(input_shape) != 3:
             raise ValueError(f"space mobile needs input_shape (C, H, W), got {tuple(input_shape)}")
-        for name, value in {
-            "num_outputs": num_outputs, "channels": channels, "num_stages": num_stages, "max_depth": max_depth,
-        }.items():  # fmt: skip
-            if value < 1:
-                raise ValueError(f"space mobile needs {name} >= 1, got {value}")
+        if channels < 1 or num_outputs < 1:
+            raise ValueError(f"space mobile needs channels >= 1 and num_outputs >= 1, got {channels} and {num_outputs}")
+        check_counts("space mobile", num_stages=num_stages, max_depth=max_depth)
         if not 0 <= num_reductions <= num_stages:
             raise ValueError(f"space mobile needs 0 <= num_reductions <= num_stages, got {num_reductions}")
         if min(input_shape[1:]) < 2**num_reductions:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from child.norm import BatchNorm2d
 from child.operations import NASBENCH201_OPERATIONS, parameter_free, prepare, relu_conv_norm
-from child.space import CostUnit, Decision, Genotype, Graph, RelaxedSpace, nearest, plan
+from child.space import CostUnit, Decision, Genotype, Graph, RelaxedSpace, check_counts, nearest, plan
 
 OPERATIONS = ("none", *NASBENCH201_OPERATIONS)
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
@@ -80,11 +80,11 @@ class NASBench201Space(RelaxedSpace):
             )
         if input_shape is not None and len(input_shape) != 3:
             raise ValueError(f"space nasbench201 needs input_shape (C, H, W), got {tuple(input_shape)}")
-        if min(channels, cells_per_stage, num_stages, 1 if num_outputs is None else num_outputs) < 1:
+        if min(channels, 1 if num_outputs is None else num_outputs) < 1:
             raise ValueError(
-                "space nasbench201 needs channels, cells_per_stage, num_stages and num_outputs >= 1, "
-                f"got {channels}, {cells_per_stage}, {num_stages} and {num_outputs}"
+                f"space nasbench201 needs channels >= 1 and num_outputs >= 1, got {channels} and {num_outputs}"
             )
+        check_counts("space nasbench201", cells_per_stage=cells_per_stage, num_stages=num_stages)
         if reduction not in REDUCTIONS:
             raise ValueError(f"unknown reduction {reduction!r}; {nearest(reduction, REDUCTIONS)}")
         self.arguments = {

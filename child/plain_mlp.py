@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from child.space import check_counts
+
 
 class PlainMLP(nn.Sequential):
     """A multilayer perceptron, such as scikit-learn's `MLPClassifier` of two hidden layers.
@@ -22,6 +24,7 @@ class PlainMLP(nn.Sequential):
     def __init__(
         self, input_shape: Sequence[int], num_outputs: int, width: int, num_layers: int = 2, dropout: float = 0.1
     ):
+        check_counts("a multilayer perceptron", num_layers=num_layers)
         if len(input_shape) != 1:
             raise ValueError(f"a multilayer perceptron reads vectors, (features,), got {tuple(input_shape)}")
         layers: list[nn.Module] = []

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
 
 from child.language import LanguageModel
-from child.space import Decision, Genotype, Graph, NetworkSpace, nearest, plan
+from child.space import Decision, Genotype, Graph, NetworkSpace, check_counts, nearest, plan
 
 Node = tuple[str, int]
 """One node of a cell: the activation, and the node that it reads (from 0); -1, of the first, is the state."""
@@ -66,8 +66,7 @@ class RecurrentSpace(NetworkSpace):
         dropout_state: float = 0.1,
         dropout_output: float = 0.1,
     ):
-        if num_nodes < 1:
-            raise ValueError(f"space recurrent needs num_nodes >= 1, got {num_nodes}")
+        check_counts("space recurrent", num_nodes=num_nodes)
         if not 0 <= dropout_state < 1:
             raise ValueError(f"space recurrent needs 0 <= dropout_state < 1, got {dropout_state}")
         self.arguments = {

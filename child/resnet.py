@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from child.norm import BatchNorm2d
 from child.operations import conv, conv_norm_relu, prepare
+from child.space import check_counts
 
 
 class ResidualBlock(nn.Module):
@@ -51,6 +52,7 @@ class ResNet(nn.Module):
 
     def __init__(self, input_shape: Sequence[int], num_outputs: int, width: int, blocks: int = 1):
         super().__init__()
+        check_counts("a residual network", blocks=blocks)
         if len(input_shape) != 1 + self.dims:
             raise ValueError(f"{type(self).__name__} takes {self.takes}, got {tuple(input_shape)}")
         self.stem = conv_norm_relu(input_shape[0], width, 3, dims=self.dims)

@@ -42,6 +42,21 @@ def nearest(name: object, allowed: Iterable[object]) -> str:
     return f"allowed: {', '.join(names)}{hint}"
 
 
+MOST_PARTS = 1000
+"""Layers, cells or nodes of a network; the spaces that users search have some tens."""
+
+
+def check_counts(whole: str, **counts: int) -> None:
+    """Refuse none at all, and so many that to build them would not end, of what a network or a space consists of.
+
+    Raises:
+        ValueError: A count is not within 1 and `MOST_PARTS`.
+    """
+    for name, count in counts.items():
+        if not 1 <= count <= MOST_PARTS:
+            raise ValueError(f"{whole} needs {name} from 1 to {MOST_PARTS}, got {count}")
+
+
 @dataclass(frozen=True)
 class Decision:
     """One token of an architecture.

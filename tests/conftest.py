@@ -10,6 +10,7 @@ import hydra
 import numpy as np
 import pytest
 import torch
+from hypothesis import Phase, settings
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,6 +23,11 @@ from conf.launch import resolve
 from conf.schema import RunConfig
 from controller.strategy import Strategy
 from envs.arrays import array_task
+
+# The same examples everywhere, however slow the machine. To explain a failure every line is traced, which takes hours
+# where a test builds networks.
+settings.register_profile("luban", deadline=None, derandomize=True, database=None, phases=set(Phase) - {Phase.explain})
+settings.load_profile("luban")
 
 # A whole run in seconds: a few steps of everything.
 TINY = (

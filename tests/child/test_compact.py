@@ -26,7 +26,7 @@ values = st.sampled_from([0.0, -0.0, 1.5, -2.25, math.inf, math.nan, 1e-45, 3.4e
     st.lists(st.tuples(shapes, st.lists(values, min_size=1, max_size=6), st.integers(0, 2**32 - 1)), max_size=4),
     st.integers(1, 400),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_every_tensor_comes_back_bit_by_bit(drawn: list, times: int) -> None:
     state = {}
     for number, (shape, choices, seed) in enumerate(drawn):

@@ -232,6 +232,7 @@ def test_arguments_construct_an_equal_space() -> None:
     [
         ({"channels": 0}, "channels >= 1 and num_outputs >= 1, got 0 and 3"),
         ({"num_outputs": 0}, "channels >= 1 and num_outputs >= 1, got 8 and 0"),
+        ({"num_layers": 10**15}, "num_layers from 1 to 1000, got 1000000000000000"),
         ({"min_layers": 5}, "1 <= min_layers <= num_layers, got 5 and 4"),
         ({"min_layers": 0}, "1 <= min_layers <= num_layers, got 0 and 4"),
         ({"num_reductions": 4}, "num_reductions < num_layers, got 4"),

@@ -294,10 +294,11 @@ def test_a_supernet_does_not_run_without_a_genotype() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"channels": 0}, "num_cells >= 1, got 0, 3, 2 and 1"),
-        ({"num_outputs": 0}, "num_cells >= 1, got 4, 0, 2 and 1"),
-        ({"num_nodes": 0}, "num_cells >= 1, got 4, 3, 0 and 1"),
-        ({"num_cells": 0}, "num_cells >= 1, got 4, 3, 2 and 0"),
+        ({"channels": 0}, "num_outputs >= 1, got 0 and 3"),
+        ({"num_outputs": 0}, "num_outputs >= 1, got 4 and 0"),
+        ({"num_nodes": 0}, "num_nodes from 1 to 1000, got 0"),
+        ({"num_cells": 0}, "num_cells from 1 to 1000, got 0"),
+        ({"num_cells": 10**15}, "num_cells from 1 to 1000, got 1000000000000000"),
         ({"input_shape": (3, 3, 8)}, "images of 3x8 cannot be halved 2 times"),
         ({"dropout": 1.0}, "dropout, drop_path < 1, got 1.0 and 0.0"),
         ({"drop_path": -0.1}, "dropout, drop_path < 1, got 0.1 and -0.1"),

@@ -251,7 +251,7 @@ def test_arguments_construct_an_equal_space() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_nodes": 0}, "num_nodes >= 1, got 0"),
+        ({"num_nodes": 0}, "num_nodes from 1 to 1000, got 0"),
         ({"width": 0}, "width >= 1 and 2 outputs, got 0 and 5"),
         ({"num_outputs": 1}, "width >= 1 and 2 outputs, got 6 and 1"),
         ({"input_shape": (1, 8, 8)}, r"windows of tokens, \(length,\), got \(1, 8, 8\)"),

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 import child
 from child.space import Decision, Genotype, NetworkSpace, SearchSpace, derive_seed, nearest
 
-# The same examples on every run, and no database of failed ones in the working folder.
-searching = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+searching = settings(max_examples=60)
 
 
 def draw_genotype(data: st.DataObject, space: SearchSpace) -> Genotype:
@@ -49,6 +48,16 @@ def test_every_space_in_child_is_among_the_tested(all_network_spaces: list[Netwo
                 found.add(member)
     assert found
     assert found <= {type(space) for space in all_network_spaces}, "add the missing to NETWORK_SPACES in conftest.py"
+
+
+def test_a_size_beyond_all_bounds_is_built_or_refused_at_once(network_space: NetworkSpace) -> None:
+    sizes = [name for name, value in network_space.arguments.items() if type(value) is int]
+    assert sizes
+    for name in sizes:
+        try:
+            type(network_space)(**{**network_space.arguments, name: 10**15})
+        except ValueError as error:
+            assert "1000000000000000" in str(error)
 
 
 def test_decisions_are_well_formed(space: SearchSpace) -> None:

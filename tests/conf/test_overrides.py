@@ -9,7 +9,7 @@ import pytest
 import torch
 from hydra._internal.hydra import Hydra
 from hydra.types import RunMode
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -102,24 +102,24 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Hydra, "get_mode", lambda *given, **named: RunMode.RUN)
 
 
-def every_override(**how: Any) -> Any:
-    """The test that whatever is given is answered, with these settings of hypothesis."""
+def answered(first_seed: int, parts: int) -> Any:
+    """The test that whatever is given is answered: in parts of a hundred overrides each, from seeds of their own."""
 
-    @given(place=places, mark=marks, value=values)
-    @settings(
-        deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], **how
-    )  # fmt: skip
-    def test(
-        keys: list[str], monkeypatch: Any, capsys: Any, place: tuple[int, int, int, int], mark: str, value: str
-    ) -> None:
-        check(override_of(keys, place, mark, value), monkeypatch, capsys)
+    def test(part: int, keys: list[str], monkeypatch: Any, capsys: Any) -> None:
+        @seed(first_seed + part)
+        @settings(max_examples=100, derandomize=False)
+        @given(place=places, mark=marks, value=values)
+        def start(place: tuple[int, int, int, int], mark: str, value: str) -> None:
+            check(override_of(keys, place, mark, value), monkeypatch, capsys)
 
-    return test
+        start()
+
+    return pytest.mark.parametrize("part", range(parts))(test)
 
 
 def test_no_plugins_at_all(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     check("~plugins", monkeypatch, capsys)
 
 
-test_five_hundred_overrides = every_override(max_examples=500, derandomize=True)
-test_two_thousand_other_overrides = pytest.mark.slow(every_override(max_examples=2000, database=None))
+test_five_hundred_overrides = answered(0, 5)
+test_two_thousand_other_overrides = pytest.mark.slow(answered(5, 20))
