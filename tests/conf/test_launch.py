@@ -251,7 +251,7 @@ def start(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     ("arguments", "expected"),
     [
         (["search.round=3"], "luban: search.round: unknown key; "),
-        (["space.num_layers=0"], "luban: space: space macro needs 1 <= min_layers <= num_layers, got"),
+        (["space.num_layers=0"], "luban: space: space macro needs num_layers from 1 to 1000, got 0"),
         (["controller=radom"], "luban: controller: there is no config 'radom'; "),
         (["search.rounds"], "luban: "),
         (["reward.unit=watts"], "luban: reward.unit: got 'watts'; allowed: macs, parameters, latency_ms"),
