@@ -142,6 +142,10 @@ class SupernetEvaluator:
                 "shared weights need copies, snapshots, snapshot_every and recalibration_batches of at least 1, got "
                 f"{copies}, {snapshots}, {snapshot_every} and {recalibration_batches}"
             )
+        if copies > len(task.validation):
+            raise ValueError(
+                f"each copy scores a part of the {len(task.validation)} validation samples, got {copies} copies"
+            )
         self.space, self.task, self.cost, self.settings = space, task.to(device), cost, settings
         self.judged = self.task if score == "metric" else replace(self.task, objective=task.objective.by_loss())
         self.statistics, self.recalibration_batches, self.device = statistics, recalibration_batches, device

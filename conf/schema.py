@@ -276,8 +276,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads must be at least 1 or null, got {self.threads}")
+        if self.threads is not None and not 1 <= self.threads <= 1024:
+            raise ValueError(f"threads must be from 1 to 1024 or null, got {self.threads}")
 
 
 @dataclass(frozen=True)

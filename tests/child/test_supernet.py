@@ -582,6 +582,11 @@ def test_fewer_than_one_of_anything_is_refused(
         make_evaluator(**wrong)
 
 
+def test_more_copies_than_validation_samples_are_refused(make_evaluator: Callable[..., SupernetEvaluator]) -> None:
+    with pytest.raises(ValueError, match="validation samples, got 1000000000000000 copies"):
+        make_evaluator(copies=10**15)
+
+
 def test_several_copies_have_no_relaxation(make_evaluator: Callable[..., SupernetEvaluator]) -> None:
     evaluator = make_evaluator(copies=2)
     evaluator.space = NASBench201Space(evaluator.task.input_shape, evaluator.task.num_outputs)
