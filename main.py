@@ -101,6 +101,11 @@ class Parts:
     environments: Callable[[int, float], Environments]
     join: Callable[[Strategy], Player]
 
+    @property
+    def cheap(self) -> Evaluator:
+        """The evaluator, or where there are rungs what scores below them, on whose scale all is told."""
+        return self.evaluator.cheap if isinstance(self.evaluator, RungsEvaluator) else self.evaluator
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -455,7 +460,7 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     if not groups[strategy.name]:
         raise ValueError(f"no architecture could be evaluated; see 'failure' in {run.folder / 'history.jsonl'}")
     # The task's own, but for shared weights that are judged by another quality than it has.
-    standard_error = getattr(parts.evaluator, "standard_error", at.task.standard_error)
+    standard_error = getattr(parts.cheap, "standard_error", at.task.standard_error)
     tolerance = standard_error(groups[strategy.name][0].evaluation.quality)
     promising = {
         name: by_promise(group, space.macs, config.distill.budget, tolerance) for name, group in groups.items()
@@ -467,7 +472,7 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     write_neighbors(config, parts, run, chosen[0])
     describe_search(run, space, chosen)
     to_rank, warnings = [], []
-    shared = parts.evaluator.cheap if isinstance(parts.evaluator, RungsEvaluator) else parts.evaluator
+    shared = parts.cheap
     if isinstance(shared, SupernetEvaluator):
         to_rank = score_to_rank(config, shared, [c.genotype for c in own])
         mine, updates = (
@@ -520,7 +525,7 @@ def write_candidates(
 
 def write_neighbors(config: RunConfig, parts: Parts, run: Run, center: Genotype) -> None:
     """Write down what every single change of the first choice would give, or why it is not known."""
-    shared = parts.evaluator.cheap if isinstance(parts.evaluator, RungsEvaluator) else parts.evaluator
+    shared = parts.cheap
     affordable = MOST_NEIGHBORS
     if config.analysis == "brief":
         affordable = num_affordable(parts, shared, center)

@@ -2,8 +2,9 @@
 
 Successive halving (Jamieson and Talwalkar 2016) without waiting for a rung to be full (Li et al. 2020): what is
 evaluated goes on at once if it is among the best of those that reached its rung lately. Every result is told on the
-scale of the last rung, to which the lower ones are translated by what they had in common so far; whoever learns from
-the evaluations, a reward model above all, so learns from all rungs at once.
+scale of the cheap score, to which those of the rungs are translated by what both had in common so far: what was told
+early and what is told late compare, and whoever learns from the evaluations, a reward model above all, learns from all
+rungs at once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 
 from child.space import Evaluation, Evaluator, Genotype, Improvement, Sampler
 from child.standalone import StandaloneEvaluator
@@ -20,6 +22,9 @@ from child.training import TrainingSettings
 
 RECENT = 64
 """Results that a new one is compared with, since shared weights, and so their scores, change as a search goes on."""
+
+EDGE = 1e-3
+"""How close to 0 and 1 qualities are told apart."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class RungsEvaluator:
         self.reached: list[dict[Genotype, float]] = [{} for _ in range(1 + len(settings.fidelities))]
 
     def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
-        """Score all, train the best, and tell each result on the scale of the last rung.
+        """Score all, train the best, and tell each result on the scale of the cheap score.
 
         The value follows from everything evaluated before as well, all of which is in `state_dict`.
         """
@@ -91,7 +96,7 @@ class RungsEvaluator:
         for rung, result in enumerate(results):
             for genotype, quality in result.items():
                 if found[genotype].failure is None:
-                    found[genotype] = replace(found[genotype], quality=translate(quality, pairs[rung:]))
+                    found[genotype] = replace(found[genotype], quality=translate(quality, pairs[:rung]))
         return [found[genotype] for genotype in genotypes]
 
     def improve(self, sampler: Sampler, num_batches: int) -> Improvement | None:
@@ -155,20 +160,24 @@ class RungsEvaluator:
 
 
 def translate(quality: float, pairs: Sequence[NDArray[np.float64]]) -> float:
-    """What the last rung would say to a quality of one below, by the pairs of the rungs from there on."""
-    for each in pairs:
-        quality = line_through(each, quality)
-    return min(1.0, max(0.0, quality))
+    """What the cheap score would say to a quality of a rung, by the pairs of each rung up to it and the one below."""
+    for each in reversed(pairs):
+        quality = on_lower_scale(each, quality)
+    return quality
 
 
-def line_through(pairs: NDArray[np.float64], x: float) -> float:
-    """The value at x of the line of least squares through (x, y) pairs, which never falls.
+def on_lower_scale(pairs: NDArray[np.float64], x: float) -> float:
+    """A quality of a rung on the scale of the one below, by (lower, upper) pairs of what reached both.
 
-    Its slope is drawn towards 1 as by two further pairs of the usual spread, so that few pairs shift alone.
+    By the line between their log-odds, in which no quality leaves [0, 1], that gives the upper ones the mean and the
+    spread of the lower ones. A regression would not do: the less a cheap score knows, the closer together it would draw
+    what training tells apart. The slope is drawn towards 1 as by two further pairs of the usual spread, so that few
+    pairs shift alone.
     """
     if len(pairs) == 0:
         return x
-    (middle, target), apart = pairs.mean(axis=0), pairs - pairs.mean(axis=0)
-    prior = 2 * max(apart[:, 0].var(), 1e-4)
-    slope = (apart[:, 0] @ apart[:, 1] + prior) / (apart[:, 0] @ apart[:, 0] + prior)
-    return float(target + max(0.0, slope) * (x - middle))
+    pairs, x = logit(np.clip(pairs, EDGE, 1 - EDGE)), float(logit(np.clip(x, EDGE, 1 - EDGE)))
+    (lower, upper), apart = pairs.mean(axis=0), pairs - pairs.mean(axis=0)
+    prior = 2 * max(apart[:, 1].var(), 1e-4)
+    below, above = (apart**2).sum(axis=0) + prior
+    return float(expit(lower + np.sqrt(below / above) * (x - upper)))

@@ -5,9 +5,8 @@ It owns `env.step`; the environment is any Gymnasium vector environment that pla
 the same shared weights and validation batches, with as many evaluations.
 """
 
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -249,53 +248,31 @@ def search(
     run.save(state())
 
 
-LINE = (
-    '{"strategy": %s, "round": %s, "step": %s, "genotype": {"space": %s, "tokens": [%s]}, "text": %s, "quality": %s, '
-    '"cost": %s, "reward": %s, "fidelity": %s, "seed": %s, "failure": %s, "charge": %s%s}\n'
-)
-"""A line of `history.jsonl`, as JSON's encoder would write it; to encode line by line takes a third longer."""
-
-_encode = json.JSONEncoder(allow_nan=False, separators=(",\n", ": ")).encode
-
-
-def _column(values: Iterable[float | str | None]) -> list[str]:
-    """Each as JSON, encoded in one go: no text in JSON holds a line break, so that they come apart at these."""
-    return _encode(list(values))[1:-1].split(",\n")
-
-
 def _remember(run: Run, player: Player, rollout: Rollout, round_number: int) -> None:
-    space, evaluations, num = player.strategy.space, rollout.evaluations, len(rollout.evaluations)
-    if num == 0:
-        return
-    genotypes = [evaluation.genotype for evaluation in evaluations]
-    rewards: list[float] = rollout.rewards.tolist()
-    first = round_number * player.envs.num_envs  # a round that the budget cut short has fewer
-    opened = [""] * num
-    if space.masks_depend_on_prefix:
+    strategy, evaluations, rewards = player.strategy, rollout.evaluations, rollout.rewards.tolist()
+    first = round_number * player.envs.num_envs + 1  # a round that the budget cut short has fewer
+    opened: list[dict[str, Any]] = [{}] * len(evaluations)
+    if strategy.space.masks_depend_on_prefix:
         # Where one decision may close another, an analysis has to know which were there to be made.
-        is_open = rollout.masks.sum(axis=2) > 1
-        opened = [f', "open": {np.flatnonzero(row).tolist()}' for row in is_open]
-    rows = zip(
-        _column([player.strategy.name]) * num,
-        _column([round_number]) * num,
-        _column(range(first + 1, first + num + 1)),
-        _column(genotype.space for genotype in genotypes),
-        json.dumps([genotype.tokens for genotype in genotypes])[2:-2].split("], ["),
-        _column(map(space.text, genotypes)),
-        _column(_finite(evaluation.quality) for evaluation in evaluations),
-        _column(_finite(evaluation.cost) for evaluation in evaluations),
-        _column(map(_finite, rewards)),
-        _column(evaluation.fidelity for evaluation in evaluations),
-        _column(evaluation.seed for evaluation in evaluations),
-        _column(
-            evaluation.failure or (None if math.isfinite(reward) else f"reward {reward} is not finite")
-            for evaluation, reward in zip(evaluations, rewards, strict=True)
-        ),
-        _column(evaluation.charge for evaluation in evaluations),
-        opened,
-        strict=True,
-    )
-    run.append_lines("history", "".join([LINE % row for row in rows]))
+        opened = [{"open": np.flatnonzero(row).tolist()} for row in rollout.masks.sum(axis=2) > 1]
+    run.append("history", *[
+        {
+            "strategy": strategy.name,
+            "round": round_number,
+            "step": step,
+            "genotype": evaluation.genotype.to_json(),
+            "text": strategy.space.text(evaluation.genotype),
+            "quality": evaluation.quality,
+            "cost": evaluation.cost,
+            "reward": reward,
+            "fidelity": evaluation.fidelity,
+            "seed": evaluation.seed,
+            "failure": evaluation.failure or (None if math.isfinite(reward) else f"reward {reward} is not finite"),
+            "charge": evaluation.charge,
+            **more,
+        }
+        for step, (evaluation, reward, more) in enumerate(zip(evaluations, rewards, opened, strict=True), first)
+    ])  # fmt: skip
 
 
 def _log(
@@ -352,7 +329,3 @@ def operation_shares(space: SearchSpace, rollout: Rollout) -> Mapping[str, float
 def _mean(values: np.ndarray[Any, Any]) -> float | None:
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if len(finite) else None
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

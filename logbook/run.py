@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue] (generated)
 from torch.utils.tensorboard.writer import SummaryWriter
@@ -26,8 +27,6 @@ from logbook.interrupt import Interruption
 from logbook.record import read_object
 
 KEPT = 3
-
-_to_json = json.JSONEncoder(allow_nan=False).encode
 
 
 class Run:
@@ -124,14 +123,11 @@ class Run:
         return time.monotonic() - self._stage_began
 
     def append(self, journal: str, *records: Mapping[str, Any]) -> None:
-        """A line of JSON for each record at the end of `<journal>.jsonl`."""
-        self.append_lines(journal, "".join([f"{_to_json(record)}\n" for record in records]))
-
-    def append_lines(self, journal: str, lines: str) -> None:
-        """What already is lines of JSON, at the end of `<journal>.jsonl`."""
+        """A line of JSON for each record at the end of `<journal>.jsonl`; a number that is not finite becomes null."""
         if journal not in self._journals:
             self._journals[journal] = (self.folder / f"{journal}.jsonl").open("ab")
-        self._journals[journal].write(lines.encode())
+        lines = [orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records]
+        self._journals[journal].write(b"".join(lines))
 
     def read(self, journal: str) -> list[dict[str, Any]]:
         """All lines of a journal."""
