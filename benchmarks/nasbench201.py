@@ -1,6 +1,6 @@
 """Strategies on NAS-Bench-201, where every architecture's true accuracy is known: does the controller add anything?
 
-    python benchmarks/nasbench201.py                # everything, two hours on two cores; goes on where it stopped
+    python benchmarks/nasbench201.py                # everything, half an hour on two cores; goes on where it stopped
     python benchmarks/nasbench201.py random genetic # some rows alone
     python benchmarks/nasbench201.py table          # nothing new: the table of what there is
 

@@ -5,7 +5,7 @@
 The supernet of `ranking.py` learns CIFAR-10 (JPEG) at 16x16 and scores what each strategy proposes. Nothing counts but
 quality. What a run would retrain is looked up: its test accuracy after 200 epochs, in full size, which no run reads.
 Random search stands beside each run, with the same shared weights and as many evaluations. Where there are rungs, the
-best of both are trained on their own too, with three cells a stage: half an epoch, and the best of those four. DARTS
+best of both are trained on their own too, with three cells a stage: half an epoch, and the best of those two. DARTS
 and GDAS learn with one supernet for as many steps, the first half of them those of single paths. Three seeds, two runs
 at a time, each with one thread, in outputs/benchmark-shared-search/<strategy><seed>. Further arguments are overrides
 for every run. Writes benchmarks/results/shared_search.md and shared_search.json.
@@ -59,10 +59,10 @@ RANKED = (
     "search.fidelity=0.2",
 )
 RUNGS = (
-    "rungs.fidelities=[0.125,1.0]",
+    "rungs.fidelities=[0.25,1.0]",
     "rungs.keep=0.08",
     "rungs.space={cells_per_stage: 3, reduction: residual}",
-    "rungs.training.epochs=4",
+    "rungs.training.epochs=2",
     "rungs.training.batch_size=64",
     "rungs.training.learning_rate=0.1",
     "rungs.training.weight_decay=0.0005",
