@@ -4,11 +4,10 @@
 
 The supernet of `ranking.py` learns CIFAR-10 (JPEG) at 16x16 and scores what each strategy proposes. Nothing counts but
 quality. What a run would retrain is looked up: its test accuracy after 200 epochs, in full size, which no run reads.
-Random search stands beside each run, with the same shared weights and as many evaluations. Where there are rungs, the
-best of both are trained on their own too, with three cells a stage: half an epoch, and the best of those two. DARTS
-and GDAS learn with one supernet for as many steps, the first half of them those of single paths. Three seeds, two runs
-at a time, each with one thread, in outputs/benchmark-shared-search/<strategy><seed>. Further arguments are overrides
-for every run. Writes benchmarks/results/shared_search.md and shared_search.json.
+Random search stands beside each run, with the same shared weights and as many evaluations. DARTS and GDAS learn with
+one supernet for as many steps, the first half of them those of single paths. Three seeds, two runs at a time, each with
+one thread, in outputs/benchmark-shared-search/<strategy><seed>. Further arguments are overrides for every run. Writes
+benchmarks/results/shared_search.md and shared_search.json.
 """
 
 from whole_runs import ROOT, finish, read_results, write  # isort: skip
@@ -58,15 +57,6 @@ RANKED = (
     "search.rounds=24",
     "search.fidelity=0.2",
 )
-RUNGS = (
-    "rungs.fidelities=[0.25,1.0]",
-    "rungs.keep=0.08",
-    "rungs.space={cells_per_stage: 3, reduction: residual}",
-    "rungs.training.epochs=2",
-    "rungs.training.batch_size=64",
-    "rungs.training.learning_rate=0.1",
-    "rungs.training.weight_decay=0.0005",
-)
 GRADIENT = (
     "evaluator.score=loss",
     "search.warmup_batches=1500",
@@ -78,7 +68,6 @@ GRADIENT = (
 )
 RUNS = {
     "model-based": ["controller=model_based", *RANKED],
-    "model-based with rungs": ["controller=model_based", *RANKED, *RUNGS],
     "DARTS": ["controller=darts", *GRADIENT],
     "GDAS": ["controller=gdas", *GRADIENT],
 }
@@ -92,7 +81,7 @@ def main() -> None:
 
 
 def folder(name: str, seed: int) -> Path:
-    return FOLDER / f"{name.replace(' ', '-')}{seed}"
+    return FOLDER / f"{name}{seed}"
 
 
 def summary(name: str, seed: int) -> dict[str, Any]:
