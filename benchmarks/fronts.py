@@ -7,7 +7,8 @@ and as many evaluations, and as many of its architectures are scored again on al
 learn CIFAR-10 (JPEG) at 16x16, so that their true accuracy can be looked up afterwards; networks of mobile learn 10,000
 images of Fashion-MNIST. The hypervolume is the share of the box from no quality to all, from no cost to the target,
 that a front dominates. Two runs at a time, each with one thread, in outputs/benchmark-fronts/<space><seed>. Further
-arguments are overrides for every run. Writes benchmarks/results/fronts.md and fronts.json.
+arguments are overrides for every run. Writes benchmarks/results/fronts.md and fronts.json, of the runs that are
+finished.
 """
 
 from whole_runs import ROOT, finish, with_error, write  # isort: skip
@@ -38,7 +39,7 @@ def main() -> None:
     finish((f"{space}, seed {seed}", folder(space, seed),
             [*overrides, f"reward.target={TARGETS[space]}", "derive.candidates=48", f"seed={seed}"])
            for space, overrides in RUNS.items() for seed in SEEDS)  # fmt: skip
-    rows = [summary(space, seed) for space in RUNS for seed in SEEDS]
+    rows = [summary(space, seed) for space in RUNS for seed in SEEDS if (folder(space, seed) / "results.json").exists()]
     write("fronts", rows, table(rows))
 
 
@@ -77,7 +78,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| space | judged by | search, each seed | random search | difference, ± standard error |",
         "|---|---|---|---|---|",
     ]
-    for space in RUNS:
+    for space in dict.fromkeys(row["space"] for row in rows):
         mine = [row for row in rows if row["space"] == space]
         for key, words in (("scored", "shared weights"), ("true", "true accuracy of the same architectures")):
             if key not in mine[0]:
