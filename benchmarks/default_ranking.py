@@ -10,9 +10,8 @@ One run on each core, with one thread. Writes benchmarks/results/default_ranking
 default_ranking.md.
 """
 
-from whole_runs import RESULTS, finish_lines, read_lines, with_error  # isort: skip
+from whole_runs import RESULTS, finish_lines, names_given, read_lines, with_error  # isort: skip
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.ranking import Values, tau
+from benchmarks.ranking import Values, architectures, tau
 from child.cost import CostModel
-from child.space import Genotype, NetworkSpace, derive_seed
+from child.space import Genotype, NetworkSpace
 from child.standalone import StandaloneEvaluator
 from conf.launch import compose
 from controller.sampler import TrainingSampler
@@ -74,10 +73,7 @@ CHANGES = {
 
 
 def main() -> None:
-    names = sys.argv[1:] or list(SPACES)
-    unknown = [name for name in names if name not in SPACES]
-    if unknown:
-        sys.exit(f"there is no space {unknown[0]!r}; there are: {', '.join(SPACES)}")
+    names = names_given("space", SPACES)
     known = {(line["space"], line["seed"]) for line in read_lines(LINES)}
     wanted = [(name, seed) for name in names for seed in SEEDS if (name, seed) not in known]
     for line in finish_lines(LINES, run, wanted):
@@ -97,8 +93,7 @@ def run(job: tuple[str, int]) -> dict[str, Any]:
     config = compose(*overrides, f"seed={seed}", "device=cpu")
     parts = build_parts(config)
     assert parts.task is not None and isinstance(parts.space, NetworkSpace)
-    draw = np.random.default_rng(derive_seed(seed, "architectures"))
-    genotypes = list(dict.fromkeys(parts.space.sample(draw, 2 * NUM_ARCHITECTURES)))[:NUM_ARCHITECTURES]
+    genotypes = architectures(parts.space, NUM_ARCHITECTURES, seed)
     cost = CostModel(parts.space, "macs", parts.task.input_shape, CPU)
     alone = StandaloneEvaluator(parts.space, parts.task, cost, config.retrain.training, 1, seed, CPU)
     true = np.array([each.quality for each in alone.evaluate(genotypes, fidelity, seed)])

@@ -9,7 +9,7 @@ Each strategy is the one of its config file, played through the environment with
 benchmarks/results/nasbench201.jsonl, so that a run that was stopped loses nothing; delete the file to begin again.
 """
 
-from whole_runs import RESULTS, finish_lines, read_lines  # isort: skip
+from whole_runs import RESULTS, finish_lines, names_given, read_lines  # isort: skip
 
 import functools
 import math
@@ -188,10 +188,7 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 
 def main() -> None:
-    rows = [] if sys.argv[1:] == ["table"] else sys.argv[1:] or list(ROWS)
-    unknown = [row for row in rows if row not in ROWS]
-    if unknown:
-        sys.exit(f"unknown row {unknown[0]!r}; rows: {', '.join(ROWS)}")
+    rows = [] if sys.argv[1:] == ["table"] else names_given("row", ROWS)
     found: dict[str, list[dict[str, Any]]] = {}
     for line in read_lines(LINES):
         found.setdefault(line["row"], []).append(line)

@@ -10,10 +10,9 @@ Beside it, on the same architectures: multiply-accumulates, parameters, two scor
 the ranks by score and by MACs. Writes benchmarks/results/ranking.jsonl, a line per run, and ranking.md.
 """
 
-from whole_runs import RESULTS, finish_lines, read_lines  # isort: skip
+from whole_runs import RESULTS, finish_lines, names_given, read_lines  # isort: skip
 
 import os
-import sys
 import time
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -28,7 +27,7 @@ from torch import nn
 from child.cost import CostModel
 from child.expressivity import expressivity
 from child.nasbench201 import NASBench201Space
-from child.space import Genotype, derive_seed
+from child.space import Genotype, SearchSpace, derive_seed
 from child.supernet import Score, Statistics, SupernetEvaluator
 from child.task import Task
 from child.training import TrainingSettings
@@ -119,10 +118,7 @@ SETTINGS = {
 
 
 def main() -> None:
-    names = sys.argv[1:] or list(SETTINGS)
-    unknown = [name for name in names if name not in SETTINGS]
-    if unknown:
-        sys.exit(f"there is no setting {unknown[0]!r}; there are: {', '.join(SETTINGS)}")
+    names = names_given("setting", SETTINGS)
     known = {(line["setting"], line["seed"]) for line in read_lines(LINES)}
     wanted = [(name, seed) for name in names for seed in range(SETTINGS[name].seeds) if (name, seed) not in known]
     for line in finish_lines(LINES, run, wanted):
@@ -158,8 +154,7 @@ def run(job: tuple[str, int]) -> dict[str, Any]:
     evaluator.improve(sampler, num_steps)
     trained = time.monotonic()
     evaluator.settings = replace(setting.training, batch_size=TOGETHER)
-    draw = np.random.default_rng(derive_seed(seed, "architectures"))
-    genotypes = list(dict.fromkeys(space.sample(draw, 2 * NUM_ARCHITECTURES)))[:NUM_ARCHITECTURES]
+    genotypes = architectures(space, NUM_ARCHITECTURES, seed)
     fidelity = setting.images / len(task.validation)
     score = np.array([each.quality for each in evaluator.evaluate(genotypes, fidelity, seed)])
     finished = time.monotonic()
@@ -182,6 +177,12 @@ def run(job: tuple[str, int]) -> dict[str, Any]:
         "gain over MACs": gain(predictors["score and MACs"], macs, true, seed),
         **{title: compare(values, true, macs, seed) for title, values in predictors.items()},
     }
+
+
+def architectures(space: SearchSpace, num: int, seed: int) -> list[Genotype]:
+    """So many random ones, all different."""
+    draw = np.random.default_rng(derive_seed(seed, "architectures"))
+    return list(dict.fromkeys(space.sample(draw, 2 * num)))[:num]
 
 
 def resamples(num: int, seed: int) -> NDArray[np.int64]:

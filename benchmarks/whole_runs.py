@@ -46,6 +46,16 @@ def read_results(folder: Path) -> dict[str, Any]:
     return {**results, "rows": {row["name"]: row for row in results["rows"]}}
 
 
+def names_given(what: str, known: Iterable[str]) -> list[str]:
+    """Those named on the command line, all that are known where none is; ends with a message where one is not."""
+    known = list(known)
+    names = sys.argv[1:] or known
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        sys.exit(f"there is no {what} {unknown[0]!r}; there are: {', '.join(known)}")
+    return names
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The jobs that are finished, without a last line that a stop cut off."""
     found = []

@@ -93,7 +93,7 @@ class RungsEvaluator:
                     results[-1][genotype] = evaluation.quality
             self._remember(rung, results[-1])
         pairs = self._pairs()
-        for rung, result in enumerate(results):
+        for rung, result in enumerate(results[1:], 1):  # a cheap score is told as it is
             for genotype, quality in result.items():
                 if found[genotype].failure is None:
                     found[genotype] = replace(found[genotype], quality=translate(quality, pairs[:rung]))
