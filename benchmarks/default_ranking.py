@@ -14,15 +14,15 @@ from whole_runs import RESULTS, finish_lines, names_given, read_lines, with_erro
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.ranking import Values, architectures, tau
+from benchmarks.ranking import architectures, tau
 from child.cost import CostModel
-from child.space import Genotype, NetworkSpace
+from child.space import Evaluator, NetworkSpace, Sampler
 from child.standalone import StandaloneEvaluator
 from conf.launch import compose
 from controller.sampler import TrainingSampler
@@ -48,27 +48,28 @@ class Change:
     """What differs from the shared weights of a default run.
 
     Args:
-        overrides: Of the config.
+        training: Overrides of the config that change the weights.
         rate: Times the learning rate.
+        score: Overrides that change what is asked of the weights.
         spaces: Where it can be.
     """
 
-    overrides: tuple[str, ...] = ("evaluator.score=loss",)
+    training: tuple[str, ...] = ()
     rate: float = 1.0
+    score: tuple[str, ...] = ("evaluator.score=loss",)
     spaces: tuple[str, ...] = tuple(SPACES)
 
 
-LOSS = Change()
 CHANGES = {
-    "default": Change(()),
-    "loss": LOSS,
-    "combined": Change(("evaluator.score=combined",), spaces=("macro", "micro")),
-    "recalibrated": replace(LOSS, overrides=(*LOSS.overrides, "evaluator.statistics=recalibrated")),
-    "three moments": replace(LOSS, overrides=(*LOSS.overrides, "evaluator.snapshots=3")),
-    "uniform": replace(LOSS, overrides=(*LOSS.overrides, "search.sampler=uniform")),
-    "sandwich": Change((*LOSS.overrides, "search.sampler=sandwich"), spaces=("mobile", "mlp")),
-    "twice the rate": replace(LOSS, rate=2.0),
-    "half the rate": replace(LOSS, rate=0.5),
+    "default": Change(score=()),
+    "loss": Change(),
+    "combined": Change(score=("evaluator.score=combined",), spaces=("macro", "micro")),
+    "recalibrated": Change(score=("evaluator.score=loss", "evaluator.statistics=recalibrated")),
+    "three moments": Change(("evaluator.snapshots=3",)),
+    "uniform": Change(("search.sampler=uniform",)),
+    "sandwich": Change(("search.sampler=sandwich",), spaces=("mobile", "mlp")),
+    "twice the rate": Change(rate=2.0),
+    "half the rate": Change(rate=0.5),
 }
 
 
@@ -98,22 +99,28 @@ def run(job: tuple[str, int]) -> dict[str, Any]:
     alone = StandaloneEvaluator(parts.space, parts.task, cost, config.retrain.training, 1, seed, CPU)
     true = np.array([each.quality for each in alone.evaluate(genotypes, fidelity, seed)])
     found = {"MACs": tau(np.array([cost(genotype) for genotype in genotypes]), true)}
-    found |= {
-        title: tau(scores(genotypes, [*overrides, *change.overrides], change.rate, seed), true)
-        for title, change in CHANGES.items() if name in change.spaces
-    }  # fmt: skip
+    trained: dict[tuple[tuple[str, ...], float], dict[str, Any]] = {}
+    for title, change in CHANGES.items():
+        if name not in change.spaces:
+            continue
+        evaluator, sampler, num_batches = shared_weights([*overrides, f"seed={seed}"], change)
+        key = change.training, change.rate
+        if key not in trained:
+            evaluator.improve(sampler, num_batches)
+            trained[key] = evaluator.state_dict()
+        evaluator.load_state_dict(trained[key])
+        score = np.array([each.quality for each in evaluator.evaluate(genotypes, 1.0, seed)])
+        found[title] = tau(score, true)
     return {"space": name, "seed": seed, "tau": found, "true": true.tolist(), "seconds": time.monotonic() - started}
 
 
-def scores(genotypes: Sequence[Genotype], overrides: Sequence[str], rate: float, seed: int) -> Values:
-    """What shared weights say of architectures after as many steps as a whole run trains them."""
-    config = compose(*overrides, f"seed={seed}", "device=cpu")
-    settings = config.evaluator.arguments["settings"]
-    settings["learning_rate"] *= rate
+def shared_weights(overrides: Sequence[str], change: Change) -> tuple[Evaluator, Sampler, int]:
+    """Untrained, what to train them on, and for how many batches: as many as in a whole run."""
+    config = compose(*overrides, *change.training, *change.score, "device=cpu")
+    config.evaluator.arguments["settings"]["learning_rate"] *= change.rate
     parts = build_parts(config)
-    sampler = TrainingSampler(config.search.sampler, RandomSearch(parts.space, seed), seed)
-    parts.evaluator.improve(sampler, config.search.num_batches)
-    return np.array([each.quality for each in parts.evaluator.evaluate(genotypes, 1.0, seed)])
+    sampler = TrainingSampler(config.search.sampler, RandomSearch(parts.space, config.seed), config.seed)
+    return parts.evaluator, sampler, config.search.num_batches
 
 
 def table(rows: list[dict[str, Any]]) -> str:

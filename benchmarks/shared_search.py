@@ -4,10 +4,11 @@
 
 The supernet of `ranking.py` learns CIFAR-10 (JPEG) at 16x16 and scores what each strategy proposes. Nothing counts but
 quality. What a run would retrain is looked up: its test accuracy after 200 epochs, in full size, which no run reads.
-Random search stands beside each run, with the same shared weights and as many evaluations. DARTS and GDAS learn with
-one supernet for as many steps, the first half of them those of single paths. Three seeds, two runs at a time, each with
-one thread, in outputs/benchmark-shared-search/<strategy><seed>. Further arguments are overrides for every run. Writes
-benchmarks/results/shared_search.md and shared_search.json.
+Random search stands beside each run, with the same shared weights and as many evaluations. Where there are rungs, the
+best of both are trained on their own too, with three cells a stage: half an epoch, and the best of those four. DARTS
+and GDAS learn with one supernet for as many steps, the first half of them those of single paths. Three seeds, two runs
+at a time, each with one thread, in outputs/benchmark-shared-search/<strategy><seed>. Further arguments are overrides
+for every run. Writes benchmarks/results/shared_search.md and shared_search.json, of the runs that are finished.
 """
 
 from whole_runs import ROOT, finish, read_results, write  # isort: skip
@@ -21,7 +22,6 @@ from benchmarks.ranking import truth
 from child.nasbench201 import NASBench201Space
 
 FOLDER = ROOT / "outputs" / "benchmark-shared-search"
-SEEDS = range(3)
 UNTRAINED = (
     "ranking.finalists=0",
     "ranking.random=0",
@@ -57,6 +57,15 @@ RANKED = (
     "search.rounds=24",
     "search.fidelity=0.2",
 )
+RUNGS = (
+    "rungs.fidelities=[0.125,1.0]",
+    "rungs.keep=0.08",
+    "rungs.space={cells_per_stage: 3, reduction: residual}",
+    "rungs.training.epochs=4",
+    "rungs.training.batch_size=64",
+    "rungs.training.learning_rate=0.1",
+    "rungs.training.weight_decay=0.0005",
+)
 GRADIENT = (
     "evaluator.score=loss",
     "search.warmup_batches=1500",
@@ -67,21 +76,25 @@ GRADIENT = (
     "controller.learning_rate=0.01",
 )
 RUNS = {
-    "model-based": ["controller=model_based", *RANKED],
-    "DARTS": ["controller=darts", *GRADIENT],
-    "GDAS": ["controller=gdas", *GRADIENT],
+    "model-based": (range(3), ["controller=model_based", *RANKED]),
+    "model-based with rungs": (range(3, 6), ["controller=model_based", *RANKED, *RUNGS]),
+    "DARTS": (range(3), ["controller=darts", *GRADIENT]),
+    "second-order DARTS": (range(3), ["controller=darts", "controller.order=2", *GRADIENT]),
+    "GDAS": (range(3), ["controller=gdas", *GRADIENT]),
 }
+"""Seeds and overrides. What rungs train was chosen when what they found with seeds 0 to 2 had been looked up."""
+JOBS = [(name, seed) for name, (seeds, _) in RUNS.items() for seed in seeds]
 
 
 def main() -> None:
-    finish((f"{name}, seed {seed}", folder(name, seed), [*SETTINGS, *overrides, f"seed={seed}"])
-           for name, overrides in RUNS.items() for seed in SEEDS)  # fmt: skip
-    rows = [summary(name, seed) for name in RUNS for seed in SEEDS]
+    finish((f"{name}, seed {seed}", folder(name, seed), [*SETTINGS, *RUNS[name][1], f"seed={seed}"])
+           for name, seed in JOBS)  # fmt: skip
+    rows = [summary(name, seed) for name, seed in JOBS if (folder(name, seed) / "results.json").exists()]
     write("shared_search", rows, table(rows))
 
 
 def folder(name: str, seed: int) -> Path:
-    return FOLDER / f"{name}{seed}"
+    return FOLDER / f"{name.replace(' ', '-')}{seed}"
 
 
 def summary(name: str, seed: int) -> dict[str, Any]:
@@ -101,12 +114,12 @@ def table(rows: list[dict[str, Any]]) -> str:
         "# What searches with shared weights find",
         "",
         "`python benchmarks/shared_search.py`: published test accuracy after 200 epochs of the architecture that a run",
-        f"would retrain, mean of {len(SEEDS)} seeds ± sample standard deviation; minutes of one thread for the search.",
+        "would retrain, mean of three seeds ± sample standard deviation; minutes of one thread for the search.",
         "",
         "| strategy | found | lowest | random search beside it | minutes |",
         "|---|---|---|---|---|",
     ]
-    for name in RUNS:
+    for name in dict.fromkeys(row["run"] for row in rows):
         mine = [row for row in rows if row["run"] == name]
         found = 100 * np.array([row["true found"] for row in mine])
         beside = 100 * np.array([row.get("true random", np.nan) for row in mine])
