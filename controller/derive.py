@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 
 from child.space import Evaluation, Evaluator, Genotype, SearchSpace
 from controller.search import play
@@ -49,13 +50,14 @@ def shortlist(history: Iterable[dict[str, Any]], strategy: str, num: int) -> lis
     without bound.
 
     Shared weights get better all the time, which would favor what was seen late. What random search, whose proposals
-    do not change, got in the mean of the same round is therefore taken off first; where it no longer played, what it
-    got last. What was told from the account of a budget, for nothing, is of an earlier round and does not count again.
+    do not change, got in the same round is therefore taken off first: the rising curve nearest to its means, which is
+    level where they but scatter; where it no longer played, what it got last. What was told from the account of a
+    budget, for nothing, is of an earlier round and does not count again.
     """
     lines = [
         line for line in history if line["failure"] is None and line["quality"] is not None and line.get("charge") != 0
     ]
-    drift = {key: _mean_by_round(lines, key) for key in ("reward", "quality")}
+    drift = {key: _random_by_round(lines, key) for key in ("reward", "quality")}
     seen: dict[Genotype, list[dict[str, Any]]] = {}
     for line in lines:
         if line["strategy"] == strategy:
@@ -75,17 +77,22 @@ def shortlist(history: Iterable[dict[str, Any]], strategy: str, num: int) -> lis
     return chosen
 
 
-def _mean_by_round(lines: Iterable[dict[str, Any]], key: str) -> dict[int, float]:
-    """What random search got in the mean of each round, or last before it; nothing where it never played."""
+def _random_by_round(lines: Iterable[dict[str, Any]], key: str) -> dict[int, float]:
+    """What random search gets in each round, as it rises: its means, by isotonic regression, or the last one before.
+
+    Nothing where it never played.
+    """
     found: dict[int, list[float]] = {}
     for line in lines:
         if line["strategy"] == RandomSearch.name:
             found.setdefault(line["round"], []).append(line[key])
-    means = {number: sum(values) / len(values) for number, values in sorted(found.items())}
-    if not means:
+    if not found:
         return {}
-    last = next(iter(means.values()))
-    return {number: (last := means.get(number, last)) for number in range(1 + max(line["round"] for line in lines))}
+    rounds = sorted(found)
+    means, counts = zip(*((np.mean(found[number]), len(found[number])) for number in rounds), strict=True)
+    rising = dict(zip(rounds, isotonic_regression(means, weights=counts).x.tolist(), strict=True))
+    last = rising[rounds[0]]
+    return {number: (last := rising.get(number, last)) for number in range(1 + max(line["round"] for line in lines))}
 
 
 def front_of(items: Iterable[Item], key: Callable[[Item], tuple[float, float]]) -> list[Item]:

@@ -130,6 +130,19 @@ def test_what_was_seen_early_is_compared_fairly() -> None:
     assert tokens_of(shortlist(history[:2], "mine", 1)) == [1]  # without random search nothing is known of the drift
 
 
+def test_where_nothing_drifts_the_luck_of_random_search_in_a_round_does_not_count() -> None:
+    shared = []
+    for seed in range(20):
+        qualities, luck = np.random.default_rng(seed).uniform(size=(2, 160)).tolist()
+        history = [line(token, quality, quality, 5.0, round=token // 8) for token, quality in enumerate(qualities)]
+        history += [
+            line(token, each, each, 5.0, round=token // 8, strategy="random") for token, each in enumerate(luck)
+        ]
+        best = np.argsort(qualities)[-8:].tolist()
+        shared.append(len(set(best) & set(tokens_of(shortlist(history, "mine", 16))[:8])))
+    assert np.mean(shared) > 6  # of 8; with what random search got in each round taken off as it is, they are 3.7
+
+
 def test_what_a_budget_tells_again_does_not_count() -> None:
     """The policy's favorite is told from the account in every later round, while random search has spent its budget."""
     history = [
