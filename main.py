@@ -38,8 +38,8 @@ from child.space import CostUnit, Evaluator, Genotype, Graph, NetworkSpace, Rela
 from child.standalone import StandaloneEvaluator
 from child.supernet import SupernetEvaluator
 from child.task import Classification, Task
-from child.training import LossOf, TrainingError, TrainingSettings, check_fit, choose_device, prepare_process
-from conf.launch import launch
+from child.training import LossOf, TrainingError, TrainingSettings, check_fit, choose_device
+from conf.launch import launch, under_way
 from conf.schema import ConfigError, Part, RunConfig, read
 from controller.collapse import name_collapse
 from controller.derive import (
@@ -65,7 +65,6 @@ from envs.table import TableEvaluator
 from logbook.analysis import worst_confusions
 from logbook.board import describe_run, describe_search
 from logbook.console import Console
-from logbook.interrupt import Interrupted, Interruption
 from logbook.numbers import results_table
 from logbook.report import write_report
 from logbook.run import Run
@@ -135,43 +134,31 @@ class Final:
 def main(config: RunConfig, text: str) -> None:
     """Run every stage, or those that a resumed run has not finished."""
     started = time.monotonic()
-    prepare_process()
-    console = Console()
-    with Interruption() as interruption:
-        run = None
-        if config.resume:
-            run = Run.resume(Path(config.resume), config.checkpoint_every_s, interruption)
-        parts = build_parts(config, run.finished.get("target") if run else None)
-        if run is None:  # only now, so that a mistake in the config leaves no folder behind
-            run = Run.create(Path(config.output), config.name, text, config.checkpoint_every_s, interruption)
+
+    def build(run: Run | None) -> Parts:
+        return build_parts(config, run.finished.get("target") if run else None)
+
+    with under_way(config, text, "main.py", build) as (run, console, parts):
         remember_trainings(parts.evaluator, run)
         space = parts.space
         name = parts.task.name if parts.task else config.env.id
         console.say(
             f"Luban: {name}, space {space.name}, seed {config.seed}, on {parts.device}. Run folder: {run.folder}"
         )
-        for remark in run.remarks:
-            console.say(remark)
         console.say(f"Reward: {reward_text(config, parts.reward)}")
-        try:
-            run.once("target", lambda: getattr(parts.reward, "target", None))
-            run.write("space.json", space.to_json())
-            run.write_task({**about_task(parts), "data": parts.task.mark() if parts.task else None})
-            if isinstance(parts.evaluator, TableEvaluator):
-                results = search_table(config, parts, parts.evaluator, run, console)
-            else:
-                assert parts.task is not None and isinstance(parts.final_space, NetworkSpace)
-                at = Setting(config, parts.device, parts.task, parts.final_space, run, console)
-                found = run.once("search", lambda: search_and_derive(at, parts))
-                found = check_ranking(at, parts, found)
-                trained = train_finals(at, found)
-                results = run.once("test", lambda: test_finals(at, found, trained))
-                results = export_student(config, run, results)
-        except Interrupted:
-            console.say(f"Stopped. Go on with: python main.py resume={run.folder}")
-            raise
-        finally:
-            run.close()
+        run.once("target", lambda: getattr(parts.reward, "target", None))
+        run.write("space.json", space.to_json())
+        run.write_task({**about_task(parts), "data": parts.task.mark() if parts.task else None})
+        if isinstance(parts.evaluator, TableEvaluator):
+            results = search_table(config, parts, parts.evaluator, run, console)
+        else:
+            assert parts.task is not None and isinstance(parts.final_space, NetworkSpace)
+            at = Setting(config, parts.device, parts.task, parts.final_space, run, console)
+            found = run.once("search", lambda: search_and_derive(at, parts))
+            found = check_ranking(at, parts, found)
+            trained = train_finals(at, found)
+            results = run.once("test", lambda: test_finals(at, found, trained))
+            results = export_student(config, run, results)
     console.table(results_table(results))
     for note in results["notes"]:
         console.say(note)

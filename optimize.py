@@ -63,14 +63,12 @@ from child.training import (
     choose_device,
     grade,
     measure,
-    prepare_process,
 )
-from conf.launch import launch
+from conf.launch import launch, under_way
 from conf.schema import ConfigError, Goal, ModelConfig, OptimizeConfig
 from controller.search import Player, search
 from controller.strategy import Strategy
 from logbook.console import Console
-from logbook.interrupt import Interrupted, Interruption
 from logbook.optimization import row_line, steps_table, write_optimization
 from logbook.record import read_object
 from logbook.run import Run
@@ -164,32 +162,17 @@ class Step:
 def main(config: OptimizeConfig, text: str) -> None:
     """Run every stage, or those that a resumed run has not finished."""
     started = time.monotonic()
-    prepare_process()
-    console = Console()
-    with Interruption() as interruption:
-        run = None
-        if config.resume:
-            run = Run.resume(Path(config.resume), config.checkpoint_every_s, interruption)
-        device, task, blueprint, original = build(config)
-        if run is None:  # only now, so that a mistake in the config leaves no folder behind
-            run = Run.create(Path(config.output), config.name, text, config.checkpoint_every_s, interruption)
+    with under_way(config, text, "optimize.py", lambda _: build(config)) as (run, console, built):
+        device, task, blueprint, original = built
         at = Setting(config, device, task.to(device), run, console)
         console.say(f"Luban: a smaller {blueprint.target} for {task.name}, on {device}. Run folder: {run.folder}")
-        for remark in run.remarks:
-            console.say(remark)
-        try:
-            run.write_task({"task": task.name, "metric": task.metric_name, "data": task.mark(),
-                            "higher_is_better": task.objective.higher_is_better})  # fmt: skip
-            rows = optimize(at, blueprint, original)
-            rows = run.once("time", lambda: time_networks(at, rows))
-            choice = run.once("choice", lambda: choose(at, rows))
-            results = run.once("test", lambda: test(at, rows, choice))
-            results = export_chosen(at, results)
-        except Interrupted:
-            console.say(f"Stopped. Go on with: python optimize.py resume={run.folder}")
-            raise
-        finally:
-            run.close()
+        run.write_task({"task": task.name, "metric": task.metric_name, "data": task.mark(),
+                        "higher_is_better": task.objective.higher_is_better})  # fmt: skip
+        rows = optimize(at, blueprint, original)
+        rows = run.once("time", lambda: time_networks(at, rows))
+        choice = run.once("choice", lambda: choose(at, rows))
+        results = run.once("test", lambda: test(at, rows, choice))
+        results = export_chosen(at, results)
     console.table(steps_table(results))
     console.say(results["verdict"])
     for note in results["notes"]:

@@ -4,7 +4,8 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,10 +20,12 @@ from yaml import YAMLError
 
 from child.cost import is_out_of_memory
 from child.space import nearest
-from child.training import TrainingError
+from child.training import TrainingError, prepare_process
 from conf.schema import ConfigError, RunConfig, read
 from controller.reinforce import ControllerError
-from logbook.interrupt import Interrupted
+from logbook.console import Console
+from logbook.interrupt import Interrupted, Interruption
+from logbook.run import Run
 
 # What may differ when a run goes on: where it computes, and how it is watched.
 FREE_ON_RESUME = ("device", "threads", "checkpoint_every_s", "resume", "output", "analysis")
@@ -31,6 +34,7 @@ FREE_ON_RESUME = ("device", "threads", "checkpoint_every_s", "resume", "output",
 EXPECTED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, TrainingError, ControllerError)
 
 Config = TypeVar("Config", bound=RunConfig)
+Built = TypeVar("Built")
 
 
 def launch(start: Callable[[Config, str], None], kind: type[Config] = RunConfig, name: str = "config") -> None:
@@ -84,6 +88,33 @@ def launch(start: Callable[[Config, str], None], kind: type[Config] = RunConfig,
         print(f"luban: {message}", file=sys.stderr)
     if failed:
         sys.exit(max(status for _, status in failed))
+
+
+@contextmanager
+def under_way(
+    config: RunConfig, text: str, script: str, build: Callable[[Run | None], Built]
+) -> Iterator[tuple[Run, Console, Built]]:
+    """A run, new or gone on with, and what `build` makes of it; closed in the end, however it ends.
+
+    A new run's folder is there only once all is built, so that a mistake in the config leaves none behind.
+    """
+    prepare_process()
+    console = Console()
+    with Interruption() as interruption:
+        every = config.checkpoint_every_s
+        run = Run.resume(Path(config.resume), every, interruption) if config.resume else None
+        built = build(run)
+        if run is None:
+            run = Run.create(Path(config.output), config.name, text, every, interruption)
+        try:
+            for remark in run.remarks:
+                console.say(remark)
+            yield run, console, built
+        except Interrupted:
+            console.say(f"Stopped. Go on with: python {script} resume={run.folder}")
+            raise
+        finally:
+            run.close()
 
 
 def compose(*overrides: str, kind: type[Config] = RunConfig, name: str = "config") -> Config:

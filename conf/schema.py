@@ -153,10 +153,10 @@ class RankingSettings:
     fidelity: float = 0.1
 
     def __post_init__(self) -> None:
-        if min(self.finalists, self.random) < 0 or not 0 < self.fidelity <= 1:
+        if self.finalists < 0 or not 0 <= self.random <= 1000 or not 0 < self.fidelity <= 1:
             raise ValueError(
-                "ranking.finalists and ranking.random must be at least 0 and ranking.fidelity in (0, 1], got "
-                f"{self.finalists}, {self.random} and {self.fidelity}"
+                "ranking.finalists must be at least 0, ranking.random from 0 to 1000 and ranking.fidelity in "
+                f"(0, 1], got {self.finalists}, {self.random} and {self.fidelity}"
             )
 
 
