@@ -40,11 +40,15 @@ def steps_table(results: Mapping[str, Any]) -> Table:
     for key in COLUMNS:
         table.add_column(TITLES.get(key, key), justify="right", no_wrap=True)
     for row in _cells(results):
-        mark = " *" if row["name"] == results["chosen"] else ""
-        table.add_row(Text(row["title"] + mark), *(row[key] for key in COLUMNS))
+        table.add_row(Text(_marked(row, results)), *(row[key] for key in COLUMNS))
     chosen = "* chosen; " if results["chosen"] else ""
     table.caption, table.caption_justify = f"{chosen}±: standard error on validation data", "left"
     return table
+
+
+def _marked(row: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    """A network's title, with a mark if it was chosen."""
+    return row["title"] + (" *" if row["name"] == results["chosen"] else "")
 
 
 def so_far(run: Record) -> Json:
@@ -74,14 +78,14 @@ def write_optimization(folder: Path) -> Path:
     titles = {row["name"]: row["title"] for row in results["rows"]}
     section = Section("Quality and cost")
     for key, label in COSTS.items():
-        networks = [(row["title"], row[key], row["quality"][0]) for row in results["rows"] if key in row]
+        networks = [(_marked(row, results), row[key], row["quality"][0]) for row in results["rows"] if key in row]
         if not networks:
             continue
         candidates = [{"strategy": "steps", "cost": cost, "quality": quality, "on_front": on_front(place, networks)}
                       for place, (_, cost, quality) in enumerate(networks)]  # fmt: skip
         reading = (
-            "Each mark is a network; higher and further left is better. No other network is better in both than one "
-            "on the line."
+            "Each mark is a network, * the chosen one; higher and further left is better. No other network is better "
+            "in both than one on the line."
         )
         figure = plots.quality_against_cost([], candidates, networks, label)
         section.pictures.append(Picture(f"quality-{key}".replace("_", "-"), label.capitalize(), reading, figure))
