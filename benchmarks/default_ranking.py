@@ -105,10 +105,11 @@ def run(job: tuple[str, int]) -> dict[str, Any]:
             continue
         evaluator, sampler, num_batches = shared_weights([*overrides, f"seed={seed}"], change)
         key = change.training, change.rate
-        if key not in trained:
+        if key in trained:
+            evaluator.load_state_dict(trained[key])
+        else:
             evaluator.improve(sampler, num_batches)
             trained[key] = evaluator.state_dict()
-        evaluator.load_state_dict(trained[key])
         score = np.array([each.quality for each in evaluator.evaluate(genotypes, 1.0, seed)])
         found[title] = tau(score, true)
     return {"space": name, "seed": seed, "tau": found, "true": true.tolist(), "seconds": time.monotonic() - started}

@@ -11,11 +11,11 @@ arguments are overrides for every run. Writes benchmarks/results/fronts.md and f
 finished.
 """
 
-from whole_runs import ROOT, finish, with_error, write  # isort: skip
+from whole_runs import finish, folder_of, is_finished, with_error, write  # isort: skip
 
 import json
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from benchmarks.shared_search import RANKED, SETTINGS, UNTRAINED
 from child.nasbench201 import NASBench201Space
 from controller.derive import hypervolume
 
-FOLDER = ROOT / "outputs" / "benchmark-fronts"
+folder = partial(folder_of, "fronts")
 SEEDS = range(3)
 TARGETS = {"nasbench201": 1e6, "mobile": 7e6}
 """The three quarters of random architectures, and the half, that cost less."""
@@ -39,12 +39,8 @@ def main() -> None:
     finish((f"{space}, seed {seed}", folder(space, seed),
             [*overrides, f"reward.target={TARGETS[space]}", "derive.candidates=48", f"seed={seed}"])
            for space, overrides in RUNS.items() for seed in SEEDS)  # fmt: skip
-    rows = [summary(space, seed) for space in RUNS for seed in SEEDS if (folder(space, seed) / "results.json").exists()]
+    rows = [summary(space, seed) for space in RUNS for seed in SEEDS if is_finished(folder(space, seed))]
     write("fronts", rows, table(rows))
-
-
-def folder(space: str, seed: int) -> Path:
-    return FOLDER / f"{space}{seed}"
 
 
 def summary(space: str, seed: int) -> dict[str, Any]:

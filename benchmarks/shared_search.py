@@ -11,9 +11,9 @@ at a time, each with one thread, in outputs/benchmark-shared-search/<strategy><s
 for every run. Writes benchmarks/results/shared_search.md and shared_search.json, of the runs that are finished.
 """
 
-from whole_runs import ROOT, finish, read_results, write  # isort: skip
+from whole_runs import finish, folder_of, is_finished, read_results, write  # isort: skip
 
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.ranking import truth
 from child.nasbench201 import NASBench201Space
 
-FOLDER = ROOT / "outputs" / "benchmark-shared-search"
+folder = partial(folder_of, "shared-search")
 UNTRAINED = (
     "ranking.finalists=0",
     "ranking.random=0",
@@ -89,12 +89,8 @@ JOBS = [(name, seed) for name, (seeds, _) in RUNS.items() for seed in seeds]
 def main() -> None:
     finish((f"{name}, seed {seed}", folder(name, seed), [*SETTINGS, *RUNS[name][1], f"seed={seed}"])
            for name, seed in JOBS)  # fmt: skip
-    rows = [summary(name, seed) for name, seed in JOBS if (folder(name, seed) / "results.json").exists()]
+    rows = [summary(name, seed) for name, seed in JOBS if is_finished(folder(name, seed))]
     write("shared_search", rows, table(rows))
-
-
-def folder(name: str, seed: int) -> Path:
-    return FOLDER / f"{name.replace(' ', '-')}{seed}"
 
 
 def summary(name: str, seed: int) -> dict[str, Any]:

@@ -9,17 +9,17 @@ same way. Three seeds, two runs at a time, each with one thread, in outputs/benc
 arguments are overrides for every run. Writes benchmarks/results/trust.md and trust.json, of the runs that are finished.
 """
 
-from whole_runs import ROOT, finish, read_results, write  # isort: skip
+from whole_runs import finish, folder_of, is_finished, read_results, write  # isort: skip
 
 import json
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from benchmarks.fashion_mnist import SETTINGS as FASHION_MNIST
 
-FOLDER = ROOT / "outputs" / "benchmark-trust"
+folder = partial(folder_of, "trust")
 SEEDS = range(3)
 NUM_RANDOM = 10
 COMPARED = ("ranking.finalists=15", "ranking.random=15", f"baseline.random={NUM_RANDOM}")
@@ -29,12 +29,8 @@ RUNS = {"digits": COMPARED, "fashion_mnist": (*FASHION_MNIST, *COMPARED, "baseli
 def main() -> None:
     finish((f"{task}, seed {seed}", folder(task, seed), [*overrides, f"seed={seed}"])
            for task, overrides in RUNS.items() for seed in SEEDS)  # fmt: skip
-    rows = [summary(task, seed) for task in RUNS for seed in SEEDS if (folder(task, seed) / "results.json").exists()]
+    rows = [summary(task, seed) for task in RUNS for seed in SEEDS if is_finished(folder(task, seed))]
     write("trust", rows, table(rows))
-
-
-def folder(task: str, seed: int) -> Path:
-    return FOLDER / f"{task}{seed}"
 
 
 def summary(task: str, seed: int) -> dict[str, Any]:

@@ -19,6 +19,16 @@ Job = tuple[str, Path, Sequence[str]]
 """What to call a run, its folder, and its overrides."""
 
 
+def folder_of(benchmark: str, name: str, seed: int) -> Path:
+    """Of one run of a benchmark."""
+    return ROOT / "outputs" / f"benchmark-{benchmark}" / f"{name.replace(' ', '-')}{seed}"
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has its results."""
+    return (folder / "results.json").exists()
+
+
 def finish(jobs: Iterable[Job], script: str = "main.py") -> None:
     """Run what has no results yet, each with one thread unless it asks for more.
 
@@ -30,7 +40,7 @@ def finish(jobs: Iterable[Job], script: str = "main.py") -> None:
 
 def _run(script: str, job: Job) -> None:
     title, folder, overrides = job
-    if (folder / "results.json").exists():
+    if is_finished(folder):
         return
     begun = any(folder.glob("checkpoints/*.ckpt"))
     new = ["threads=1", *overrides, f"name={folder.name}", f"output={folder.parent}", *sys.argv[1:]]
