@@ -4,7 +4,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -25,6 +25,9 @@ Statistics = Literal["batch", "recalibrated"]
 Score = Literal["metric", "loss", "combined"]
 REFERENCES = 64
 """Random architectures that a combined score is measured against."""
+SCALE_STEPS = 50
+"""Training steps of shared weights after which these are scored again; after every round of a search it would take a
+quarter of its time."""
 IMAGES = 64
 """Samples that an untrained network is to tell apart, as many as published."""
 Weights = dict[str, Tensor]
@@ -152,7 +155,7 @@ class SupernetEvaluator:
         self.seed, self.score = seed, score
         self.snapshot_every = snapshot_every
         self._expressivity: dict[Genotype, float] = {}
-        self._scale_of_loss: tuple[tuple[int, float], Scale] | None = None
+        self._loss_scales: dict[float, tuple[int, Scale]] = {}  # by the fidelity: after how many steps, and the scale
         rng = np.random.default_rng(derive_seed(seed, "references"))
         self.references = space.sample(rng, REFERENCES) if score == "combined" else []
         if score == "combined" and not any(
@@ -236,13 +239,14 @@ class SupernetEvaluator:
         return (self._loss_scale(fidelity).of(quality) + self._expressivity_scale.of(self._tells_apart(genotype))) / 2
 
     def _loss_scale(self, fidelity: float) -> Scale:
-        """That of the references' losses, measured anew whenever the shared weights have changed."""
-        state = (sum(copy.training.step_number for copy in self.copies), fidelity)
-        if self._scale_of_loss is None or self._scale_of_loss[0] != state:
+        """That of the references' losses, measured again as the shared weights learn."""
+        now = sum(copy.training.step_number for copy in self.copies)
+        measured = self._loss_scales.get(fidelity)
+        if measured is None or now - measured[0] >= SCALE_STEPS:
             qualities = self._qualities(self.references, fidelity, derive_seed(self.seed, "references"))
             known = [quality for quality in qualities if not isinstance(quality, str)]
-            self._scale_of_loss = state, Scale.by(known or [0.0])
-        return self._scale_of_loss[1]
+            measured = self._loss_scales[fidelity] = now, Scale.by(known or [0.0])
+        return measured[1]
 
     @cached_property
     def _expressivity_scale(self) -> Scale:
@@ -281,9 +285,10 @@ class SupernetEvaluator:
         return SupernetRelaxation(self, self.space, trade_off)
 
     def state_dict(self) -> dict[str, Any]:
-        """Shared weights, now and before, their optimizer, and the costs measured."""
+        """Shared weights, now and before, their optimizer, and the costs and scales measured."""
         copies = [{"training": copy.training.state_dict(), "past": list(copy.past)} for copy in self.copies]
-        return {"copies": copies, "cost": self.cost.state_dict()}
+        scales = [[fidelity, step, *astuple(scale)] for fidelity, (step, scale) in self._loss_scales.items()]
+        return {"copies": copies, "cost": self.cost.state_dict(), "scales": scales}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to what `state_dict` gave."""
@@ -294,6 +299,7 @@ class SupernetEvaluator:
                 {name: each.to(self.device) for name, each in weights.items()} for weights in saved["past"]
             )
         self.cost.load_state_dict(state["cost"])
+        self._loss_scales = {fidelity: (step, Scale(*scale)) for fidelity, step, *scale in state["scales"]}
 
     def _scores(self, genotypes: Sequence[Genotype], split: Split) -> list[Tensor | str]:
         """The scores (N) of each architecture, or why there are none."""

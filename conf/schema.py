@@ -225,8 +225,8 @@ class BaselineSettings:
     random: int = 0
 
     def __post_init__(self) -> None:
-        if self.random < 0:
-            raise ValueError(f"baseline.random must be at least 0, got {self.random}")
+        if not 0 <= self.random <= 1000:
+            raise ValueError(f"baseline.random must be from 0 to 1000, got {self.random}")
         if not self.learning_rates or min(self.learning_rates) <= 0:
             raise ValueError(f"baseline.learning_rates needs rates above 0, got {list(self.learning_rates)}")
 

@@ -543,6 +543,22 @@ def test_a_combined_score_follows_the_shared_weights(
     assert fresh.evaluate(genotypes, 0.5, 0) == after
 
 
+def test_what_a_combined_score_is_measured_against_is_scored_again_now_and_then(
+    make_evaluator: Callable[..., SupernetEvaluator], sampler: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("child.supernet.SCALE_STEPS", 4)
+    evaluator, resumed = make_evaluator(score="combined"), make_evaluator(score="combined")
+    scales = []
+    for num_steps in (0, 3, 1):
+        evaluator.improve(sampler, num_steps)
+        resumed.load_state_dict(evaluator.state_dict())
+        evaluator.evaluate(sampler(1, 50), 0.5, 0)
+        scales.append(evaluator._loss_scale(0.5))
+        assert resumed._loss_scale(0.5) == scales[-1]
+    assert scales[0] == scales[1] != scales[2]
+    assert evaluator._loss_scale(1.0) not in scales  # of other samples
+
+
 def test_a_combined_score_needs_rectified_units(task: Task, device: torch.device) -> None:
     space = RecurrentSpace((9,), 7, num_nodes=3, width=8, context=3)
     cost = CostModel(space, "macs", (9,), device)

@@ -142,7 +142,7 @@ def test_values_reach_their_place() -> None:
         ("ranking.fidelity=0", ["ranking.fidelity in (0, 1]", "and 0.0"]),
         ("baseline.learning_rates=0.1", ["baseline.learning_rates: expected a list such as [1,2], got 0.1"]),
         ("rungs.fidelities=[0.5,0.2]", ["rungs.fidelities must rise within (0, 1], got [0.5, 0.2]"]),
-        ("baseline.random=-1", ["baseline.random must be at least 0, got -1"]),
+        ("baseline.random=-1", ["baseline.random must be from 0 to 1000, got -1"]),
         ("baseline.learning_rates=[0]", ["baseline.learning_rates needs rates above 0, got [0.0]"]),
         ("env=digitz", ["env: there is no config 'digitz'", "digits", "did you mean 'digits'"]),
         ("controller=reinforced", ["controller: there is no config 'reinforced'", "did you mean 'reinforce'"]),
