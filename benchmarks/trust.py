@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.fashion_mnist import SETTINGS as FASHION_MNIST
+from benchmarks.ranking import tau
 
 folder = partial(folder_of, "trust")
 SEEDS = range(3)
@@ -38,13 +39,16 @@ def summary(task: str, seed: int) -> dict[str, Any]:
     ranking = json.loads((folder(task, seed) / "ranking.json").read_text())
     results = read_results(folder(task, seed))
     rows = results["rows"]
+    beside = [rows[f"random{number}"] for number in range(1, NUM_RANDOM + 1)]
+    random = [row["test"][0] for row in beside]
     return {
         "task": task,
         "seed": seed,
         **{key: ranking[key] for key in ("tau", "tau_low", "tau_high", "tau_macs", "epochs")},
         "compared": sum(each["failure"] is None for each in ranking["architectures"]),
         "found": rows[results["teacher"]]["test"][0],
-        "random": [rows[f"random{number}"]["test"][0] for number in range(1, NUM_RANDOM + 1)],
+        "random": random,
+        "random_tau_parameters": tau(np.array([row["parameters"] for row in beside]), np.array(random)),
     }
 
 
@@ -55,10 +59,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         "",
         "`python benchmarks/trust.py`: Kendall's tau, with its 95% interval, between the scores of shared weights and",
         "short trainings of finalists and random architectures; test accuracy of the retrained winner beside that of",
-        f"{NUM_RANDOM} random architectures of like MACs, trained in the same way: median + sample standard deviation.",
+        f"{NUM_RANDOM} random architectures of like MACs, trained in the same way: median + sample standard deviation,",
+        "and Kendall's tau of theirs with their parameters.",
         "",
-        "| task | seed | architectures | epochs | tau | by MACs alone | winner | random | winner ahead of both |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| task | seed | architectures | epochs | tau | by MACs alone | winner | random | ahead of both | parameters |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         found, random = 100 * row["found"], 100 * np.array(row["random"])
@@ -66,7 +71,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {row['task']} | {row['seed']} | {row['compared']} | {row['epochs']:g} | {row['tau']:.2f} "
             f"({row['tau_low']:.2f} to {row['tau_high']:.2f}) | {row['tau_macs']:.2f} | {found:.2f}% | "
-            f"{middle:.2f} + {spread:.2f}% | {found - middle - spread:+.2f} |"
+            f"{middle:.2f} + {spread:.2f}% | {found - middle - spread:+.2f} | {row['random_tau_parameters']:.2f} |"
         )
     return "\n".join([*lines, ""])
 
