@@ -44,8 +44,7 @@ def retrain(
     torch.manual_seed(derive_seed(seed, stage, "weights"))
     network = build().to(device)
     training = Training(network, task, settings, None, seed, stage, device)
-    if run.stage_state:
-        training.load_state_dict(run.stage_state)
+    run.take_up(training.load_state_dict)
     loss = None if loss_of is None else loss_of(network)
     every = max(1, settings.epochs // MEASUREMENTS)
     metric = None

@@ -195,12 +195,15 @@ def search(
     mixed = TrainingSampler(settings.sampler, strategy, seed)
     sampler = strategy.training_sampler(mixed)
     round_number, trained = 0, Trained()
-    if run.stage_state:
-        round_number = run.stage_state["round"]
-        trained = Trained(**run.stage_state["trained"])
-        evaluator.load_state_dict(run.stage_state["evaluator"])
+
+    def load(state: Mapping[str, Any]) -> None:
+        nonlocal round_number, trained
+        round_number, trained = state["round"], Trained(**state["trained"])
+        evaluator.load_state_dict(state["evaluator"])
         for player in players:
-            player.load_state_dict(run.stage_state["players"][player.strategy.name])
+            player.load_state_dict(state["players"][player.strategy.name])
+
+    run.take_up(load)
 
     def state() -> dict[str, Any]:
         return {

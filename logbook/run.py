@@ -117,6 +117,21 @@ class Run:
             self.interruption.check()
         return self.finished[stage]
 
+    def take_up(self, load: Callable[[dict[str, Any]], None]) -> None:
+        """Load the state of the current stage, where it was stopped.
+
+        Raises:
+            ValueError: The state is not what is loaded here.
+        """
+        if self.stage_state:
+            try:
+                load(self.stage_state)
+            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise ValueError(
+                    f"cannot resume {self.folder}: its checkpoint is of another version of Luban ({error!r}); go on "
+                    "with the one that began the run, or begin a new run"
+                ) from None
+
     @property
     def seconds(self) -> float:
         """What the current stage has taken so far, before a stop too; within a stage within a stage, the inner one."""

@@ -260,6 +260,17 @@ def test_a_search_that_stopped_goes_on_bit_by_bit(
     assert_same(*({**state, "seconds": None} for state in states))
 
 
+def test_the_checkpoint_of_another_version_is_refused_in_a_line(known: Any, supernet: Any, tmp_path: Path) -> None:
+    space, run = known.tiny_macro(), make_run(tmp_path)
+    play_search(known.build_controller("reinforce", space, 4, None), supernet(space), run)
+    del run.stage_state["evaluator"]["cost"]
+    with pytest.raises(
+        ValueError, match=r"cannot resume .*: its checkpoint is of another version .*KeyError\('cost'\)"
+    ):
+        play_search(known.build_controller("reinforce", space, 4, None), supernet(space), run)
+    run.close()
+
+
 def test_operation_shares_by_hand(known: Any) -> None:
     space = known.CellSpace()
     tokens = np.array([[0, 0, 1, 0, 0, 0, 0, 0, 0], [1, 0, 2, 1, 1, 0, 0, 0, 1]])
