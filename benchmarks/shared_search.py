@@ -110,10 +110,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         "# What searches with shared weights find",
         "",
         "`python benchmarks/shared_search.py`: published test accuracy after 200 epochs of the architecture that a run",
-        "would retrain, mean of three seeds ± sample standard deviation; minutes of one thread for the search.",
+        "would retrain, mean of the seeds ± sample standard deviation; minutes of one thread for the search.",
         "",
-        "| strategy | found | lowest | random search beside it | minutes |",
-        "|---|---|---|---|---|",
+        "| strategy | found | lowest | random search beside it | minutes | seeds |",
+        "|---|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(row["run"] for row in rows):
         mine = [row for row in rows if row["run"] == name]
@@ -122,7 +122,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         minutes = np.mean([row["minutes"] for row in mine])
         lines.append(
             f"| {name} | {found.mean():.2f} ± {found.std(ddof=1):.2f} | {found.min():.2f} | "
-            f"{beside.mean():.2f} ± {beside.std(ddof=1):.2f} | {minutes:.0f} |"
+            f"{beside.mean():.2f} ± {beside.std(ddof=1):.2f} | {minutes:.0f} | {len(mine)} |"
         )
     return "\n".join([*lines, ""])
 
