@@ -74,8 +74,7 @@ def each(begun: list[tuple[str, int]], name: str, overrides: Callable[[str, Path
     """A run of every task and seed."""
     for task, seed in begun:
         folder = FOLDER / task / f"seed{seed}"
-        if not (folder / name / "results.json").exists():
-            yield f"{task} {seed} {name}", folder / name, [*SETTINGS[task], f"seed={seed}", *overrides(task, folder)]
+        yield f"{task} {seed} {name}", folder / name, [*SETTINGS[task], f"seed={seed}", *overrides(task, folder)]
 
 
 def own(width: int) -> list[str]:
