@@ -1,6 +1,6 @@
 """The whole search loop on a table: environment, policy, update and history lines, 64 architectures at once and one.
 
-python benchmarks/table_search.py      # half a minute, one thread
+python benchmarks/table_search.py      # a minute, one thread
 """
 
 from timing import interleaved, record  # isort: skip
@@ -17,7 +17,7 @@ from controller.search import search
 from logbook.console import Console
 from logbook.run import Run
 
-ROUNDS = 40
+ROUNDS = 200
 
 
 def main() -> None:

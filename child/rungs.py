@@ -8,7 +8,7 @@ rungs at once.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -88,7 +88,7 @@ class RungsEvaluator:
                 if self._afford(genotype, share):
                     (evaluation,) = self.alone.evaluate([genotype], share, seed)
                     if evaluation.failure is not None:
-                        found[genotype] = replace(found[genotype], quality=0.0, failure=evaluation.failure)
+                        found[genotype] = found[genotype]._replace(quality=0.0, failure=evaluation.failure)
                         continue
                     results[-1][genotype] = evaluation.quality
             self._remember(rung, results[-1])
@@ -96,7 +96,7 @@ class RungsEvaluator:
         for rung, result in enumerate(results[1:], 1):  # a cheap score is told as it is
             for genotype, quality in result.items():
                 if found[genotype].failure is None:
-                    found[genotype] = replace(found[genotype], quality=translate(quality, pairs[:rung]))
+                    found[genotype] = found[genotype]._replace(quality=translate(quality, pairs[:rung]))
         return [found[genotype] for genotype in genotypes]
 
     def improve(self, sampler: Sampler, num_batches: int) -> Improvement | None:

@@ -1,7 +1,6 @@
 """The account of a search: what it has evaluated, and what it has spent."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from child.space import OVER_BUDGET, Evaluation, Evaluator, Genotype, Improvement, Sampler
@@ -49,7 +48,7 @@ class Ledger:
         if ordered:
             made = self.evaluator.evaluate([genotype for genotype, _ in ordered.values()], fidelity, seed)
             for (key, (_, price)), evaluation in zip(ordered.items(), made, strict=True):
-                self.known[key] = replace(evaluation, charge=price)
+                self.known[key] = evaluation._replace(charge=price)
         return [self._entry(genotype, ordered, fidelity, seed) for genotype in genotypes]
 
     def _entry(self, genotype: Genotype, new: dict[Hashable, Any], fidelity: float, seed: int) -> Evaluation:
@@ -59,25 +58,14 @@ class Ledger:
             return Evaluation(genotype, 0.0, 0.0, fidelity, seed, OVER_BUDGET, charge=0.0)
         if new.pop(key, None) is not None:
             return known
-        return replace(known, genotype=genotype, charge=0.0)
+        return known._replace(genotype=genotype, charge=0.0)
 
     def improve(self, sampler: Sampler, num_batches: int) -> Improvement | None:
         return self.evaluator.improve(sampler, num_batches)
 
     def state_dict(self) -> dict[str, Any]:
         """The account alone; the evaluator keeps its own state."""
-        rows = [
-            [
-                *vars(each.genotype).values(),
-                each.quality,
-                each.cost,
-                each.fidelity,
-                each.seed,
-                each.failure,
-                each.charge,
-            ]
-            for each in self.known.values()
-        ]
+        rows = [[*vars(each.genotype).values(), *each[1:]] for each in self.known.values()]
         return {"spent": self.spent, "closed": self.closed, "known": rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -161,7 +161,7 @@ class ModelBased(WholeStrategy):
         advantage = torch.from_numpy(normal_scores(rewards)).float()
         chosen = self.policy.evaluate(tokens, self.space.masks(tokens), 0.5, walk)
         loss = -(advantage * chosen.log_probability).mean() - self.entropy_weight * chosen.entropy.mean()
-        norm = descend(self.policy.weights, loss, self.optimizer, self.clip)
+        norm = descend(self.policy, chosen, loss, self.optimizer, self.clip)
         if norm is None:
             raise ControllerError(
                 "the search stopped: loss or gradient of imagined rewards was not finite; lower "

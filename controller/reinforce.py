@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from child.space import Genotype, SearchSpace, derive_seed
 from controller.policy import Distribution, Episodes, LSTMPolicy, PolicySettings
@@ -51,13 +51,15 @@ def learning_policy(
     return policy, torch.optim.Adam(policy.parameters(), lr=learning_rate, fused=True)
 
 
-def descend(weights: nn.Parameter, loss: Tensor, optimizer: torch.optim.Optimizer, clip: float) -> float | None:
+def descend(
+    policy: LSTMPolicy, chosen: Distribution, loss: Tensor, optimizer: torch.optim.Optimizer, clip: float
+) -> float | None:
     """A step down the gradient, clipped to a norm of `clip`, and its norm before; None, and no step, if not finite."""
-    (gradient,) = torch.autograd.grad(loss, weights)
+    gradient = chosen.gradient(loss)
     norm = float(gradient.norm())
-    if not bool(torch.isfinite(loss)) or not math.isfinite(norm):
+    if not math.isfinite(loss.item()) or not math.isfinite(norm):
         return None
-    weights.grad = gradient.mul_(min(1.0, clip / (norm + 1e-6)))  # as PyTorch clips
+    policy.weights.grad = gradient.mul_(min(1.0, clip / (norm + 1e-6)))  # as PyTorch clips
     optimizer.step()
     return norm
 
@@ -136,16 +138,17 @@ class Reinforce(Strategy):
         rewards = torch.from_numpy(rollout.rewards[finite]).float()
         if len(rewards) == 0:
             return self._skip(num_lost)
+        mean = float(rewards.mean())
         if self.mean_reward is None:
-            self.mean_reward = float(rewards.mean())
+            self.mean_reward = mean
         advantage = advantages(rewards, self.baseline, self.mean_reward)
-        subtracted = self.mean_reward if self.baseline == "ema" else float(rewards.mean())
+        subtracted = self.mean_reward if self.baseline == "ema" else mean
         tokens, masks = rollout.tokens[finite], rollout.masks[finite]
         walk, self._episodes = self._episodes and self._episodes.walk_of(tokens), None
         update = self._improve(tokens, masks, advantage, walk)
         if update is None:
             return self._skip(len(rollout.rewards))
-        self.mean_reward += (1 - self.baseline_decay) * (float(rewards.mean()) - self.mean_reward)
+        self.mean_reward += (1 - self.baseline_decay) * (mean - self.mean_reward)
         return replace(update, baseline=0.0 if self.baseline == "none" else subtracted, num_skipped=num_lost)
 
     def _improve(
@@ -157,7 +160,7 @@ class Reinforce(Strategy):
         """
         chosen = self.policy.evaluate(tokens, masks, self.skip_prior, walk)
         loss = self.loss(chosen, advantage)
-        norm = descend(self.policy.weights, loss, self.optimizer, self.clip)
+        norm = descend(self.policy, chosen, loss, self.optimizer, self.clip)
         if norm is None:
             return None
         self.num_skipped_in_a_row = 0

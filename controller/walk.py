@@ -11,7 +11,8 @@ is one piece of memory, a call one matrix product, and embeddings with their bia
 this small the work is mostly in the calling, which costs NumPy half of what it costs PyTorch.
 
 Letters: B episodes, T decisions, N blocks, A anchors, D decisions (or sources) of one block, P pairs of a connecting
-block and a source, R rows of the tables of tokens, C the largest number of choices, H hidden size.
+block and a source, R rows of the tables of tokens, C the largest number of choices, H hidden size, M as much of it as
+is read of anchors: H, or 0 in a space where nothing connects.
 """
 
 import math
@@ -124,6 +125,7 @@ class Route:
         sources: The anchors that a connecting block may choose, by the block.
         pairs: Where its pairs stand among all pairs of a connecting block and a source, by the block.
         num_pairs: P.
+        mean: M.
     """
 
     def __init__(
@@ -157,7 +159,7 @@ class Route:
         stops = list(accumulate(map(len, named.values()), initial=0))
         self.pairs = {number: slice(*ends) for number, ends in zip(named, pairwise(stops), strict=True)}
         self.num_pairs = stops[-1]
-        attends = hidden if self.num_pairs else 0
+        self.mean = attends = hidden if self.num_pairs else 0
         num_choices = max((head.stop for head in heads.values()), default=0)
         self.shapes = Parameters(
             (4 * hidden, 2 * hidden), (4 * hidden,), (self.num_rows - 1, hidden), (num_choices, hidden),
@@ -186,7 +188,7 @@ class Weights:
         temperature: Divides what heads and attention give.
 
     Attributes:
-        gates: From all that a call reads to what the gates are the tanh of, (4H, H + R + H): the columns of the mean
+        gates: From all that a call reads to what the gates are the tanh of, (4H, M + R + H): the columns of the mean
             of the connected anchors, of the tokens, each with the bias, and of the state before. A sigmoid is
             (1 + tanh(x / 2)) / 2, with which one tanh makes all four.
         attention: Key and query, (2H, H).
@@ -194,12 +196,12 @@ class Weights:
     """
 
     def __init__(self, route: Route, flat: NDArray[Any], temperature: float):
-        self.route, self.flat, self.temperature, hidden = route, flat, temperature, route.hidden
+        self.route, self.flat, self.temperature, hidden, mean = route, flat, temperature, route.hidden, route.mean
         self.parameters = given = route.parts(flat)
-        self.gates = np.empty((4 * hidden, 2 * hidden + route.num_rows), flat.dtype)
-        self.gates[:, :hidden] = given.gates[:, :hidden]
+        self.gates = np.empty((4 * hidden, mean + route.num_rows + hidden), flat.dtype)
+        self.gates[:, :mean] = given.gates[:, :mean]
         self.gates[:, -hidden:] = given.gates[:, hidden:]
-        told = self.gates[:, hidden:-hidden]
+        told = self.gates[:, mean:-hidden]
         np.matmul(given.gates[:, :hidden], given.rows.T, out=told[:, 1:])
         told[:, 0] = 0
         told += given.bias[:, None]
@@ -209,12 +211,12 @@ class Weights:
 
     def back(self, by_gates: NDArray[Any], by_heads: NDArray[Any], *rest: NDArray[Any]) -> NDArray[Any]:
         """The gradient by all parameters, from that by the weights: gates, heads, key, query, score and given."""
-        hidden, flat = self.route.hidden, np.empty_like(self.flat)
+        hidden, mean, flat = self.route.hidden, self.route.mean, np.empty_like(self.flat)
         by = self.route.parts(flat)
         by_gates[: 3 * hidden] *= 0.5
-        told = by_gates[:, hidden:-hidden]
+        told = by_gates[:, mean:-hidden]
         np.matmul(told[:, 1:], self.parameters.rows, out=by.gates[:, :hidden])
-        by.gates[:, :hidden] += by_gates[:, :hidden]
+        by.gates[:, :mean] += by_gates[:, :mean]
         by.gates[:, hidden:] = by_gates[:, -hidden:]
         np.sum(told, axis=1, out=by.bias)
         np.matmul(told[:, 1:].T, self.parameters.gates[:, :hidden], out=by.rows)
@@ -237,7 +239,7 @@ class Walk:
             `cells`, `bent` and `mixed`, so that all of a step stays in the processor's cache.
 
     Attributes:
-        reads: What each call reads, (N + 1, H + R + H, B): the mean of the connected anchors, a one for the token that
+        reads: What each call reads, (N + 1, M + R + H, B): the mean of the connected anchors, a one for the token that
             was chosen last, and the state before; so that of N + 1 the last is but the state after all calls.
         gates: Input, forget and output gate and candidate, (N, 4H, B).
         cells: Before each call and after the last, (N + 1, H, B), and their tanh, `bent`, (N, H, B).
@@ -253,9 +255,9 @@ class Walk:
     ):
         self.route, self.weights, self.tokens, self.constant, self.keep = route, weights, tokens, constant, keep
         hidden, calls, num = route.hidden, len(route.blocks), tokens.shape[1]
-        rows, dtype = hidden + route.num_rows, weights.gates.dtype
+        rows, dtype = route.mean + route.num_rows, weights.gates.dtype
         self.reads = self._room(calls + 1, rows + hidden)
-        self.reads[:, hidden:rows] = 0
+        self.reads[:, route.mean : rows] = 0
         self.reads[0, rows:] = 0
         self.gates = self._room(calls, 4 * hidden)
         self.cells = self._room(calls + 1, hidden)
@@ -277,13 +279,13 @@ class Walk:
         self._logits = iter(self.choices)
         # PyTorch multiplies matrices of this size a little faster than NumPy, and smaller ones no faster.
         self._matrix, self._attention = torch.from_numpy(weights.gates), torch.from_numpy(weights.attention)
-        self._from_told = self._matrix[:, hidden:]
+        self._from_told = self._matrix[:, route.mean :]
         self._asked = self._matrix.new_empty(2 * hidden, num)
         self._key, self._query = self._asked.numpy().reshape(2, hidden, num)
         # Views of each call's part of all this, made at once; where all have the same room, they are the same.
         own = calls if keep else 1
         reads, gates, states = (torch.from_numpy(each[:own]) for each in (self.reads, self.gates, self.states))
-        tensors = reads.unbind(0), reads[:, hidden:].unbind(0), gates.unbind(0), states.unbind(0)
+        tensors = reads.unbind(0), reads[:, route.mean :].unbind(0), gates.unbind(0), states.unbind(0)
         self._products = list(zip(*tensors, strict=True)) * (calls // own)
         self._parts = list(map(tuple, self.gates[:own].reshape(own, 4, hidden, num))) * (calls // own)
 
@@ -297,22 +299,22 @@ class Walk:
 
     def step(self, number: int) -> NDArray[Any]:
         """Go on to block `number`, given the tokens before it, and give the logits that decide it, (D, B)."""
-        route, block, hidden = self.route, self.route.blocks[number], self.route.hidden
+        route, block, hidden, mean = self.route, self.route.blocks[number], self.route.hidden, self.route.mean
         reads, gates, state = self.reads[number], self.gates[number], self.states[number]
         everything, told, product, after = self._products[number]
         before = route.blocks[number - 1]
         if not self.keep:
-            reads[hidden : hidden + route.num_rows] = 0
-        if number == 0:
-            reads[hidden + 1] = 1
-            torch.mm(self._from_told, told, out=product)
+            reads[mean : mean + route.num_rows] = 0
+        if number == 0:  # there is no state before, and all read the same
+            reads[mean + 1] = 1
+            gates[...] = self.weights.gates[:, mean + 1, None]
         elif before.connects:
-            reads[hidden] = 1
+            reads[mean] = 1
             shares = self.shares[number] = self._shares(before)
-            np.einsum("dhb,db->hb", self.anchors[route.sources[number - 1]], shares, out=reads[:hidden])
+            np.einsum("dhb,db->hb", self.anchors[route.sources[number - 1]], shares, out=reads[:mean])
             torch.mm(self._matrix, everything, out=product)
         else:
-            told_of = reads[hidden:][route.rows[before.table]]
+            told_of = reads[mean:][route.rows[before.table]]
             np.equal(self._numbers[: len(told_of)], self.tokens[before.start], out=told_of, casting="unsafe")
             torch.mm(self._from_told, told, out=product)
         np.tanh(gates, out=gates)
@@ -408,7 +410,7 @@ class Walk:
 
     def _back_through_calls(self, by_states: NDArray[Any], by_anchors: NDArray[Any]) -> NDArray[Any]:
         """The gradient by `Weights.gates`, from the last call to the first; by the anchors it is added to theirs."""
-        route, hidden = self.route, self.route.hidden
+        route, hidden, mean = self.route, self.route.hidden, self.route.mean
         # What each gate moves by itself: the cell, or in the third place the state; and the cell the state.
         opening, keeping, showing, candidate = (self.gates[:, part * hidden :][:, :hidden] for part in range(4))
         by_gates = 1 - self.gates
@@ -424,8 +426,8 @@ class Walk:
         bending = 1 - self.bent * self.bent
         bending *= showing
         by_matrix, by_cell = torch.zeros_like(self._matrix), np.zeros_like(self.cells[0])
-        by_told, through, back = by_matrix[:, hidden:], torch.from_numpy(by_gates), torch.from_numpy(by_states)
-        back_to_means, back_to_states = self._matrix[:, :hidden].t(), self._matrix[:, -hidden:].t()
+        by_told, through, back = by_matrix[:, mean:], torch.from_numpy(by_gates), torch.from_numpy(by_states)
+        back_to_means, back_to_states = self._matrix[:, :mean].t(), self._matrix[:, -hidden:].t()
         for number in reversed(range(len(route.blocks))):
             by_state, gates = by_states[number], through[number]
             if number in route.anchor_at:
@@ -442,8 +444,10 @@ class Walk:
                 by_matrix.addmm_(gates, everything.t())
                 by_mean = torch.mm(back_to_means, gates).numpy()
                 _credit(by_anchors, route.sources[number - 1], by_mean * self.shares[number][:, None])
-            else:
+            elif number:
                 by_told.addmm_(gates, told.t())
+            else:  # of all that it might have read, it read of the beginning alone
+                by_told[:, :2].addmm_(gates, told[:2].t())
             if number:
                 back[number - 1].addmm_(back_to_states, gates)
         return by_matrix.numpy()

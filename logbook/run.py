@@ -28,6 +28,12 @@ from logbook.record import read_object
 
 KEPT = 3
 
+BOARD_EVERY_S = 1.0
+"""How often TensorBoard is told: its thread, woken for every round of a fast search, would halt it each time."""
+
+MOST_EVENTS = 1000
+"""How many may wait in that thread."""
+
 
 class Run:
     """One run. Make it with `create` or `resume`.
@@ -53,6 +59,8 @@ class Run:
         self._journals: dict[str, BinaryIO] = {}
         self._last_save = time.monotonic()
         self._writer: SummaryWriter | None = None
+        self._scalars: list[tuple[Summary, int, float]] = []  # what the writer has not been given yet
+        self._last_given = -BOARD_EVERY_S
         self._claim = self._claimed()
 
     @classmethod
@@ -177,15 +185,22 @@ class Run:
 
     @property
     def board(self) -> SummaryWriter:
-        """The run's one TensorBoard writer."""
+        """The run's one TensorBoard writer, to which all scalars so far have been given."""
         if self._writer is None:
-            self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._purge_step)
+            folder = str(self.folder / "tensorboard")
+            self._writer = SummaryWriter(folder, purge_step=self._purge_step, max_queue=MOST_EVENTS)
+        for summary, step, moment in self._scalars:
+            self._writer._get_file_writer().add_summary(summary, step, moment)
+        self._scalars.clear()
+        self._last_given = time.monotonic()
         return self._writer
 
     def log(self, scalars: Mapping[str, float]) -> None:
         """Scalars for TensorBoard, at the next step; one counter serves all tags, so that a resume can purge."""
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        self.board._get_file_writer().add_summary(Summary(value=values), self.next_step())  # one event for all
+        self._scalars.append((Summary(value=values), self.next_step(), time.time()))  # one event for all
+        if time.monotonic() - self._last_given >= BOARD_EVERY_S:
+            self.board.flush()
 
     def next_step(self) -> int:
         """The next step of TensorBoard, for what is not a scalar."""
@@ -219,7 +234,7 @@ class Run:
                 raise OSError(f"cannot write {path}: {error.strerror or error}") from None
             offsets[name] = file.tell()
         if self._writer is not None:
-            self._writer.flush()
+            self.board.flush()
         state = {
             "finished": self.finished,
             "stage_state": stage_state,
@@ -244,7 +259,7 @@ class Run:
                 file.close()
         self._journals.clear()
         if self._writer is not None:
-            self._writer.close()
+            self.board.close()
             self._writer = None
 
     def _claimed(self) -> BinaryIO:

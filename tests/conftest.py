@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from child.training import prepare_process
 from conf.launch import compose as compose_config
 from conf.launch import resolve
 from conf.schema import RunConfig
+from controller.policy import Distribution, LSTMPolicy
 from controller.strategy import Strategy
 from envs.arrays import array_task
 
@@ -223,6 +225,24 @@ def readme_files() -> dict[str, str]:
     return files
 
 
+class _ThroughPolicy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, chosen: Distribution, weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.chosen = chosen
+        return tuple(each.detach().clone() for each in (chosen.log_probability, chosen.entropy, chosen.skip_divergence))
+
+    @staticmethod
+    def backward(ctx: Any, *by: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return None, torch.from_numpy(ctx.chosen.back(*(each.numpy() for each in by)))
+
+
+def through(policy: LSTMPolicy, tokens: np.ndarray, masks: np.ndarray) -> Distribution:
+    """What the policy thinks, with its way back as a node of autograd's, so that autograd and its checks can use it."""
+    chosen = policy.evaluate(tokens, masks, 0.4)
+    log_probability, entropy, divergence = _ThroughPolicy.apply(chosen, policy.weights)  # type: ignore[misc]
+    return replace(chosen, log_probability=log_probability, entropy=entropy, skip_divergence=divergence)
+
+
 class Known:
     """The helpers above by one name, so that a test file can ask for them all with one fixture."""
 
@@ -235,6 +255,7 @@ class Known:
     SeededEvaluator = SeededEvaluator
     TargetRelaxation = TargetRelaxation
     build_controller = staticmethod(build_controller)
+    through = staticmethod(through)
     tiny_macro = staticmethod(tiny_macro)
     two_operations = staticmethod(two_operations)
     every_genotype = staticmethod(every_genotype)

@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -523,12 +522,12 @@ def test_what_failed_and_what_collapsed_is_told(
     def alone(self: StandaloneEvaluator, *given: Any) -> list[Evaluation]:
         calls[0] += 1
         found = judge_alone(self, *given)
-        return [replace(found[0], quality=0.0, failure="training was not finite")] if calls[0] == 2 else found
+        return [found[0]._replace(quality=0.0, failure="training was not finite")] if calls[0] == 2 else found
 
     def shared(self: SupernetEvaluator, genotypes: Any, fidelity: float, seed: int) -> list[Evaluation]:
         found = judge_shared(self, genotypes, fidelity, seed)
         if seed == derive_seed(0, "ranking"):
-            found[-1] = replace(found[-1], quality=0.0, failure="outputs not finite")
+            found[-1] = found[-1]._replace(quality=0.0, failure="outputs not finite")
         return found
 
     monkeypatch.setattr(StandaloneEvaluator, "evaluate", alone)

@@ -523,7 +523,7 @@ def test_a_combined_score_is_the_mean_of_two_standard_scores(
         standard.append(np.clip((np.array(values) - middle) / ((high - low) / 1.349), -4, 4))
     found = combined.evaluate(genotypes, 1.0, 0)
     assert [each.quality for each in found] == pytest.approx(ndtr(np.mean(standard, axis=0)))
-    assert combined.evaluate(genotypes[::-1], 1.0, 5) == [replace(each, seed=5) for each in found[::-1]]
+    assert combined.evaluate(genotypes[::-1], 1.0, 5) == [each._replace(seed=5) for each in found[::-1]]
     # Its standard error is that of the loss, through the slope of the quality.
     step = by_loss.standard_error(float(np.median(losses)))
     slope = ndtr(np.mean([standard[0] + step / combined._loss_scale(1.0).width, standard[1]], axis=0))

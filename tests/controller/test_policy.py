@@ -332,13 +332,12 @@ def test_what_no_decision_shapes_has_an_anchor_that_learns() -> None:
     check_connections(space)
     policy = policy_of(space)
     assert policy.given == [0, 1, 4, 5]  # the two inputs of both cells
-    policy.evaluate(*batch_of(space, space.sample(np.random.default_rng(0), 20)), 0.4).log_probability.sum().backward()
-    assert policy.weights.grad is not None
-    by_given = policy.route.parts(policy.weights.grad).given
+    chosen = policy.evaluate(*batch_of(space, space.sample(np.random.default_rng(0), 20)), 0.4)
+    by_given = policy.route.parts(chosen.gradient(chosen.log_probability.sum())).given
     assert len(by_given) == 4 and (by_given.abs().sum(dim=1) > 0).all()
 
 
-def test_the_gradient_is_that_of_small_differences(space: SearchSpace) -> None:
+def test_the_gradient_is_that_of_small_differences(space: SearchSpace, known: Any) -> None:
     """The way back through the LSTM is written by hand; every parameter is moved a little, one number at a time."""
     policy = policy_of(space, PolicySettings(hidden=3, temperature=1.0, tanh_constant=2.5, init=0.7))
     genotypes = space.sample(np.random.default_rng(0), 3)
@@ -346,20 +345,29 @@ def test_the_gradient_is_that_of_small_differences(space: SearchSpace) -> None:
     weights = torch.tensor([0.7, -1.3, 0.4]).double()
 
     def value(*parameters: Tensor) -> Tensor:
-        chosen = torch.func.functional_call(_Evaluate(policy), dict(zip(names, parameters, strict=True)), batch)
+        given = dict(zip(names, parameters, strict=True))
+        return loss_of(torch.func.functional_call(_Evaluate(policy, known.through), given, batch))
+
+    def loss_of(chosen: Distribution) -> Tensor:
         return (weights * (chosen.log_probability + 0.3 * chosen.entropy + 0.2 * chosen.skip_divergence)).sum()
 
     names = [f"policy.{name}" for name, _ in policy.named_parameters()]
     assert torch.autograd.gradcheck(value, tuple(policy.parameters()))
+    (by_autograd,) = torch.autograd.grad(value(*policy.parameters()), policy.weights)
+    chosen = policy.evaluate(*batch, 0.4)
+    assert torch.equal(chosen.gradient(loss_of(chosen)), by_autograd)
+    alone = known.through(policy, *batch).log_probability.sum()  # the loss need not depend on all three
+    (by_autograd,) = torch.autograd.grad(alone, policy.weights)
+    assert torch.equal(chosen.gradient(chosen.log_probability.sum()), by_autograd)
 
 
 class _Evaluate(torch.nn.Module):
-    def __init__(self, policy: LSTMPolicy):
+    def __init__(self, policy: LSTMPolicy, through: Any):
         super().__init__()
-        self.policy = policy
+        self.policy, self.through = policy, through
 
     def forward(self, tokens: np.ndarray, masks: np.ndarray) -> Distribution:
-        return self.policy.evaluate(tokens, masks, 0.4)
+        return self.through(self.policy, tokens, masks)
 
 
 def test_the_walk_of_a_draw_is_learned_from_as_it_is(space: SearchSpace) -> None:
@@ -373,12 +381,11 @@ def test_the_walk_of_a_draw_is_learned_from_as_it_is(space: SearchSpace) -> None
     assert walk is not None and episodes.walk_of(tokens[:4]) is None and episodes.walk_of(tokens[::-1].copy()) is None
     found = []
     for known in (walk, None):
-        policy.zero_grad()
         chosen = policy.evaluate(tokens, space.masks(tokens), 0.4, known)
-        (chosen.log_probability.sum() + chosen.entropy.sum()).backward()
-        found.append([chosen.log_probability.detach(), *(parameter.grad for parameter in policy.parameters())])
+        gradient = chosen.gradient(chosen.log_probability.sum() + chosen.entropy.sum())
+        found.append([chosen.log_probability, gradient])
     for drawn, walked in zip(*found, strict=True):
-        assert drawn is not None and torch.equal(drawn, walked)
+        assert torch.equal(drawn, walked)
 
 
 def test_a_draw_that_keeps_nothing_for_a_gradient_is_the_same_draw(space: SearchSpace) -> None:
@@ -388,7 +395,8 @@ def test_a_draw_that_keeps_nothing_for_a_gradient_is_the_same_draw(space: Search
     passing = policy.walk(tokens.T, keep=False).to_end()
     assert np.array_equal(passing.choices, walk.choices) and np.array_equal(passing.scores, walk.scores)
     with pytest.raises(ValueError, match="keep=True"):
-        policy.evaluate(tokens, space.masks(tokens), 0.4, passing).log_probability.sum().backward()
+        chosen = policy.evaluate(tokens, space.masks(tokens), 0.4, passing)
+        chosen.gradient(chosen.log_probability.sum())
 
 
 def test_a_walk_does_not_keep_itself_alive(known: Any) -> None:
@@ -401,7 +409,7 @@ def test_a_walk_does_not_keep_itself_alive(known: Any) -> None:
     assert kept() is None
 
 
-def test_an_anchor_that_is_named_twice_is_credited_twice() -> None:
+def test_an_anchor_that_is_named_twice_is_credited_twice(known: Any) -> None:
     class Twice(SearchSpace):
         name = "twice"
         decisions = (
@@ -417,6 +425,7 @@ def test_an_anchor_that_is_named_twice_is_credited_twice() -> None:
 
     def value(*parameters: Tensor) -> Tensor:
         given = dict(zip(names, parameters, strict=True))
-        return torch.func.functional_call(_Evaluate(policy), given, batch_of(space, genotypes)).log_probability.sum()
+        evaluate, batch = _Evaluate(policy, known.through), batch_of(space, genotypes)
+        return torch.func.functional_call(evaluate, given, batch).log_probability.sum()
 
     assert torch.autograd.gradcheck(value, tuple(policy.parameters()))

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,22 +46,25 @@ def gradient_of(loss: Tensor, strategy: Reinforce) -> Tensor:
 class Enumerated:
     """A space whose architectures are all written down, a reward for each, and a learner in double precision."""
 
-    def __init__(self, space: SearchSpace, genotypes: list[Genotype], **settings: Any):
-        self.space, self.strategy = space, reinforce(space, **settings)
+    def __init__(self, space: SearchSpace, known: Any, **settings: Any):
+        self.space, self.strategy, self.through = space, reinforce(space, **settings), known.through
         self.strategy.policy.double()
-        tokens = np.array([genotype.tokens for genotype in genotypes])
+        tokens = np.array([genotype.tokens for genotype in known.every_genotype(space)])
         self.tokens, self.masks = tokens, np.array(space.masks(tokens))
-        self.rewards = torch.from_numpy(np.random.default_rng(1).random(len(genotypes)))
+        self.rewards = torch.from_numpy(np.random.default_rng(1).random(len(tokens)))
+
+    def rows(self, rows: list[int]) -> Distribution:
+        return self.through(self.strategy.policy, self.tokens[rows], self.masks[rows])
 
     def all(self) -> Distribution:
-        return self.strategy.policy.evaluate(self.tokens, self.masks, 0.4)
+        return self.rows(list(range(len(self.tokens))))
 
     def expected(self, size: int) -> Tensor:
         """The mean gradient over every batch of this size that can be drawn, each by its probability."""
         probability = self.all().log_probability.exp().detach()
         total = torch.zeros(sum(p.numel() for p in self.strategy.policy.parameters())).double()
         for rows in np.ndindex(*[len(self.tokens)] * size):
-            chosen = self.strategy.policy.evaluate(self.tokens[list(rows)], self.masks[list(rows)], 0.4)
+            chosen = self.rows(list(rows))
             advantage = advantages(self.rewards[list(rows)], self.strategy.baseline, self.strategy.mean_reward or 0.0)
             loss = self.strategy.loss(chosen, advantage)
             total += probability[list(rows)].prod() * gradient_of(loss, self.strategy)
@@ -72,7 +76,7 @@ class Enumerated:
 )
 def test_the_gradient_is_that_of_the_expected_reward(baseline: Any, size: int, num_layers: int, known: Any) -> None:
     space = known.two_operations(num_layers)
-    exact = Enumerated(space, known.every_genotype(space), baseline=baseline)
+    exact = Enumerated(space, known, baseline=baseline)
     exact.strategy.mean_reward = 0.3
     assert len(exact.tokens) == {2: 10, 3: 74}[num_layers]
     wanted = gradient_of(-(exact.all().log_probability.exp() * exact.rewards).sum(), exact.strategy)
@@ -82,7 +86,7 @@ def test_the_gradient_is_that_of_the_expected_reward(baseline: Any, size: int, n
 
 def test_three_with_leave_one_out_are_unbiased_too(known: Any) -> None:
     space = known.FlatSpace(2, 2)
-    exact = Enumerated(space, known.every_genotype(space))
+    exact = Enumerated(space, known)
     wanted = gradient_of(-(exact.all().log_probability.exp() * exact.rewards).sum(), exact.strategy)
     torch.testing.assert_close(exact.expected(3), wanted, rtol=1e-9, atol=1e-12)
 
@@ -90,7 +94,7 @@ def test_three_with_leave_one_out_are_unbiased_too(known: Any) -> None:
 def test_a_baseline_of_the_batch_mean_would_be_biased(known: Any) -> None:
     """The check above can tell: the plain mean shrinks the gradient by (B - 1) / B."""
     space = known.FlatSpace(2, 2)
-    exact = Enumerated(space, known.every_genotype(space), baseline="none")
+    exact = Enumerated(space, known, baseline="none")
     wanted = gradient_of(-(exact.all().log_probability.exp() * exact.rewards).sum(), exact.strategy)
     exact.strategy.loss = lambda chosen, rewards: (  # type: ignore[method-assign]
         -((rewards - rewards.mean()) * chosen.log_probability).mean()
@@ -100,9 +104,9 @@ def test_a_baseline_of_the_batch_mean_would_be_biased(known: Any) -> None:
 
 def test_the_entropy_term_is_the_sum_of_exact_conditional_entropies(known: Any) -> None:
     space = known.two_operations(2)
-    exact = Enumerated(space, known.every_genotype(space), entropy_weight=0.25, final_entropy_weight=0.25)
+    exact = Enumerated(space, known, entropy_weight=0.25, final_entropy_weight=0.25)
     strategy, rows = exact.strategy, [0, 3, 9]
-    chosen = strategy.policy.evaluate(exact.tokens[rows], exact.masks[rows], 0.4)
+    chosen = exact.rows(rows)
     everything = torch.from_numpy(exact.tokens)
     by_hand = torch.zeros(()).double()
     for row in rows:
@@ -123,10 +127,11 @@ def test_the_entropy_term_is_the_sum_of_exact_conditional_entropies(known: Any) 
 
 def test_the_entropy_weight_falls_linearly(known: Any) -> None:
     strategy = reinforce(known.FlatSpace(2, 2), num_updates=5, entropy_weight=0.8, final_entropy_weight=0.4)
-    chosen = Distribution(torch.zeros(2), torch.ones(2), torch.zeros(2), np.zeros((2, 2)))
+    chosen = strategy.policy.evaluate(np.zeros((2, 2), np.int64), np.ones((2, 2, 2), np.int8), 0.4)
+    chosen = replace(chosen, entropy=torch.ones(2))
     weights = []
     for strategy.num_learned in range(7):
-        weights.append(-float(strategy.loss(chosen, torch.zeros(2))))
+        weights.append(-strategy.loss(chosen, torch.zeros(2)).item())
     assert weights == pytest.approx([0.8, 0.7, 0.6, 0.5, 0.4, 0.4, 0.4])
 
 

@@ -356,9 +356,15 @@ def test_a_crash_while_saving_leaves_the_checkpoint_before(tmp_path: Path, monke
     resumed.close()
 
 
-def test_a_checkpoint_is_due_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [100.0]
-    monkeypatch.setattr("logbook.run.time.monotonic", lambda: clock[0])
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the time is for a run; to be set."""
+    now = [100.0]
+    monkeypatch.setattr("logbook.run.time.monotonic", lambda: now[0])
+    return now
+
+
+def test_a_checkpoint_is_due_by_the_clock(tmp_path: Path, clock: list[float]) -> None:
     run = Run.create(tmp_path, "run", "", 30.0)
     saved: list[float] = []
 
@@ -397,6 +403,23 @@ def test_tensorboard_steps_increase_and_a_resume_purges(tmp_path: Path) -> None:
     assert found["b"] == [(step, -float(step)) for step in range(1, 6)]
     assert found.get("c", []) == []
     assert [path.is_file() for path in (run.folder / "tensorboard").iterdir()] == [True, True]
+
+
+def test_tensorboard_has_scalars_after_a_second_and_all_before_anything_else(
+    tmp_path: Path, clock: list[float]
+) -> None:
+    run = create(tmp_path)
+    for clock[0] in (100.0, 100.4, 100.8):
+        run.log({"a": clock[0]})
+    assert scalars(run)["a"] == [(1, 100.0)]  # told at once; what follows within a second is told together
+    clock[0] = 101.1
+    run.log({"a": 101.0})
+    assert [step for step, _ in scalars(run)["a"]] == [1, 2, 3, 4]
+    run.log({"a": 0.0})
+    run.board.add_text("note", "said after it", run.next_step())
+    run.save({})
+    assert scalars(run)["a"][-1] == (5, 0.0)
+    run.close()
 
 
 def test_writing_is_json_that_others_read(tmp_path: Path) -> None:
