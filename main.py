@@ -225,7 +225,9 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
     if task is not None and config.rungs.fidelities:
         assert isinstance(rungs_space, NetworkSpace)
         cost = CostModel(rungs_space, "macs", task.input_shape, device)  # what is told is that of the cheap score
-        alone = StandaloneEvaluator(rungs_space, task, cost, config.rungs.training, 1, config.seed, device)
+        alone = StandaloneEvaluator(
+            rungs_space, task, cost, config.rungs.training, 1, config.seed, device, config.rungs.score
+        )
         evaluator = RungsEvaluator(evaluator, alone, config.rungs)
     strategy = config.controller.build(
         config.plugins, space=space, seed=config.seed, num_updates=config.search.rounds, relaxation=relaxation
@@ -578,7 +580,7 @@ def check_ranking(at: Setting, parts: Parts, found: dict[str, Any]) -> dict[str,
     assert isinstance(parts.space, NetworkSpace)
     evaluator = StandaloneEvaluator(
         parts.space, at.task, CostModel(parts.space, "macs", at.task.input_shape, at.device),
-        config.retrain.training, folds=1, seed=seed, device=at.device,
+        config.retrain.training, folds=1, seed=seed, device=at.device, score=config.ranking.score,
     )  # fmt: skip
 
     def train(line: dict[str, Any]) -> dict[str, Any]:

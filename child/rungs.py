@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from child.space import Evaluation, Evaluator, Genotype, Improvement, Sampler
-from child.standalone import StandaloneEvaluator
+from child.standalone import StandaloneEvaluator, StandaloneScore
 from child.training import TrainingSettings
 
 RECENT = 64
@@ -36,6 +36,7 @@ class RungsSettings:
         fidelities: Of each rung above the cheap score, its share of the epochs, rising; empty for no rungs.
         keep: The best share of a rung that goes on to the next.
         budget: Multiply-accumulates that all these trainings together may take; None for no limit.
+        score: What the result of such a training is taken from, `metric` or `loss`; see `StandaloneEvaluator`.
         space: Arguments of the space in which these networks differ from those of the search, such as more cells: what
             a shallow network cannot show, such as the worth of a residual, shows early in the training of a deep one.
     """
@@ -44,6 +45,7 @@ class RungsSettings:
     fidelities: tuple[float, ...] = ()
     keep: float = 0.25
     budget: float | None = None
+    score: StandaloneScore = "loss"
     space: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from child.cost import CostModel, is_out_of_memory
 from child.space import Evaluation, Genotype, Improvement, NetworkSpace, Sampler, derive_seed
 from child.task import Classification, Language, Task
 from child.training import Training, TrainingError, TrainingSettings, grade, quality_or_failure
+
+StandaloneScore = Literal["metric", "loss"]
 
 
 def folds_of(task: Task, num_folds: int, seed: int) -> list[Task]:
@@ -60,6 +62,8 @@ class StandaloneEvaluator:
         folds: 1 for the task's own validation split, k for k-fold cross-validation.
         seed: The run's seed.
         device: Where to compute.
+        score: What the quality is taken from: `metric`, the task's own; or `loss`, which tells apart what answers
+            equally many right.
         max_seconds: Give an architecture up that takes longer; None for never. Where a limit strikes depends on the
             machine, and so then does the result of a run.
     """
@@ -73,13 +77,14 @@ class StandaloneEvaluator:
         folds: int,
         seed: int,
         device: torch.device,
+        score: StandaloneScore = "metric",
         max_seconds: float | None = None,
     ):
         if max_seconds is not None and not max_seconds > 0:
             raise ValueError(f"max_seconds must be above 0 or null, got {max_seconds}")
         self.max_seconds = max_seconds
         self.space, self.cost, self.settings, self.seed, self.device = space, cost, settings, seed, device
-        self.folds = [fold.to(device) for fold in folds_of(task, folds, seed)]
+        self.folds = [fold.to(device) for fold in folds_of(task.judged_by(score), folds, seed)]
         self.found: dict[tuple[Genotype, float], Evaluation] = {}
         self._outcomes: dict[tuple[Genotype, float], float | str] = {}  # those in the file, asked for or not
         self._file: Path | None = None

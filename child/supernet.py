@@ -4,7 +4,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -150,7 +150,7 @@ class SupernetEvaluator:
                 f"each copy scores a part of the {len(task.validation)} validation samples, got {copies} copies"
             )
         self.space, self.task, self.cost, self.settings = space, task.to(device), cost, settings
-        self.judged = self.task if score == "metric" else replace(self.task, objective=task.objective.by_loss())
+        self.judged = self.task.judged_by(score)
         self.statistics, self.recalibration_batches, self.device = statistics, recalibration_batches, device
         self.seed, self.score = seed, score
         self.snapshot_every = snapshot_every

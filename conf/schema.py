@@ -21,6 +21,7 @@ from child.rungs import RungsSettings
 from child.share import ShareSettings
 from child.space import nearest
 from child.sparsify import SparsifySettings
+from child.standalone import StandaloneScore
 from child.training import TrainingSettings
 from controller.search import SearchSettings
 
@@ -146,11 +147,13 @@ class RankingSettings:
         random: Random architectures; 0 of both for no check.
         fidelity: The share of the final training's epochs. At 0.1 eight architectures cost 0.8 final trainings, of the
             eight that the epochs of a default run amount to.
+        score: What their quality is taken from, `metric` or `loss`; see `StandaloneEvaluator`.
     """
 
     finalists: int = 4
     random: int = 4
     fidelity: float = 0.1
+    score: StandaloneScore = "loss"
 
     def __post_init__(self) -> None:
         if self.finalists < 0 or not 0 <= self.random <= 1000 or not 0 < self.fidelity <= 1:

@@ -15,7 +15,7 @@ from child import standalone as module
 from child.cost import CostModel
 from child.macro import MacroSpace
 from child.space import Genotype
-from child.standalone import StandaloneEvaluator, folds_of
+from child.standalone import StandaloneEvaluator, StandaloneScore, folds_of
 from child.task import Split, Task
 from child.training import Training, TrainingSettings
 
@@ -78,10 +78,12 @@ def test_folds_are_drawn_by_the_seed_alone(task: Task) -> None:
 def make_evaluator(macro: MacroSpace, task: Task, device: torch.device) -> Callable[..., StandaloneEvaluator]:
     """Builds evaluators of the small task."""
 
-    def make(folds: int = 1, seed: int = 0, task: Task = task, **settings: Any) -> StandaloneEvaluator:
+    def make(
+        folds: int = 1, seed: int = 0, task: Task = task, score: StandaloneScore = "metric", **settings: Any
+    ) -> StandaloneEvaluator:
         cost = CostModel(macro, "macs", task.input_shape, device)
         chosen = TrainingSettings(**{"epochs": 2, "batch_size": 16, **settings})
-        return StandaloneEvaluator(macro, task, cost, chosen, folds, seed, device)
+        return StandaloneEvaluator(macro, task, cost, chosen, folds, seed, device, score)
 
     return make
 
@@ -143,6 +145,23 @@ def test_quality_is_the_mean_over_the_folds(
         assert training.network is network
         assert training.task.train.inputs is fold.train.inputs
         assert split.inputs is fold.validation.inputs
+
+
+def test_a_quality_by_loss_is_of_the_same_training(
+    make_evaluator: Make, task: Task, genotypes: list[Genotype], trainings: list[Training]
+) -> None:
+    (by_metric,) = make_evaluator().evaluate(genotypes[:1], 1.0, 0)
+    evaluator = make_evaluator(score="loss")
+    (by_loss,) = evaluator.evaluate(genotypes[:1], 1.0, 0)
+    networks = [training.network.eval() for training in trainings]
+    for mine, theirs in zip(*(network.state_dict().values() for network in networks), strict=True):
+        assert mine.equal(theirs)
+    outputs = networks[1](task.preprocessing(task.validation.inputs))
+    nats = nn.functional.cross_entropy(outputs, task.validation.targets).item()
+    right = (outputs.argmax(dim=1) == task.validation.targets).double().mean().item()
+    assert by_metric.quality == pytest.approx(right)
+    assert by_loss.quality == pytest.approx(1 / (1 + nats / math.log(3)), rel=1e-5)
+    assert evaluator.standard_error(0.5) == pytest.approx(0.25 / math.sqrt(len(task.validation)))
 
 
 def test_a_repeat_is_not_trained_again(
