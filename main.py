@@ -603,8 +603,9 @@ def check_ranking(at: Setting, parts: Parts, found: dict[str, Any]) -> dict[str,
             for line, each in zip(to_rank, trained, strict=True)
         ]
         result, epochs = agreement(lines, seed), evaluator.epochs(config.ranking.fidelity)
-        sentence, taus = result.sentence(epochs), result.taus
-        run.write("ranking.json", {"sentence": sentence, **taus, "epochs": epochs, "architectures": lines})
+        sentence, taus = result.sentence(epochs, config.ranking.score), result.taus
+        about = {"sentence": sentence, **taus, "epochs": epochs, "score": config.ranking.score}
+        run.write("ranking.json", {**about, "architectures": lines})
         run.log({f"ranking/{name}": value for name, value in taus.items() if value is not None})
         at.console.say(sentence)
         return sum(each["seconds"] for each in trained)

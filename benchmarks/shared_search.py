@@ -65,6 +65,7 @@ RUNGS = (
     "rungs.training.batch_size=64",
     "rungs.training.learning_rate=0.1",
     "rungs.training.weight_decay=0.0005",
+    "rungs.score=metric",
 )
 GRADIENT = (
     "evaluator.score=loss",

@@ -52,14 +52,16 @@ class Agreement:
         """As they are written down."""
         return {"tau": self.tau, "tau_low": self.low, "tau_high": self.high, "tau_macs": self.tau_macs}
 
-    def sentence(self, epochs: float) -> str:
+    def sentence(self, epochs: float, score: str) -> str:
         """What was seen, and what can and cannot be concluded from it.
 
         Args:
             epochs: How long each architecture was trained on its own.
+            score: By what it was judged: `metric`, the task's own, or `loss`.
         """
         length = f"{round(epochs, 2):g} epoch{'' if epochs == 1 else 's'}"
-        trained = f"{self.num} architectures trained on their own for {length}"
+        judged = "" if score == "metric" else " and judged by their loss"
+        trained = f"{self.num} architectures trained on their own for {length}{judged}"
         if self.tau is None:
             why = "too few" if self.num < 2 else "all of them, or all of their scores, are equal"
             return f"How far to trust the ranking by shared weights is not known from {trained}: {why}."

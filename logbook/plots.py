@@ -281,13 +281,14 @@ def controller_over_rounds(updates: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 @styled()
-def against_standalone(architectures: Evaluations, key: str, label: str) -> Figure:
+def against_standalone(architectures: Evaluations, key: str, label: str, judged: str) -> Figure:
     """What is known of architectures (sideways) against their quality when each is trained on its own (upwards).
 
     Args:
         architectures: Those of `ranking.json` that have both.
         key: What is known: `shared` or `macs`.
         label: Its name.
+        judged: What that quality is taken from.
     """
     figure, axes = canvas(3.6)
     for kind, name, color, marker in (("random", "random", VERMILION, "s"), ("finalist", "finalists", BLUE, "o")):
@@ -296,7 +297,7 @@ def against_standalone(architectures: Evaluations, key: str, label: str) -> Figu
             points = _columns([(line[key], line["standalone"]) for line in mine])
             axes.scatter(*points, s=42, color=color, marker=marker, alpha=0.8, linewidths=0, label=name)
     axes.margins(0.1)
-    axes.set(xlabel=label, ylabel="quality when trained alone")
+    axes.set(xlabel=label, ylabel=f"quality when trained alone, {judged}")
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(EngFormatter(sep=" ") if key == "macs" else axes.xaxis.get_major_formatter())
     axes.yaxis.set_major_locator(MaxNLocator(6))

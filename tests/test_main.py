@@ -192,12 +192,13 @@ def test_the_ranking_is_checked_against_training_alone(finished: Path, known: An
     assert parts.task is not None and found["epochs"] == 0.1  # of one
     cost = CostModel(parts.final_space, "macs", parts.task.input_shape, parts.device)  # type: ignore[arg-type]
     settings = config.retrain.training
-    alone = StandaloneEvaluator(parts.final_space, parts.task, cost, settings, 1, seed, parts.device)  # type: ignore[arg-type]
+    alone = StandaloneEvaluator(parts.final_space, parts.task, cost, settings, 1, seed, parts.device, "loss")  # type: ignore[arg-type]
     again = alone.evaluate([Genotype.from_json(line["genotype"]) for line in ranked], 0.1, 0)
     assert [line["standalone"] for line in ranked] == [evaluation.quality for evaluation in again]
     assert [line["macs"] for line in ranked] == [evaluation.cost for evaluation in again]
     result = agreement(ranked, seed)
-    assert {key: found[key] for key in result.taus} == result.taus and found["sentence"] == result.sentence(0.1)
+    assert {key: found[key] for key in result.taus} == result.taus and found["score"] == "loss"
+    assert found["sentence"] == result.sentence(0.1, "loss")
     assert load(finished / "results.json")["seconds"]["ranking"] > 0
     assert found["sentence"].replace("'", "&#39;") in (finished / "report.html").read_text()
 

@@ -168,8 +168,9 @@ def ranking_section(ranking: Json) -> Section:
             COSTS["macs"],
         ),
     ]
+    judged = "by its loss" if ranking.get("score") == "loss" else "by its metric"  # as all were in older runs
     for name, title, reading, key, label in panels:
-        section.pictures.append(Picture(name, title, reading, plots.against_standalone(kept, key, label)))
+        section.pictures.append(Picture(name, title, reading, plots.against_standalone(kept, key, label, judged)))
     return section
 
 

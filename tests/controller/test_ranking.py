@@ -50,9 +50,9 @@ def test_size_is_a_predictor_of_its_own() -> None:
     alone = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     found = agreement(lines_of([0.3, 0.1, 0.2, 0.6, 0.4, 0.5], alone, [10, 20, 30, 40, 50, 60]), seed=0)
     assert found.tau_macs == 1.0 and found.tau is not None and found.tau < 1
-    assert "Size alone orders these no worse" in found.sentence(10)
+    assert "Size alone orders these no worse" in found.sentence(10, "metric")
     reverse = agreement(lines_of(alone, alone, [6, 5, 4, 3, 2, 1]), seed=0)
-    assert reverse.tau_macs == -1.0 and "Size alone" not in reverse.sentence(10)
+    assert reverse.tau_macs == -1.0 and "Size alone" not in reverse.sentence(10, "metric")
 
 
 def test_what_failed_is_left_out() -> None:
@@ -61,11 +61,19 @@ def test_what_failed_is_left_out() -> None:
     failed = {"shared": 0.9, "standalone": None, "macs": 5, "failure": "training was not finite"}
     found = agreement([failed, *lines, {**failed, "shared": None}], seed=0)
     assert (found.num, found.num_failed, found.taus) == (5, 2, without.taus)
-    assert "2 more failed and are left out" in found.sentence(10)
+    assert "2 more failed and are left out" in found.sentence(10, "metric")
+
+
+def test_it_says_what_was_compared() -> None:
+    found = agreement(lines_of([0.1, 0.2, 0.3, 0.4, 0.5], [0.1, 0.2, 0.3, 0.4, 0.5]), seed=0)
+    assert "5 architectures trained on their own for 1 epoch is 1.00" in found.sentence(1, "metric")
+    assert "5 architectures trained on their own for 2.5 epochs and judged by their loss is" in found.sentence(
+        2.5, "loss"
+    )
 
 
 def judged(tau: float | None, low: float | None = None, high: float | None = None, num: int = 8) -> str:
-    return Agreement(num, tau, low, high, None, 0, 0).sentence(10)
+    return Agreement(num, tau, low, high, None, 0, 0).sentence(10, "metric")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +98,7 @@ def test_it_says_no_more_than_can_be_concluded(sentence: str, expected: str, nev
 
 def test_ties_are_told() -> None:
     found = agreement(lines_of([0.1, 0.2, 0.3, 0.4, 0.5], [0.5, 0.5, 0.5, 0.6, 0.6]), seed=0)
-    assert found.num_ties == 4 and "4 of 10 pairs tie and say nothing" in found.sentence(10)
+    assert found.num_ties == 4 and "4 of 10 pairs tie and say nothing" in found.sentence(10, "metric")
 
 
 def test_fewer_than_can_be_told_from_chance_have_no_interval() -> None:
