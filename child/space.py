@@ -105,7 +105,10 @@ class Genotype:
 
 
 class Evaluation(NamedTuple):
-    """What evaluating one architecture gave. A frozen dataclass takes three times as long to make; a table gives many.
+    """What evaluating one architecture gave.
+
+    A tuple, since a frozen dataclass takes three times as long to make, and a table gives many: `_replace` changes a
+    field, and `np.fromiter(evaluations, object)` makes an array of them.
 
     Args:
         genotype: What was evaluated.

@@ -84,6 +84,7 @@ class StandaloneEvaluator:
             raise ValueError(f"max_seconds must be above 0 or null, got {max_seconds}")
         self.max_seconds = max_seconds
         self.space, self.cost, self.settings, self.seed, self.device = space, cost, settings, seed, device
+        self.score = score
         self.folds = [fold.to(device) for fold in folds_of(task.judged_by(score), folds, seed)]
         self.found: dict[tuple[Genotype, float], Evaluation] = {}
         self._outcomes: dict[tuple[Genotype, float], float | str] = {}  # those in the file, asked for or not
@@ -127,10 +128,16 @@ class StandaloneEvaluator:
     def state_dict(self) -> dict[str, Any]:
         """Every evaluation so far."""
         found = [[list(e.genotype.tokens), e.quality, e.cost, e.fidelity, e.failure] for e in self.found.values()]
-        return {"found": found, "cost": self.cost.state_dict()}
+        return {"found": found, "cost": self.cost.state_dict(), "score": self.score}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to what `state_dict` gave."""
+        """Go back to what `state_dict` gave.
+
+        Raises:
+            ValueError: The qualities are taken from something else.
+        """
+        if state["score"] != self.score:
+            raise ValueError(f"it has qualities by {state['score']}, and they are to be by {self.score}")
         self.cost.load_state_dict(state["cost"])
         self.found = {}
         for tokens, quality, cost, fidelity, failure in state["found"]:

@@ -392,7 +392,7 @@ class Task:
         """The same task with other training and validation data (a fold, or validation joined to training)."""
         return replace(self, train=train, validation=validation)
 
-    def judged_by(self, score: str) -> "Task":
+    def judged_by(self, score: Literal["metric", "loss", "combined"]) -> "Task":
         """The same task, whose quality follows from the mean loss, unless it is to be judged by its `metric`."""
         return self if score == "metric" else replace(self, objective=self.objective.by_loss())
 

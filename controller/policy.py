@@ -56,7 +56,9 @@ class PolicySettings:
 
 @dataclass(frozen=True)
 class Distribution:
-    """What the policy thinks of given architectures. A loss begins with the three tensors.
+    """What the policy thinks of given architectures.
+
+    A loss is computed from the three tensors. A `backward()` would end at them; `gradient` goes on to the policy.
 
     Args:
         log_probability: Of each architecture, (B).
@@ -73,9 +75,9 @@ class Distribution:
     back: Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], NDArray[Any]]
 
     def gradient(self, loss: Tensor) -> Tensor:
-        """Of a loss of the three, by all parameters of the policy.
+        """The gradient of a loss computed from the three, by all parameters of the policy.
 
-        The way back through the policy is no node of autograd's: within its engine the same takes a sixth longer.
+        The way back through the policy is no part of autograd's graph: within its engine it takes a sixth longer.
         """
         three = (self.log_probability, self.entropy, self.skip_divergence)
         by = torch.autograd.grad(loss, three, materialize_grads=True)
@@ -156,7 +158,7 @@ class LSTMPolicy(nn.Module):
     def evaluate(
         self, tokens: NDArray[np.int64], masks: NDArray[np.int8], prior: float, walk: Walk | None = None
     ) -> Distribution:
-        """The distribution at given architectures, with gradient.
+        """The distribution at given architectures.
 
         Args:
             tokens: (B, T).

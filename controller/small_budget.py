@@ -76,7 +76,6 @@ class SmallBudgetReinforce(WholeStrategy, Reinforce):
         new = [genotype for genotype in dict.fromkeys(genotypes) if genotype not in self.seen]
         return (self._likeliest_first(new[: self.candidates * num]) + genotypes)[:num]
 
-    @torch.no_grad()
     def _likeliest_first(self, genotypes: list[Genotype]) -> list[Genotype]:
         if not genotypes:
             return []

@@ -125,7 +125,7 @@ class Route:
         sources: The anchors that a connecting block may choose, by the block.
         pairs: Where its pairs stand among all pairs of a connecting block and a source, by the block.
         num_pairs: P.
-        mean: M.
+        num_read: M.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Route:
         stops = list(accumulate(map(len, named.values()), initial=0))
         self.pairs = {number: slice(*ends) for number, ends in zip(named, pairwise(stops), strict=True)}
         self.num_pairs = stops[-1]
-        self.mean = attends = hidden if self.num_pairs else 0
+        self.num_read = attends = hidden if self.num_pairs else 0
         num_choices = max((head.stop for head in heads.values()), default=0)
         self.shapes = Parameters(
             (4 * hidden, 2 * hidden), (4 * hidden,), (self.num_rows - 1, hidden), (num_choices, hidden),
@@ -196,7 +196,7 @@ class Weights:
     """
 
     def __init__(self, route: Route, flat: NDArray[Any], temperature: float):
-        self.route, self.flat, self.temperature, hidden, mean = route, flat, temperature, route.hidden, route.mean
+        self.route, self.flat, self.temperature, hidden, mean = route, flat, temperature, route.hidden, route.num_read
         self.parameters = given = route.parts(flat)
         self.gates = np.empty((4 * hidden, mean + route.num_rows + hidden), flat.dtype)
         self.gates[:, :mean] = given.gates[:, :mean]
@@ -211,7 +211,7 @@ class Weights:
 
     def back(self, by_gates: NDArray[Any], by_heads: NDArray[Any], *rest: NDArray[Any]) -> NDArray[Any]:
         """The gradient by all parameters, from that by the weights: gates, heads, key, query, score and given."""
-        hidden, mean, flat = self.route.hidden, self.route.mean, np.empty_like(self.flat)
+        hidden, mean, flat = self.route.hidden, self.route.num_read, np.empty_like(self.flat)
         by = self.route.parts(flat)
         by_gates[: 3 * hidden] *= 0.5
         told = by_gates[:, mean:-hidden]
@@ -255,10 +255,9 @@ class Walk:
     ):
         self.route, self.weights, self.tokens, self.constant, self.keep = route, weights, tokens, constant, keep
         hidden, calls, num = route.hidden, len(route.blocks), tokens.shape[1]
-        rows, dtype = route.mean + route.num_rows, weights.gates.dtype
+        rows, dtype = route.num_read + route.num_rows, weights.gates.dtype
         self.reads = self._room(calls + 1, rows + hidden)
-        self.reads[:, route.mean : rows] = 0
-        self.reads[0, rows:] = 0
+        self.reads[:, route.num_read : rows] = 0
         self.gates = self._room(calls, 4 * hidden)
         self.cells = self._room(calls + 1, hidden)
         self.cells[0] = 0
@@ -279,13 +278,13 @@ class Walk:
         self._logits = iter(self.choices)
         # PyTorch multiplies matrices of this size a little faster than NumPy, and smaller ones no faster.
         self._matrix, self._attention = torch.from_numpy(weights.gates), torch.from_numpy(weights.attention)
-        self._from_told = self._matrix[:, route.mean :]
+        self._from_told = self._matrix[:, route.num_read :]
         self._asked = self._matrix.new_empty(2 * hidden, num)
         self._key, self._query = self._asked.numpy().reshape(2, hidden, num)
         # Views of each call's part of all this, made at once; where all have the same room, they are the same.
         own = calls if keep else 1
         reads, gates, states = (torch.from_numpy(each[:own]) for each in (self.reads, self.gates, self.states))
-        tensors = reads.unbind(0), reads[:, route.mean :].unbind(0), gates.unbind(0), states.unbind(0)
+        tensors = reads.unbind(0), reads[:, route.num_read :].unbind(0), gates.unbind(0), states.unbind(0)
         self._products = list(zip(*tensors, strict=True)) * (calls // own)
         self._parts = list(map(tuple, self.gates[:own].reshape(own, 4, hidden, num))) * (calls // own)
 
@@ -299,7 +298,7 @@ class Walk:
 
     def step(self, number: int) -> NDArray[Any]:
         """Go on to block `number`, given the tokens before it, and give the logits that decide it, (D, B)."""
-        route, block, hidden, mean = self.route, self.route.blocks[number], self.route.hidden, self.route.mean
+        route, block, hidden, mean = self.route, self.route.blocks[number], self.route.hidden, self.route.num_read
         reads, gates, state = self.reads[number], self.gates[number], self.states[number]
         everything, told, product, after = self._products[number]
         before = route.blocks[number - 1]
@@ -410,7 +409,7 @@ class Walk:
 
     def _back_through_calls(self, by_states: NDArray[Any], by_anchors: NDArray[Any]) -> NDArray[Any]:
         """The gradient by `Weights.gates`, from the last call to the first; by the anchors it is added to theirs."""
-        route, hidden, mean = self.route, self.route.hidden, self.route.mean
+        route, hidden, mean = self.route, self.route.hidden, self.route.num_read
         # What each gate moves by itself: the cell, or in the third place the state; and the cell the state.
         opening, keeping, showing, candidate = (self.gates[:, part * hidden :][:, :hidden] for part in range(4))
         by_gates = 1 - self.gates
@@ -446,7 +445,7 @@ class Walk:
                 _credit(by_anchors, route.sources[number - 1], by_mean * self.shares[number][:, None])
             elif number:
                 by_told.addmm_(gates, told.t())
-            else:  # of all that it might have read, it read of the beginning alone
+            else:  # it read that it is the first, which is the second row; a product with one row would round otherwise
                 by_told[:, :2].addmm_(gates, told[:2].t())
             if number:
                 back[number - 1].addmm_(back_to_states, gates)

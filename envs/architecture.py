@@ -129,6 +129,8 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         if step < self._num_steps:
             return observation, self._unpaid, self._live, self._live, info
         evaluations = self._evaluate()
+        if len(evaluations) != self.num_envs:
+            raise ValueError(f"the evaluator gave {len(evaluations)} evaluations of {self.num_envs} architectures")
         info["evaluation"] = np.fromiter(evaluations, object, self.num_envs)
         rewards = np.fromiter(map(self.reward, evaluations), np.float64, self.num_envs)
         return observation, rewards, self._over, self._live, info

@@ -288,7 +288,7 @@ def against_standalone(architectures: Evaluations, key: str, label: str, judged:
         architectures: Those of `ranking.json` that have both.
         key: What is known: `shared` or `macs`.
         label: Its name.
-        judged: What that quality is taken from.
+        judged: By what, such as `by its loss`.
     """
     figure, axes = canvas(3.6)
     for kind, name, color, marker in (("random", "random", VERMILION, "s"), ("finalist", "finalists", BLUE, "o")):

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -29,10 +30,11 @@ from logbook.record import read_object
 KEPT = 3
 
 BOARD_EVERY_S = 1.0
-"""How often TensorBoard is told: its thread, woken for every round of a fast search, would halt it each time."""
+"""Scalars are told together, at most once in this time and at every checkpoint: TensorBoard's thread, woken for every
+round of a fast search, would halt it each time."""
 
 MOST_EVENTS = 1000
-"""How many may wait in that thread."""
+"""How many may wait for that thread."""
 
 
 class Run:
@@ -59,7 +61,7 @@ class Run:
         self._journals: dict[str, BinaryIO] = {}
         self._last_save = time.monotonic()
         self._writer: SummaryWriter | None = None
-        self._scalars: list[tuple[Summary, int, float]] = []  # what the writer has not been given yet
+        self._scalars: deque[tuple[Summary, int, float]] = deque()  # what the writer has not been given yet
         self._last_given = -BOARD_EVERY_S
         self._claim = self._claimed()
 
@@ -189,9 +191,8 @@ class Run:
         if self._writer is None:
             folder = str(self.folder / "tensorboard")
             self._writer = SummaryWriter(folder, purge_step=self._purge_step, max_queue=MOST_EVENTS)
-        for summary, step, moment in self._scalars:
-            self._writer._get_file_writer().add_summary(summary, step, moment)
-        self._scalars.clear()
+        while self._scalars:
+            self._writer._get_file_writer().add_summary(*self._scalars.popleft())
         self._last_given = time.monotonic()
         return self._writer
 
@@ -259,7 +260,8 @@ class Run:
                 file.close()
         self._journals.clear()
         if self._writer is not None:
-            self.board.close()
+            with contextlib.suppress(OSError):
+                self.board.close()
             self._writer = None
 
     def _claimed(self) -> BinaryIO:

@@ -284,6 +284,7 @@ def test_networks_of_the_rungs_may_be_larger_than_those_of_the_search(known: Any
     parts = build_parts(config)
     rungs, space = parts.evaluator, parts.space
     assert isinstance(rungs, RungsEvaluator) and isinstance(space, NetworkSpace)
+    assert rungs.alone.score == "loss"
     drawn = space.sample(np.random.default_rng(0), 1)
     (told,) = rungs.evaluate(drawn, 1.0, 0)
     (trained,) = rungs.alone.evaluate(drawn, 0.1, 0)

@@ -160,6 +160,8 @@ def test_a_quality_by_loss_is_of_the_same_training(
     nats = nn.functional.cross_entropy(outputs, task.validation.targets).item()
     right = (outputs.argmax(dim=1) == task.validation.targets).double().mean().item()
     assert by_metric.quality == pytest.approx(right)
+    for mine, theirs in zip(make_evaluator(folds=3, score="loss").folds, make_evaluator(folds=3).folds, strict=True):
+        assert mine.validation.inputs.equal(theirs.validation.inputs)
     assert by_loss.quality == pytest.approx(1 / (1 + nats / math.log(3)), rel=1e-5)
     assert evaluator.standard_error(0.5) == pytest.approx(0.25 / math.sqrt(len(task.validation)))
 
@@ -214,6 +216,8 @@ def test_the_state_goes_round(make_evaluator: Make, genotypes: list[Genotype], t
     assert len(trainings) == num
     second.evaluate(genotypes[2:], 1.0, 0)
     assert len(trainings) == num + 1
+    with pytest.raises(ValueError, match="it has qualities by metric, and they are to be by loss"):
+        make_evaluator(score="loss").load_state_dict(state)
 
 
 def test_what_was_trained_since_the_last_checkpoint_is_not_trained_again(

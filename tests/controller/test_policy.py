@@ -404,7 +404,8 @@ def test_a_walk_does_not_keep_itself_alive(known: Any) -> None:
     tokens, walk = policy.draw_and_walk(4, 0)
     kept = weakref.ref(walk)
     chosen = policy.evaluate(tokens, policy.space.masks(tokens), 0.4, walk)
-    assert chosen.log_probability.requires_grad
+    chosen.gradient(chosen.log_probability.sum())
+    assert kept() is walk
     del walk, chosen
     assert kept() is None
 

@@ -244,6 +244,17 @@ def test_a_step_after_the_end_is_an_error(env_id: str, pieces: Pieces) -> None:
     assert envs.metadata["autoreset_mode"] == AutoresetMode.DISABLED
 
 
+@pytest.mark.parametrize("wrong", [1, 3])
+def test_an_evaluator_that_tells_of_more_or_fewer_is_named(
+    env_id: str, pieces: Pieces, wrong: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    envs = make_vector(env_id, 2, pieces)
+    evaluate = pieces["evaluator"].evaluate
+    monkeypatch.setattr(pieces["evaluator"], "evaluate", lambda *given: (evaluate(*given) * 2)[:wrong])
+    with pytest.raises(ValueError, match=f"the evaluator gave {wrong} evaluations of 2 architectures"):
+        trajectory(envs, random_tokens(pieces["space"], 2), 0)
+
+
 def test_seeds(env_id: str, pieces: Pieces) -> None:
     tokens = random_tokens(pieces["space"], 3)
     envs = make_vector(env_id, 3, pieces)

@@ -305,9 +305,12 @@ def test_the_ranking_is_told_where_it_was_checked(tmp_path: Path) -> None:
         "Left out: 1:conv3 (out of memory)",
     ):
         assert expected in page(folder)
-    for name in ("ranking", "ranking-macs"):
-        drawing = (folder / "plots" / f"{name}.svg").read_text()
-        assert "finalists" in drawing and "random" in drawing
+    for score, words in ((None, "by its metric"), ("metric", "by its metric"), ("loss", "by its loss")):
+        write(folder / "ranking.json", ranking if score is None else {**ranking, "score": score})
+        write_report(folder)
+        for name in ("ranking", "ranking-macs"):
+            drawing = (folder / "plots" / f"{name}.svg").read_text()
+            assert "finalists" in drawing and "random" in drawing and f"quality when trained alone, {words}" in drawing
     write(folder / "ranking.json", {**ranking, "architectures": lines[2:]})  # nothing is left to draw
     write_report(folder)
     assert "Left out: 1:conv3" in page(folder) and "Size against training alone" not in page(folder)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from logbook.checkpoint import MAGIC, read_checkpoint, write_atomically, write_checkpoint
 from logbook.interrupt import Interrupted, Interruption
@@ -361,6 +362,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What the time is for a run; to be set."""
     now = [100.0]
     monkeypatch.setattr("logbook.run.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("logbook.run.time.time", lambda: 900.0 + now[0])
     return now
 
 
@@ -418,8 +420,27 @@ def test_tensorboard_has_scalars_after_a_second_and_all_before_anything_else(
     run.log({"a": 0.0})
     run.board.add_text("note", "said after it", run.next_step())
     run.save({})
-    assert scalars(run)["a"][-1] == (5, 0.0)
+    (file,) = (run.folder / "tensorboard").iterdir()
+    events = [event for event in EventFileLoader(str(file)).Load() if event.summary.value]
+    assert [event.step for event in events] == [1, 2, 3, 4, 5, 6]  # in this order
+    assert [round(event.wall_time, 1) for event in events[:5]] == [1000.0, 1000.4, 1000.8, 1001.1, 1001.1]  # when told
     run.close()
+
+
+def test_a_full_disk_at_the_end_does_not_hide_how_the_run_ended(
+    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = create(tmp_path)
+    for _ in range(2):
+        run.log({"a": 1.0})
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(run.board._get_file_writer(), "add_summary", full)
+    run.log({"a": 2.0})
+    run.close()
+    Run.resume(run.folder, 0.0).close()  # nothing is held any more
 
 
 def test_writing_is_json_that_others_read(tmp_path: Path) -> None:
