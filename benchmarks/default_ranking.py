@@ -3,11 +3,11 @@
     python benchmarks/default_ranking.py            # all SPACES; goes on where it was stopped
     python benchmarks/default_ranking.py macro ...  # only these
 
-Random architectures are trained on their own, as a run trains its finalists but for a shorter time, and judged by their
-validation loss (by their accuracy most would be equal); nothing is tested. Beside them stand the scores of shared
-weights that were trained as in a default run, for as many steps, but never on the policy's architectures; and those of
-shared weights with one setting changed. One run on each core, with one thread. Writes
-benchmarks/results/default_ranking.jsonl, a line per run, and default_ranking.md.
+Random architectures are trained on their own, as a run trains its finalists but for a shorter time, and judged on
+validation data; nothing is tested. Beside them stand the scores of shared weights that were trained as in a default
+run, for as many steps, but never on the policy's architectures; and those of shared weights with one setting changed.
+One run on each core, with one thread. Writes benchmarks/results/default_ranking.jsonl, a line per run, and
+default_ranking.md.
 """
 
 from whole_runs import RESULTS, finish_lines, names_given, read_lines, with_error  # isort: skip
@@ -96,7 +96,7 @@ def run(job: tuple[str, int]) -> dict[str, Any]:
     assert parts.task is not None and isinstance(parts.space, NetworkSpace)
     genotypes = architectures(parts.space, NUM_ARCHITECTURES, seed)
     cost = CostModel(parts.space, "macs", parts.task.input_shape, CPU)
-    alone = StandaloneEvaluator(parts.space, parts.task, cost, config.retrain.training, 1, seed, CPU, score="loss")
+    alone = StandaloneEvaluator(parts.space, parts.task, cost, config.retrain.training, 1, seed, CPU)
     true = np.array([each.quality for each in alone.evaluate(genotypes, fidelity, seed)])
     found = {"MACs": tau(np.array([cost(genotype) for genotype in genotypes]), true)}
     trained: dict[tuple[tuple[str, ...], float], dict[str, Any]] = {}
@@ -130,9 +130,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         "# How truly the shared weights of default runs rank",
         "",
         f"`python benchmarks/default_ranking.py`: {NUM_ARCHITECTURES} random architectures for each seed, trained on",
-        "their own for a part of a final training and judged by their validation loss; Kendall's tau of what shared",
-        "weights say of them, mean of the seeds. All but the default are scored by their loss; in brackets by how much",
-        "each differs from that, with the standard error of the paired differences.",
+        "their own for a part of a final training and judged on validation data; Kendall's tau of what shared weights",
+        "say of them, mean of the seeds. All but the default are scored by their loss; in brackets by how much each",
+        "differs from that, with the standard error of the paired differences.",
         "",
     ]
     names = [name for name in SPACES if any(row["space"] == name for row in rows)]
