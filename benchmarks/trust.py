@@ -3,10 +3,11 @@
     python benchmarks/trust.py             # goes on where it was stopped
 
 The default run on scikit-learn's digits, and the run of `fashion_mnist.py` on 10,000 images: thirty architectures, half
-of them finalists and half random, are trained on their own for a short time, and their order is compared with that of
-the shared weights. The retrained winner stands beside ten random architectures of like MACs that are trained in the
-same way. Three seeds, two runs at a time, each with one thread, in outputs/benchmark-trust/<task><seed>. Further
-arguments are overrides for every run. Writes benchmarks/results/trust.md and trust.json, of the runs that are finished.
+of them finalists and half random, are trained on their own for a short time, and their order by validation loss is
+compared with that of the shared weights. The retrained winner stands beside ten random architectures of like MACs that
+are trained in the same way. Three seeds, two runs at a time, each with one thread, in
+outputs/benchmark-trust/<task><seed>. Further arguments are overrides for every run. Writes benchmarks/results/trust.md
+and trust.json, of the runs that are finished.
 """
 
 from whole_runs import finish, folder_of, is_finished, read_results, write  # isort: skip
@@ -47,6 +48,7 @@ def summary(task: str, seed: int) -> dict[str, Any]:
         **{key: ranking[key] for key in ("tau", "tau_low", "tau_high", "tau_macs", "epochs")},
         "compared": sum(each["failure"] is None for each in ranking["architectures"]),
         "found": rows[results["teacher"]]["test"][0],
+        "found by random search": rows["random_best"]["test"][0],
         "random": random,
         "random_tau_parameters": tau(np.array([row["parameters"] for row in beside]), np.array(random)),
     }
@@ -58,20 +60,22 @@ def table(rows: list[dict[str, Any]]) -> str:
         "# How far shared weights are to be trusted",
         "",
         "`python benchmarks/trust.py`: Kendall's tau, with its 95% interval, between the scores of shared weights and",
-        "short trainings of finalists and random architectures; test accuracy of the retrained winner beside that of",
-        f"{NUM_RANDOM} random architectures of like MACs, trained in the same way: median + sample standard deviation,",
-        "and Kendall's tau of theirs with their parameters.",
+        "short trainings, judged by their validation loss, of finalists and random architectures; test accuracy of the",
+        "retrained winner, of what random search found with the same shared weights and as many evaluations, and of",
+        f"{NUM_RANDOM} random architectures of the winner's MACs, trained in the same way: median + sample standard",
+        "deviation, how far ahead of both together the winner is, and Kendall's tau of theirs with their parameters.",
         "",
-        "| task | seed | architectures | epochs | tau | by MACs alone | winner | random | ahead of both | parameters |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| task | seed | compared | epochs | tau | by MACs | winner | random search | random | ahead | parameters |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        found, random = 100 * row["found"], 100 * np.array(row["random"])
+        found, beside, random = 100 * row["found"], 100 * row["found by random search"], 100 * np.array(row["random"])
         middle, spread = np.median(random), random.std(ddof=1)
         lines.append(
             f"| {row['task']} | {row['seed']} | {row['compared']} | {row['epochs']:g} | {row['tau']:.2f} "
             f"({row['tau_low']:.2f} to {row['tau_high']:.2f}) | {row['tau_macs']:.2f} | {found:.2f}% | "
-            f"{middle:.2f} + {spread:.2f}% | {found - middle - spread:+.2f} | {row['random_tau_parameters']:.2f} |"
+            f"{beside:.2f}% | {middle:.2f} + {spread:.2f}% | {found - middle - spread:+.2f} | "
+            f"{row['random_tau_parameters']:.2f} |"
         )
     return "\n".join([*lines, ""])
 
