@@ -46,7 +46,6 @@ def summary(task: str, seed: int) -> dict[str, Any]:
         "task": task,
         "seed": seed,
         **{key: ranking[key] for key in ("tau", "tau_low", "tau_high", "tau_macs", "epochs")},
-        "score": ranking.get("score", "metric"),
         "found": rows[results["teacher"]]["test"][0],
         "found by random search": rows["random_best"]["test"][0],
         "random": random,
@@ -60,20 +59,20 @@ def table(rows: list[dict[str, Any]]) -> str:
         "# How far shared weights are to be trusted",
         "",
         "`python benchmarks/trust.py`: Kendall's tau, with its 95% interval, between the scores of shared weights and",
-        "short trainings, judged on validation data by their loss (older runs: by their metric), of finalists and",
+        "short trainings, judged by their validation loss, of finalists and",
         "random architectures; test accuracy of the retrained winner, of what random search found with the same shared",
         f"weights and as many evaluations, and of {NUM_RANDOM} random architectures of the winner's MACs, trained in",
         "the same way: median + sample standard deviation, how far ahead of both together the winner is, and Kendall's",
         "tau of theirs with their parameters.",
         "",
-        "| task | seed | epochs, by | tau of 30 | by MACs | winner | random search | random | ahead | parameters |",
+        "| task | seed | epochs | tau of 30 | by MACs | winner | random search | random | ahead | parameters |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         found, beside, random = 100 * row["found"], 100 * row["found by random search"], 100 * np.array(row["random"])
         middle, spread = np.median(random), random.std(ddof=1)
         lines.append(
-            f"| {row['task']} | {row['seed']} | {row['epochs']:g}, {row['score']} | {row['tau']:.2f} "
+            f"| {row['task']} | {row['seed']} | {row['epochs']:g} | {row['tau']:.2f} "
             f"({row['tau_low']:.2f} to {row['tau_high']:.2f}) | {row['tau_macs']:.2f} | {found:.2f}% | "
             f"{beside:.2f}% | {middle:.2f} + {spread:.2f}% | {found - middle - spread:+.2f} | "
             f"{row['random_tau_parameters']:.2f} |"
