@@ -1,6 +1,6 @@
 """The whole search loop on a table: environment, policy, update and history lines, 64 architectures at once and one.
 
-python benchmarks/table_search.py      # a minute, one thread
+python benchmarks/table_search.py      # half a minute, one thread
 """
 
 from timing import interleaved, record  # isort: skip

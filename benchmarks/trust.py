@@ -46,6 +46,7 @@ def summary(task: str, seed: int) -> dict[str, Any]:
         "task": task,
         "seed": seed,
         **{key: ranking[key] for key in ("tau", "tau_low", "tau_high", "tau_macs", "epochs")},
+        "compared": sum(each["failure"] is None for each in ranking["architectures"]),
         "found": rows[results["teacher"]]["test"][0],
         "found by random search": rows["random_best"]["test"][0],
         "random": random,
@@ -59,20 +60,19 @@ def table(rows: list[dict[str, Any]]) -> str:
         "# How far shared weights are to be trusted",
         "",
         "`python benchmarks/trust.py`: Kendall's tau, with its 95% interval, between the scores of shared weights and",
-        "short trainings, judged by their validation loss, of finalists and",
-        "random architectures; test accuracy of the retrained winner, of what random search found with the same shared",
-        f"weights and as many evaluations, and of {NUM_RANDOM} random architectures of the winner's MACs, trained in",
-        "the same way: median + sample standard deviation, how far ahead of both together the winner is, and Kendall's",
-        "tau of theirs with their parameters.",
+        "short trainings of finalists and random architectures, judged by their validation loss; test accuracy of the",
+        "retrained winner, of what random search found with the same shared weights and as many evaluations, and of",
+        f"{NUM_RANDOM} random architectures of the winner's MACs, trained in the same way: median + sample standard",
+        "deviation, how far ahead of both together the winner is, and Kendall's tau of theirs with their parameters.",
         "",
-        "| task | seed | epochs | tau of 30 | by MACs | winner | random search | random | ahead | parameters |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| task | seed | compared | epochs | tau | by MACs | winner | random search | random | ahead | parameters |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         found, beside, random = 100 * row["found"], 100 * row["found by random search"], 100 * np.array(row["random"])
         middle, spread = np.median(random), random.std(ddof=1)
         lines.append(
-            f"| {row['task']} | {row['seed']} | {row['epochs']:g} | {row['tau']:.2f} "
+            f"| {row['task']} | {row['seed']} | {row['compared']} | {row['epochs']:g} | {row['tau']:.2f} "
             f"({row['tau_low']:.2f} to {row['tau_high']:.2f}) | {row['tau_macs']:.2f} | {found:.2f}% | "
             f"{beside:.2f}% | {middle:.2f} + {spread:.2f}% | {found - middle - spread:+.2f} | "
             f"{row['random_tau_parameters']:.2f} |"

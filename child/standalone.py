@@ -85,7 +85,8 @@ class StandaloneEvaluator:
         self.max_seconds = max_seconds
         self.space, self.cost, self.settings, self.seed, self.device = space, cost, settings, seed, device
         self.score = score
-        self.folds = [fold.to(device) for fold in folds_of(task.judged_by(score), folds, seed)]
+        judged = task if score == "metric" else task.by_loss()
+        self.folds = [fold.to(device) for fold in folds_of(judged, folds, seed)]
         self.found: dict[tuple[Genotype, float], Evaluation] = {}
         self._outcomes: dict[tuple[Genotype, float], float | str] = {}  # those in the file, asked for or not
         self._file: Path | None = None

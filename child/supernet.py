@@ -150,7 +150,7 @@ class SupernetEvaluator:
                 f"each copy scores a part of the {len(task.validation)} validation samples, got {copies} copies"
             )
         self.space, self.task, self.cost, self.settings = space, task.to(device), cost, settings
-        self.judged = self.task.judged_by(score)
+        self.judged = self.task if score == "metric" else self.task.by_loss()
         self.statistics, self.recalibration_batches, self.device = statistics, recalibration_batches, device
         self.seed, self.score = seed, score
         self.snapshot_every = snapshot_every

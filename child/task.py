@@ -392,9 +392,9 @@ class Task:
         """The same task with other training and validation data (a fold, or validation joined to training)."""
         return replace(self, train=train, validation=validation)
 
-    def judged_by(self, score: Literal["metric", "loss", "combined"]) -> "Task":
-        """The same task, whose quality follows from the mean loss, unless it is to be judged by its `metric`."""
-        return self if score == "metric" else replace(self, objective=self.objective.by_loss())
+    def by_loss(self) -> "Task":
+        """The same task, whose quality follows from the mean loss alone."""
+        return replace(self, objective=self.objective.by_loss())
 
     def to(self, device: torch.device) -> "Task":
         """The same task with training and validation data on a device; the sealed test set stays where it is."""
