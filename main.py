@@ -226,7 +226,7 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
         assert isinstance(rungs_space, NetworkSpace)
         cost = CostModel(rungs_space, "macs", task.input_shape, device)  # what is told is that of the cheap score
         alone = StandaloneEvaluator(
-            rungs_space, task, cost, config.rungs.training, 1, config.seed, device, config.rungs.score
+            rungs_space, task, cost, config.retrain.training, 1, config.seed, device, config.rungs.score
         )
         evaluator = RungsEvaluator(evaluator, alone, config.rungs)
     strategy = config.controller.build(

@@ -61,11 +61,9 @@ RUNGS = (
     "rungs.fidelities=[0.125,1.0]",
     "rungs.keep=0.08",
     "rungs.space={cells_per_stage: 3, reduction: residual}",
-    "rungs.training.epochs=4",
-    "rungs.training.batch_size=64",
-    "rungs.training.learning_rate=0.1",
-    "rungs.training.weight_decay=0.0005",
     "rungs.score=metric",
+    "retrain.training.epochs=4",
+    "retrain.training.label_smoothing=0.0",
 )
 GRADIENT = (
     "evaluator.score=loss",

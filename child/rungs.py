@@ -18,7 +18,6 @@ from scipy.special import expit, logit
 
 from child.space import Evaluation, Evaluator, Genotype, Improvement, Sampler
 from child.standalone import StandaloneEvaluator, StandaloneScore
-from child.training import TrainingSettings
 
 RECENT = 64
 """Results that a new one is compared with, since shared weights, and so their scores, change as a search goes on."""
@@ -32,8 +31,7 @@ class RungsSettings:
     """Which share of the architectures is trained on its own, and for how long.
 
     Args:
-        training: Of an architecture on its own, at full length.
-        fidelities: Of each rung above the cheap score, its share of the epochs, rising; empty for no rungs.
+        fidelities: Of each rung above the cheap score, its share of a whole training's epochs, rising; empty for none.
         keep: The best share of a rung that goes on to the next.
         budget: Multiply-accumulates that all these trainings together may take; None for no limit.
         score: What the result of such a training is taken from, `metric` or `loss`; see `StandaloneEvaluator`.
@@ -41,7 +39,6 @@ class RungsSettings:
             a shallow network cannot show, such as the worth of a residual, shows early in the training of a deep one.
     """
 
-    training: TrainingSettings
     fidelities: tuple[float, ...] = ()
     keep: float = 0.25
     budget: float | None = None

@@ -278,9 +278,7 @@ def test_networks_of_another_size_have_the_same_decisions(key: str, compose_text
 
 
 def test_networks_of_the_rungs_may_be_larger_than_those_of_the_search(known: Any, compose_text: Compose) -> None:
-    config, _ = compose_text(
-        *known.TINY, "rungs.fidelities=[0.1]", "rungs.keep=1.0", "rungs.training.epochs=1", "rungs.space={channels: 12}"
-    )
+    config, _ = compose_text(*known.TINY, "rungs.fidelities=[0.1]", "rungs.keep=1.0", "rungs.space={channels: 12}")
     parts = build_parts(config)
     rungs, space = parts.evaluator, parts.space
     assert isinstance(rungs, RungsEvaluator) and isinstance(space, NetworkSpace)
@@ -735,7 +733,7 @@ def test_joined_validation_data_are_no_longer_evidence(run_main: Any, tmp_path: 
         ("space.min_layers=null",),
         ("evaluator.score=loss",),
         ("evaluator.score=combined", "evaluator.copies=2", "evaluator.snapshots=2", "evaluator.snapshot_every=1"),
-        ("rungs.fidelities=[0.5,1.0]", "rungs.keep=0.5", "rungs.training.epochs=2"),
+        ("rungs.fidelities=[0.5,1.0]", "rungs.keep=0.5", "retrain.training.epochs=2"),
         ("search.compare_random=false", "search.sampler=uniform"),
     ],
     ids=lambda overrides: overrides[0],

@@ -59,7 +59,7 @@ def make(
         alone = StandaloneEvaluator(
             macro, task, CostModel(macro, "macs", task.input_shape, device), EPOCHS, 1, 0, device
         )
-        return RungsEvaluator(Cheap(cheap), alone, RungsSettings(training=EPOCHS, **settings)), made
+        return RungsEvaluator(Cheap(cheap), alone, RungsSettings(**settings)), made
 
     return build
 
@@ -224,4 +224,4 @@ def test_one_pair_shifts_and_many_set_the_spread() -> None:
 )
 def test_settings_out_of_range_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        RungsSettings(training=EPOCHS, **settings)
+        RungsSettings(**settings)
