@@ -48,13 +48,15 @@ def _add_evaluations(run: Record, section: Section) -> None:
         )
     )
     unit = cost_unit(run)
+    by_loss = (run.config.get("evaluator") or {}).get("score", "metric") != "metric"
+    scale = f" and are judged by their {run.metric}, not by their loss as the others are" if by_loss else ""
     again, marked = {
         "table": ("", "marked is what the table reports of the chosen ones"),
         "shared weights": (
             " scored again on all validation data",
-            "the marked networks were trained on their own, which is why they may lie far above",
+            f"the marked networks were trained on their own{scale}, which is why they may lie far above",
         ),
-        "training": ("", "the marked networks were trained for good"),
+        "training": ("", f"the marked networks were trained for good{scale}"),
         "evaluator": ("", "the marked networks were trained for good"),
     }[run.judged_by]
     if run.candidates is None:

@@ -410,6 +410,13 @@ def test_how_architectures_were_judged_is_told(
     assert not any(words in text for words in not_told), not_told
 
 
+@pytest.mark.parametrize(("score", "told"), [("metric", False), ("loss", True), ("combined", True)])
+def test_qualities_of_two_scales_in_one_picture_are_told_of(score: str, told: bool, tmp_path: Path) -> None:
+    evaluator = {"_target_": "child.supernet.SupernetEvaluator", "score": score}
+    text = write_report(write_run(tmp_path / "run", evaluator=evaluator)).read_text()
+    assert ("judged by their accuracy, not by their loss as the others are" in text) == told
+
+
 def test_of_several_teachers_the_chosen_one_is_told_of(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     results = json.loads((folder / "results.json").read_text())
