@@ -7,8 +7,8 @@ Random architectures are trained on their own twice, as a run trains its finalis
 the mean of their validation losses; nothing is tested. Beside them stand the scores of shared weights that were trained
 as in a default run, for as many steps, but never on the policy's architectures; and those of shared weights with one
 setting changed. Images are CIFAR-10's, scaled down: on the digits two trainings of a network differ by more than two
-networks do (their orders agree with tau 0.28, 0.21 and 0.13 in macro, micro and mobile), so that nothing can be ranked.
-One run on each core, with one thread. Writes benchmarks/results/default_ranking.jsonl, a line per run, and
+networks do (their orders agree with tau 0.28, 0.21 and 0.13 in macro, micro and mobile), and hardly anything can rank
+them. One run on each core, with one thread. Writes benchmarks/results/default_ranking.jsonl, a line per run, and
 default_ranking.md.
 """
 
