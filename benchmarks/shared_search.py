@@ -62,7 +62,7 @@ RUNGS = (
     "rungs.keep=0.08",
     "rungs.space={cells_per_stage: 3, reduction: residual}",
     "rungs.score=metric",
-    "retrain.training.epochs=4",
+    "retrain.training.epochs=4",  # of which the rungs train a part, and all; the networks after the search as well
     "retrain.training.label_smoothing=0.0",
 )
 GRADIENT = (

@@ -48,8 +48,9 @@ def _add_evaluations(run: Record, section: Section) -> None:
         )
     )
     unit = cost_unit(run)
-    by_loss = (run.config.get("evaluator") or {}).get("score", "metric") != "metric"
-    scale = f" and are judged by their {run.metric}, not by their loss as the others are" if by_loss else ""
+    score = (run.config.get("evaluator") or {}).get("score")
+    two_scales = score == "combined" or (score == "loss" and run.metric == "accuracy")  # other metrics are of the loss
+    scale = f" and are judged by their {run.metric}, not by their loss as the others are" if two_scales else ""
     again, marked = {
         "table": ("", "marked is what the table reports of the chosen ones"),
         "shared weights": (

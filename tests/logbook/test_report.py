@@ -417,6 +417,14 @@ def test_qualities_of_two_scales_in_one_picture_are_told_of(score: str, told: bo
     assert ("judged by their accuracy, not by their loss as the others are" in text) == told
 
 
+def test_a_metric_that_follows_from_the_loss_is_no_other_scale(tmp_path: Path) -> None:
+    evaluator = {"_target_": "child.supernet.SupernetEvaluator", "score": "loss"}
+    folder = write_run(tmp_path / "run", evaluator=evaluator)
+    results = json.loads((folder / "results.json").read_text())
+    write(folder / "results.json", {**results, "metric": "perplexity", "higher_is_better": False})
+    assert "not by their loss as the others are" not in write_report(folder).read_text()
+
+
 def test_of_several_teachers_the_chosen_one_is_told_of(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     results = json.loads((folder / "results.json").read_text())
