@@ -59,15 +59,15 @@ class Change:
 
     training: tuple[str, ...] = ()
     rate: float = 1.0
-    score: tuple[str, ...] = ("evaluator.score=loss",)
+    score: tuple[str, ...] = ()
     spaces: tuple[str, ...] = tuple(SPACES)
 
 
 CHANGES = {
-    "default": Change(score=()),
-    "loss": Change(),
+    "default": Change(),
+    "accuracy": Change(score=("evaluator.score=metric",), spaces=("macro", "micro", "mobile")),
     "combined": Change(score=("evaluator.score=combined",), spaces=("macro", "micro")),
-    "recalibrated": Change(score=("evaluator.score=loss", "evaluator.statistics=recalibrated")),
+    "recalibrated": Change(score=("evaluator.statistics=recalibrated",)),
     "three moments": Change(("evaluator.snapshots=3",)),
     "uniform": Change(("search.sampler=uniform",)),
     "sandwich": Change(("search.sampler=sandwich",), spaces=("mobile", "mlp")),
@@ -143,9 +143,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         "",
         f"`python benchmarks/default_ranking.py`: {NUM_ARCHITECTURES} random architectures for each seed, trained on",
         "their own twice for a part of a final training and judged by the mean quality, from the loss; Kendall's",
-        "tau of what shared weights say of them, mean of the seeds. All but the default are scored by their loss; in",
-        "brackets by how much each differs from that, with the standard error of the paired differences. The other",
-        "training is how far the two agree. Images are CIFAR-10's at 16x16, 8,000 of them for training.",
+        "tau of what shared weights say of them, mean of the seeds; in brackets by how much a change differs from the",
+        "default, with the standard error of the paired differences. The other training is how far the two agree.",
+        "Images are CIFAR-10's at 16x16, 8,000 of them for training.",
         "",
     ]
     names = [name for name in SPACES if any(row["space"] == name for row in rows)]
@@ -158,8 +158,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             if not mine:
                 cells.append("")
                 continue
-            gains = [each[title] - each["loss"] for each in mine]
-            compared = f" ({with_error(gains, 2)})" if len(mine) > 1 and title != "loss" else ""
+            gains = [each[title] - each["default"] for each in mine]
+            compared = f" ({with_error(gains, 2)})" if len(mine) > 1 and title != "default" else ""
             cells.append(f"{np.mean([each[title] for each in mine]):.2f}{compared}")
         text.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join([*text, ""])

@@ -31,7 +31,6 @@ SETTINGS = (
     "ranking.random=0",
     # The shared weights are trained first; then the best eighth of what they score is trained for an epoch of its own.
     "controller=model_based",
-    "evaluator.score=loss",
     "search.warmup_batches=1500",
     "search.batches_per_round=0",
     "search.rounds=24",

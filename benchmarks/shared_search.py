@@ -66,7 +66,6 @@ RUNGS = (
     "retrain.training.label_smoothing=0.0",
 )
 GRADIENT = (
-    "evaluator.score=loss",
     "search.warmup_batches=1500",
     "search.batches_per_round=10",
     "search.rounds=150",

@@ -135,7 +135,7 @@ class SupernetEvaluator:
         recalibration_batches: int,
         seed: int,
         device: torch.device,
-        score: Score = "metric",
+        score: Score = "loss",
         copies: int = 1,
         snapshots: int = 1,
         snapshot_every: int = 500,

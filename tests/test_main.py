@@ -731,7 +731,7 @@ def test_joined_validation_data_are_no_longer_evidence(run_main: Any, tmp_path: 
         ("reward=absolute", "reward.target=30000"),
         ("ranking.finalists=0", "ranking.random=0"),
         ("space.min_layers=null",),
-        ("evaluator.score=loss",),
+        ("evaluator.score=metric",),
         ("evaluator.score=combined", "evaluator.copies=2", "evaluator.snapshots=2", "evaluator.snapshot_every=1"),
         ("rungs.fidelities=[0.5,1.0]", "rungs.keep=0.5", "retrain.training.epochs=2"),
         ("search.compare_random=false", "search.sampler=uniform"),
