@@ -27,9 +27,11 @@ def main() -> None:
 
 
 def summary(speaker: str, seed: int) -> dict:
-    """The test accuracy and the MACs of each network of one run."""
+    """The mean test accuracy and the MACs of each network of one run."""
     results = read_results(folder(speaker, seed))
-    networks = {name: {"test": row["test"][0], "macs": row["macs"]} for name, row in results["rows"].items()}
+    networks = {
+        name: {"test": float(np.mean(row["test"])), "macs": row["macs"]} for name, row in results["rows"].items()
+    }
     return {"speaker": speaker, "seed": seed, "networks": networks, "seconds": sum(results["seconds"].values())}
 
 
