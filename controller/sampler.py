@@ -24,11 +24,18 @@ def fair_group(space: SearchSpace, rng: np.random.Generator) -> list[Genotype]:
     FairNAS (Chu et al. 2021): each decision walks through a permutation of its choices, so that after every group all
     choices have been trained almost equally often (equally, where the decisions are equally wide). Where a narrower
     decision walks through a part of its choices once more, the part is drawn anew, so that none is favored for good.
+
+    Not so a depth: what lies beyond it is not trained, and equal depths would train the last layers a few times where
+    the first are trained always. It is the largest in all of a group but one.
     """
     columns = []
     for decision in space.decisions:
         order = rng.permutation(decision.num_choices)
-        columns.append(rng.permutation(order[np.arange(space.max_choices) % decision.num_choices]))
+        column = rng.permutation(order[np.arange(space.max_choices) % decision.num_choices])
+        if decision.kind == "depth":
+            others = np.arange(len(column)) != rng.integers(len(column))
+            column[others] = decision.num_choices - 1
+        columns.append(column)
     return [space.canonical(row) for row in np.stack(columns, axis=1)]
 
 
