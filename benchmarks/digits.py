@@ -6,27 +6,27 @@ Two runs at a time, each with one thread, in outputs/benchmark-digits/seed<k>. F
 every run. Writes benchmarks/results/digits.md and digits.json.
 """
 
-from whole_runs import ROOT, finish, read_results, with_error, write  # isort: skip
+from whole_runs import finish, folder_of, read_results, with_error, write  # isort: skip
 
 import json
+from functools import partial
 
 import numpy as np
 
-FOLDER = ROOT / "outputs" / "benchmark-digits"
+folder = partial(folder_of, "digits", "seed")
 SEEDS = range(10)
 
 
 def main() -> None:
-    finish((f"seed {seed}", FOLDER / f"seed{seed}", [f"seed={seed}"]) for seed in SEEDS)
+    finish((f"seed {seed}", folder(seed), [f"seed={seed}"]) for seed in SEEDS)
     rows = [summary(seed) for seed in SEEDS]
     write("digits", rows, table(rows))
 
 
 def summary(seed: int) -> dict:
     """The figures of one run: test accuracies, MACs, mean reward of the last fifth, hypervolume."""
-    folder = FOLDER / f"seed{seed}"
-    rows = read_results(folder)["rows"]
-    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    rows = read_results(folder(seed))["rows"]
+    history = [json.loads(line) for line in (folder(seed) / "history.jsonl").read_text().splitlines()]
     rounds = 1 + max(line["round"] for line in history)
     late = [line for line in history if line["round"] >= 0.8 * rounds]
     rewards = {
@@ -38,7 +38,7 @@ def summary(seed: int) -> dict:
         "seed": seed,
         "networks": networks,
         "late_reward": rewards,
-        "hypervolume": json.loads((folder / "candidates.json").read_text())["hypervolume"],
+        "hypervolume": json.loads((folder(seed) / "candidates.json").read_text())["hypervolume"],
     }
 
 

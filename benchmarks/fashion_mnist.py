@@ -9,11 +9,13 @@ same way, on 8,000 of the images. Further arguments are overrides for every run.
 benchmarks/results/fashion_mnist.md and fashion_mnist.json.
 """
 
-from whole_runs import ROOT, finish, read_results, with_error, write  # isort: skip
+from whole_runs import finish, folder_of, read_results, with_error, write  # isort: skip
+
+from functools import partial
 
 import numpy as np
 
-FOLDER = ROOT / "outputs" / "benchmark-fashion-mnist"
+folder = partial(folder_of, "fashion-mnist", "seed")
 SEEDS = range(3)
 NUM_RANDOM = 5
 SETTINGS = (
@@ -42,14 +44,14 @@ SETTINGS = (
 
 
 def main() -> None:
-    finish((f"seed {seed}", FOLDER / f"seed{seed}", [*SETTINGS, f"seed={seed}"]) for seed in SEEDS)
+    finish((f"seed {seed}", folder(seed), [*SETTINGS, f"seed={seed}"]) for seed in SEEDS)
     rows = [summary(seed) for seed in SEEDS]
     write("fashion_mnist", rows, table(rows))
 
 
 def summary(seed: int) -> dict:
     """Of one run: each network's test accuracy, MACs and text, and the seconds that its training took."""
-    results = read_results(FOLDER / f"seed{seed}")
+    results = read_results(folder(seed))
     return {
         "seed": seed,
         "found": results["teacher"],

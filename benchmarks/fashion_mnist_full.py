@@ -8,9 +8,9 @@ which would take as long again for each; fashion_mnist.py has them. Further argu
 benchmarks/results/fashion_mnist_full.md and fashion_mnist_full.json.
 """
 
-from whole_runs import ROOT, finish, read_results, write  # isort: skip
+from whole_runs import finish, folder_of, read_results, write  # isort: skip
 
-FOLDER = ROOT / "outputs" / "benchmark-fashion-mnist-full" / "seed0"
+FOLDER = folder_of("fashion-mnist-full", "seed", 0)
 SETTINGS = (
     "env=fashion_mnist",
     "+env.task.augmentation.cutout=6",

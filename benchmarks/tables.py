@@ -8,10 +8,11 @@ fold's test rows are read once. Two folds at a time, each with one thread, in ou
 arguments are overrides for every run. Writes benchmarks/results/tables.md and tables.json.
 """
 
-from whole_runs import ROOT, finish, read_results, with_error, write  # isort: skip
+from whole_runs import finish, folder_of, read_results, with_error, write  # isort: skip
 
 import json
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.outer_folds import NUM_FOLDS, Name, divide, load
 
-FOLDER = ROOT / "outputs" / "benchmark-tables"
+folder = partial(folder_of, "tables")
 TABLES: tuple[Name, ...] = ("diabetes", "breast_cancer")
 INNER_FOLDS = 4  # of both sides
 SETTINGS = (
@@ -50,7 +51,7 @@ GRID = {"learning_rate_init": [0.001, 0.003, 0.01], "hidden_layer_sizes": [(32,)
 
 def main() -> None:
     folds: list[tuple[Name, int]] = [(name, fold) for name in TABLES for fold in range(NUM_FOLDS)]
-    finish((f"{name}, fold {fold}", FOLDER / f"{name}{fold}", overrides(name, fold)) for name, fold in folds)
+    finish((f"{name}, fold {fold}", folder(name, fold), overrides(name, fold)) for name, fold in folds)
     rows = [{"table": name, "fold": fold, "scikit_learn": tuned(name, fold), **searched(name, fold)}
             for name, fold in folds]  # fmt: skip
     write("tables", rows, table(rows))
@@ -62,7 +63,7 @@ def overrides(name: Name, fold: int) -> list[str]:
 
 def tuned(name: Name, fold: int) -> float:
     """Test figure of scikit-learn's perceptron with the best settings of the grid, kept beside the runs."""
-    path = FOLDER / f"scikit-learn-{name}{fold}.json"
+    path = folder("scikit-learn-" + name, fold).with_suffix(".json")
     if not path.exists():
         x, y = load(name)
         train, test = divide(name, fold)
@@ -81,7 +82,7 @@ def tuned(name: Name, fold: int) -> float:
 
 def searched(name: Name, fold: int) -> dict[str, Any]:
     """Test figures of a run's networks, and what was found."""
-    rows = read_results(FOLDER / f"{name}{fold}")["rows"]
+    rows = read_results(folder(name, fold))["rows"]
     return {
         "found": rows["teacher"]["test"][0],
         "random": rows["random_best"]["test"][0],

@@ -8,9 +8,11 @@ learning rate the best of three on the same data. Further arguments are override
 benchmarks/results/tiny_shakespeare.md and tiny_shakespeare.json.
 """
 
-from whole_runs import ROOT, finish, read_results, with_error, write  # isort: skip
+from whole_runs import finish, folder_of, read_results, with_error, write  # isort: skip
 
-FOLDER = ROOT / "outputs" / "benchmark-tiny-shakespeare"
+from functools import partial
+
+folder = partial(folder_of, "tiny-shakespeare", "seed")
 SEEDS = range(3)
 SETTINGS = (
     "env=tiny_shakespeare",
@@ -44,14 +46,14 @@ SETTINGS = (
 
 
 def main() -> None:
-    finish((f"seed {seed}", FOLDER / f"seed{seed}", [*SETTINGS, f"seed={seed}"]) for seed in SEEDS)
+    finish((f"seed {seed}", folder(seed), [*SETTINGS, f"seed={seed}"]) for seed in SEEDS)
     rows = [summary(seed) for seed in SEEDS]
     write("tiny_shakespeare", rows, table(rows))
 
 
 def summary(seed: int) -> dict:
     """Of one run: which network was chosen, and test bits per character, parameters and description of each."""
-    results = read_results(FOLDER / f"seed{seed}")
+    results = read_results(folder(seed))
     return {
         "seed": seed,
         "found": results["teacher"],
