@@ -83,8 +83,8 @@ Shared weights of three seeds, each compared with the 90 architectures of all th
   mobile 0.14 where it is 0.19 (-0.056 ± 0.023), mlp 0.10 where it is 0.05 (+0.05 ± 0.09). Equal depths trained the last
   layer of macro in one path of five. Uniform paths do so too: 0.10 in macro.
 - How much is noise: with equal depths the shared weights of mobile had 0.27 on its own 30 architectures of each seed
-  when they were trained on another machine, and 0.15 on this one. What fair paths do not touch (trainings alone; mobile
-  and mlp on uniform and sandwich paths) is of that earlier record.
+  when they were trained on another machine, and 0.15 on the one of this record. What fair paths do not touch (trainings
+  alone; mobile and mlp on uniform and sandwich paths) is of that earlier record.
 - In macro with these equal depths, one seed, whose tau was 0.19 and whose loss 1.95: clipped at 5 0.19; at a quarter of
   the rate 0.19; at twice the rate with four times the weight decay 0.18; with twelve times the weight decay 0.13; three
   times as many batches 0.13, at a loss of 1.80; twice as many of half the size 0.06; four paths a batch, each on a
