@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
+import torch
 from numpy.typing import NDArray
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue] (generated)
 from torch.utils.tensorboard.writer import SummaryWriter
@@ -136,6 +137,8 @@ class Run:
         if self.stage_state:
             try:
                 load(self.stage_state)
+            except torch.OutOfMemoryError:  # a RuntimeError, and no fault of the checkpoint
+                raise
             except (KeyError, TypeError, ValueError, RuntimeError) as error:
                 raise ValueError(
                     f"cannot resume {self.folder}: its checkpoint is of another version of Luban ({error!r}); go on "

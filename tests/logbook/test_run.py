@@ -284,6 +284,18 @@ def test_state_comes_back_as_it_was(tmp_path: Path) -> None:
     assert torch.equal(read["last"], last) and read["last"].is_contiguous(memory_format=torch.channels_last)
 
 
+def test_memory_that_runs_out_is_not_blamed_on_the_checkpoint(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    run.save({"round": 1})
+
+    def load(state: dict[str, Any]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        run.take_up(load)
+    run.close()
+
+
 def test_a_full_disk_leaves_the_checkpoint_before_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = create(tmp_path)
     run.save({"round": 1})
