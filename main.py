@@ -75,7 +75,7 @@ BRIEF_MACS = 30_000_000_000
 """Multiply-accumulates that a brief analysis may spend on neighbors of the choice."""
 
 MOST_NEIGHBORS, FEWEST_NEIGHBORS = 256, 8
-"""That are looked at; fewer than that would say little about a choice of dozens."""
+"""That a brief analysis looks at; fewer than that would say little about a choice of dozens."""
 
 EXAMPLE_PIXELS = 64
 """The most that an example image keeps in height and width: enough to see why it was confused."""
@@ -148,7 +148,7 @@ def main(config: RunConfig, text: str) -> None:
         console.say(f"Reward: {reward_text(config, parts.reward)}")
         run.once("target", lambda: getattr(parts.reward, "target", None))
         run.write("space.json", space.to_json())
-        run.write_task({**about_task(parts), "data": parts.task.mark() if parts.task else None})
+        run.write_task({**about_task(parts), "data": data_of(parts).mark()})
         if isinstance(parts.evaluator, TableEvaluator):
             results = search_table(config, parts, parts.evaluator, run, console)
         else:
@@ -167,16 +167,23 @@ def main(config: RunConfig, text: str) -> None:
     console.say(f"Finished in {time.monotonic() - started:.0f} s.")
 
 
+def data_of(parts: Parts) -> Task | TableEvaluator:
+    """What a run is about: data to learn, or a table of trainings."""
+    if isinstance(parts.evaluator, TableEvaluator):
+        return parts.evaluator
+    assert parts.task is not None
+    return parts.task
+
+
 def about_task(parts: Parts) -> dict[str, Any]:
     """What the report must know of the task: its name, its metric, and the names of its classes, if it has some."""
-    if isinstance(parts.evaluator, TableEvaluator):
-        table = parts.evaluator
-        metric = "accuracy" if table.scale == 100 else table.report_column
-        return {"task": Path(table.path).name.partition(".")[0], "metric": metric, "higher_is_better": True}
-    assert parts.task is not None
-    objective = parts.task.objective
+    data = data_of(parts)
+    if isinstance(data, TableEvaluator):
+        metric = "accuracy" if data.scale == 100 else data.report_column
+        return {"task": Path(data.path).name.partition(".")[0], "metric": metric, "higher_is_better": True}
+    objective = data.objective
     return {
-        "task": parts.task.name,
+        "task": data.name,
         "metric": objective.metric_name,
         "higher_is_better": objective.higher_is_better,
         **({"classes": list(objective.classes)} if isinstance(objective, Classification) else {}),
@@ -407,15 +414,15 @@ def search_table(config: RunConfig, parts: Parts, table: TableEvaluator, run: Ru
             "validation": [found["seen"][name]],
             "quality": [found["seen"][name]],
             "test": [table.true_quality(genotype)],
-            "parameters": None,
-            "macs": table.cost(genotype) if reward.unit == "macs" else None,
-            "latency_ms": table.cost(genotype) if reward.unit == "latency_ms" else None,
+            **dict.fromkeys(("macs", "parameters", "latency_ms")),
+            **({reward.unit: table.cost(genotype)} if table.has_costs else {}),
             "note": None,
         })  # fmt: skip
         notes.append(
             f"{name}: {found['evaluations'][name]} evaluations; its choice is number {table.rank(genotype)} of "
             f"{len(table.rows)} by {table.report_column}."
         )
+    notes += above_target(config, reward, table.cost(space.genotype(found["chosen"][strategy.name])))
     results = {
         **about_task(parts),
         "seed": config.seed,
@@ -431,13 +438,23 @@ def search_table(config: RunConfig, parts: Parts, table: TableEvaluator, run: Ru
     return results
 
 
+def above_target(config: RunConfig, reward: Reward, cost: float) -> list[str]:
+    """A note where the choice costs more than `derive.within_target` allows."""
+    if not config.derive.within_target or cost <= reward.target:
+        return []
+    return [
+        f"Nothing that the search kept is within the target of {reward.target:.4g}; the choice, the cheapest of it, "
+        f"costs {cost:.4g}."
+    ]
+
+
 def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     """Search, score the candidates again, and write down which architectures will be trained."""
     config, run, space, strategy = at.config, at.run, at.space, parts.strategy
     search(parts.join, strategy, parts.evaluator, config.search, config.seed, run, at.console)
     searched = run.seconds
     history = run.read("history")
-    names = list(dict.fromkeys(line["strategy"] for line in history))
+    names = list(dict.fromkeys([strategy.name, *(line["strategy"] for line in history)]))
     draw, choice = derive_seed(config.seed, "derive"), strategy.choice()
     candidates = derive(
         space, history, names, lambda num: parts.environments(num, 1.0), parts.evaluator, config.derive.candidates,
@@ -447,7 +464,10 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     if config.derive.within_target:
         groups = {name: within_target(group, parts.reward.target) for name, group in groups.items()}
     if not groups[strategy.name]:
-        raise ValueError(f"no architecture could be evaluated; see 'failure' in {run.folder / 'history.jsonl'}")
+        raise ValueError(
+            f"{strategy.name} could evaluate no architecture; see 'failure' in {run.folder / 'history.jsonl'}, or "
+            "search.budget"
+        )
     # The task's own, but for shared weights that are judged by another quality than it has.
     standard_error = getattr(parts.cheap, "standard_error", at.task.standard_error)
     tolerance = standard_error(groups[strategy.name][0].evaluation.quality)
@@ -460,16 +480,17 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     write_candidates(config, parts, run, groups, candidates, history)
     write_neighbors(config, parts, run, chosen[0])
     describe_search(run, space, chosen)
-    to_rank, warnings = [], []
+    to_rank, warnings = [], above_target(config, parts.reward, own[0].evaluation.cost)
     shared = parts.cheap
     if isinstance(shared, SupernetEvaluator):
         to_rank = score_to_rank(config, shared, [c.genotype for c in own])
         mine, updates = (
             [line for line in lines if line["strategy"] == strategy.name] for lines in (history, run.read("updates"))
         )
-        warnings = name_collapse(space, mine, updates, chosen, config.search, strategy.remedies)
-        for warning in warnings:
+        collapse = name_collapse(space, mine, updates, chosen, config.search, strategy.remedies)
+        for warning in collapse:
             at.console.say(warning)
+        warnings += collapse
     return {
         "teachers": [list(genotype.tokens) for genotype in chosen],
         "random_best": list(others[0].genotype.tokens) if others else None,
@@ -501,6 +522,7 @@ def write_candidates(
     volumes = {
         name: hypervolume(((c.evaluation.quality, c.evaluation.cost) for c in group), worst)
         for name, group in groups.items()
+        if worst > 0  # else nothing costs anything
     }
     run.write("candidates.json", {
         "cost_unit": parts.reward.unit,
@@ -515,10 +537,8 @@ def write_candidates(
 def write_neighbors(config: RunConfig, parts: Parts, run: Run, center: Genotype) -> None:
     """Write down what every single change of the first choice would give, or why it is not known."""
     shared = parts.cheap
-    affordable = MOST_NEIGHBORS
-    if config.analysis == "brief":
-        affordable = num_affordable(parts, shared, center)
-    if affordable < FEWEST_NEIGHBORS:
+    affordable = num_affordable(parts, shared, center) if config.analysis == "brief" else None
+    if affordable is not None and affordable < FEWEST_NEIGHBORS:
         missing = "What single changes of the choice would give was not looked at, because it takes more than seconds "
         run.write("neighbors.json", {"center": None, "num_all": None, "neighbors": [],
                                      "missing": f"{missing}here; a new run with analysis=full does it."})  # fmt: skip

@@ -62,9 +62,14 @@ class Part:
         """
         target = self._find(plugins)
         parameters = inspect.signature(target).parameters
-        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-        if dataclasses.is_dataclass(target):
-            hints = typing.get_type_hints(target)
+        of_fields = dataclasses.is_dataclass(target) or not inspect.isclass(target)
+        try:
+            hints = typing.get_type_hints(target if of_fields else target.__init__)
+        except NameError as error:
+            raise ConfigError(
+                f"{self.key}: the annotations of {self.target} cannot be read ({error}); import what they name "
+                "outright, not for type checkers alone"
+            ) from None
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         arguments = {name: value for name, value in given.items() if takes_any or name in parameters}
         for name, value in self.arguments.items():

@@ -41,7 +41,7 @@ def changes(space: SearchSpace, center: Genotype) -> list[Change]:
 def weigh_changes(
     space: SearchSpace,
     center: Genotype,
-    num: int,
+    num: int | None,
     environments: Callable[[int], VectorEnv[Any, Any, Any]],
     evaluator: Evaluator,
     seed: int,
@@ -51,14 +51,14 @@ def weigh_changes(
     Args:
         space: What was searched.
         center: The architecture.
-        num: The most neighbors that are looked at; of more a sample is drawn.
+        num: The most neighbors that are looked at, of more a sample is drawn; None for all.
         environments: So many episodes side by side, each evaluated in full.
         evaluator: Tells quality and cost where the environment only speaks in rewards.
         seed: Of the sample and of the evaluations.
     """
     everything = changes(space, center)
     kept: Sequence[Change] = everything
-    if num < len(everything):
+    if num is not None and num < len(everything):
         drawn = np.random.default_rng(seed).choice(len(everything), num, replace=False)
         kept = [everything[place] for place in sorted(drawn.tolist())]
     genotypes = [center, *(change.genotype for change in kept)]

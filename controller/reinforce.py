@@ -142,7 +142,8 @@ class Reinforce(Strategy):
         if self.mean_reward is None:
             self.mean_reward = mean
         advantage = advantages(rewards, self.baseline, self.mean_reward)
-        subtracted = self.mean_reward if self.baseline == "ema" else mean
+        alone = self.baseline == "leave_one_out" and len(rewards) > 1
+        subtracted = mean if alone else self.mean_reward
         tokens, masks = rollout.tokens[finite], rollout.masks[finite]
         walk, self._episodes = self._episodes and self._episodes.walk_of(tokens), None
         update = self._improve(tokens, masks, advantage, walk)

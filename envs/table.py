@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -68,6 +69,7 @@ class TableEvaluator:
                 f"{self.signals[row, column]:g}, and a quality lies in [0, 1]; set evaluator.scale"
             )
         self.truth = columns[report] / scale
+        self.has_costs = cost is not None
         self.costs = np.zeros(len(codes)) if cost is None else columns[cost] * cost_scale
         self.charges = np.ones(len(codes)) if charge is None else columns[charge]
         if (self.costs < 0).any() or (self.charges < 0).any():
@@ -96,6 +98,13 @@ class TableEvaluator:
     def cost(self, genotype: Genotype) -> float:
         """The cost of an architecture."""
         return float(self.costs[self._row(genotype)])
+
+    def mark(self) -> str:
+        """A digest that tells another table from this one."""
+        digest = hashlib.sha256(repr(list(self.rows)).encode())
+        for values in (self.signals, self.truth, self.costs, self.charges):
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
 
     @property
     def is_noisy(self) -> bool:

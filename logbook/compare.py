@@ -224,8 +224,13 @@ def verdict(parts: Sequence[Part], judged: Sequence[Sequence[Json]]) -> str:
         within = [row for row in rows if row not in between and row["corrected"] != "-"]
         num_runs = sum(len(group.runs) for group in part.groups)
         if len(part.groups) > 1:
-            beyond = sum(row["judged"] == "beyond noise" for row in between)
-            text = f"of {len(between)} differences between these {len(part.groups)} groups, {beyond} lie beyond noise"
+            tested = [row for row in between if row["corrected"] != "-"]
+            beyond = sum(row["judged"] == "beyond noise" for row in tested)
+            groups = f"between these {len(part.groups)} groups"
+            which = " that can be tested" if len(tested) < len(between) else ""
+            text = f"of {len(tested)} differences {groups}{which}, {beyond} lie beyond noise"
+            if not tested:
+                text = f"no difference {groups} can be tested (too few runs, or no spread)"
         elif num_runs == 1:
             text = "there is a single run"
         else:
@@ -299,7 +304,7 @@ def comparison_tables(folders: Sequence[Path]) -> list[Table]:
     """The same for the console: a table per task, and what each letter stands for below it."""
     tables = []
     for part in read_parts(folders):
-        table = Table(title=part.title, title_justify="left", pad_edge=False)
+        table = Table(title=Text(part.title), title_justify="left", pad_edge=False)
         table.add_column("group")
         table.add_column("network", overflow="fold")
         for title in ("seeds", "test, mean [95%]", "MACs"):

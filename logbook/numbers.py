@@ -52,7 +52,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
     """
     metric = results["metric"]
     better = "" if results.get("higher_is_better", True) else " (lower is better)"
-    table = Table(title=f"{results['task']}: {metric}{better}", title_justify="left", pad_edge=False)
+    table = Table(title=Text(f"{results['task']}: {metric}{better}"), title_justify="left", pad_edge=False)
     table.add_column("network", overflow="fold")
     for title in ("validation", "test", "n", "MACs", "parameters", "latency ms"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -61,7 +61,8 @@ def results_table(results: Mapping[str, Any]) -> Table:
         keys = ("validation", "test", "n", "macs", "parameters", "latency")
         table.add_row(Text(row["title"]), *(said[key] for key in keys))
     if any(len(row["test"]) > 1 for row in results["rows"]):
-        table.caption, table.caption_justify = "±: sample standard deviation over n trainings", "left"
+        said = "±: sample standard deviation over n trainings; of latency, the distance between quartiles"
+        table.caption, table.caption_justify = said, "left"
     return table
 
 

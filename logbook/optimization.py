@@ -35,14 +35,15 @@ def steps_table(results: Mapping[str, Any]) -> Table:
     Args:
         results: The content of `results.json`.
     """
-    table = Table(title=f"{results['task']}: {results['metric']}", title_justify="left", pad_edge=False)
+    table = Table(title=Text(f"{results['task']}: {results['metric']}"), title_justify="left", pad_edge=False)
     table.add_column("network", overflow="fold")
     for key in COLUMNS:
         table.add_column(TITLES.get(key, key), justify="right", no_wrap=True)
     for row in _cells(results):
         table.add_row(Text(_marked(row, results)), *(row[key] for key in COLUMNS))
     chosen = "* chosen; " if results["chosen"] else ""
-    table.caption, table.caption_justify = f"{chosen}±: standard error on validation data", "left"
+    said = f"{chosen}±: standard error on validation data; of latency, the distance between quartiles"
+    table.caption, table.caption_justify = said, "left"
     return table
 
 

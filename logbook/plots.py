@@ -441,7 +441,7 @@ def _frame(axes: Axes, values: Sequence[float], always: Sequence[float], hidden:
     """Hide at most the lowest share of the values, and say how many: early failures must not flatten the rest."""
     if not values:
         return ""
-    bottom, top = min(float(np.quantile(values, hidden)), *always, max(values)), max(*values, *always)
+    bottom, top = min(float(np.quantile(values, hidden)), *always, max(values)), max([*values, *always])
     margin = max(0.04 * (top - bottom), 1e-4)
     axes.set_ylim(bottom - margin, top + margin)
     below = sum(value < bottom - margin for value in values)

@@ -48,7 +48,9 @@ def verdict(run: Record) -> str:
     if tests.get("teacher") and tests.get("random_best"):
         # The first choices of both: the best of several teachers had several trainings to be chosen from.
         lead = fmean(tests["teacher"]) - fmean(tests["random_best"])
-        side = "above" if lead >= 0 else "below"
+        where = f"{gap(lead, metric)} {'above' if lead >= 0 else 'below'}"
+        if _rounds_to_zero(lead, metric):
+            where = "level with"
         strategy = next((name for name in run.strategies if name != "random"), "the search")
         counts = {sum(line["strategy"] == name for line in run.evaluations) for name in run.strategies}
         told = len(run.strategies) == 2 and len(counts) == 1
@@ -58,7 +60,7 @@ def verdict(run: Record) -> str:
         ours = f"the first choice of {strategy}" if "teacher2" in rows else f"what {strategy} found"
         # The difference stands in the sentence in any case: a reader may weigh it otherwise.
         clauses.append(
-            f"after {effort}, {ours} is {gap(lead, metric)} {side} what random search found, "
+            f"after {effort}, {ours} is {where} what random search found, "
             + (
                 "in one search each: other seeds may say otherwise"
                 if run.looked_up
@@ -78,7 +80,7 @@ def _judgement(first: Sequence[float], second: Sequence[float]) -> str:
 
 
 def _rounds_to_zero(difference: float, metric: str) -> bool:
-    return metric == "accuracy" and abs(difference) < 0.00005
+    return abs(difference) < 0.00005 if metric == "accuracy" else difference == 0
 
 
 def usage_example(folder: str, task: str, network: Mapping[str, Any]) -> str:

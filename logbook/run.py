@@ -175,10 +175,10 @@ class Run:
             ValueError: They are others than those that the run began with.
         """
         before = read_object(self.folder / "task.json", ()) or {}
-        if before.get("data", about.get("data")) != about.get("data"):
+        if before.get("data") not in (None, about.get("data")):
             raise ValueError(
-                f"resume: the data of {about['task']} are not those that {self.folder} began with, so that networks "
-                "would be tested on what they have learned from; put the data back, or begin a new run"
+                f"resume: the data of {about['task']} are not those that {self.folder} began with, so that what it "
+                "has learned from those would be judged by these; put the data back, or begin a new run"
             )
         self.write("task.json", about)
 

@@ -68,7 +68,8 @@ def _add_effects(run: Record, decisions: Sequence[Json], section: Section) -> No
     if uniform and conditional:
         section.intro += ". The rest of the variance is their interplay and the noise of the evaluations."
     elif uniform:
-        alone = min(1.0, sum(max(0.0, effect.share) for effect in tellable))
+        # A share is an unbiased estimate, so one by chance below 0 offsets another by chance above.
+        alone = min(1.0, max(0.0, sum(effect.share for effect in tellable)))
         section.intro += (
             f"; the decisions taken one by one explain {alone:.0%}, and what is left is their interplay and the noise "
             "of the evaluations."

@@ -52,7 +52,7 @@ def _add_evaluations(run: Record, section: Section) -> None:
     two_scales = score == "combined" or (score == "loss" and run.metric == "accuracy")  # other metrics are of the loss
     scale = f" and are judged by their {run.metric}, not by their loss as the others are" if two_scales else ""
     again, marked = {
-        "table": ("", "marked is what the table reports of the chosen ones"),
+        "table": ("", "the chosen ones are marked"),
         "shared weights": (
             " scored again on all validation data",
             f"the marked networks were trained on their own{scale}, which is why they may lie far above",
