@@ -32,6 +32,7 @@ from child.network import (
     Blueprint,
     TrainedNetwork,
     check_storable,
+    chosen_networks,
     find_network,
     load_network,
     read_checked,
@@ -58,6 +59,7 @@ from child.sparsify import cut_connections
 from child.task import Task
 from child.training import (
     LossOf,
+    TrainingError,
     TrainingSettings,
     check_fit,
     choose_device,
@@ -362,6 +364,10 @@ def describe(at: Setting, stage: str, title: str, seconds: float) -> Row:
     module, file = at.load(stage).module, folder / QUANTIZED
     scores = grade(at.answering(stage), task, task.validation, at.training.final_batch, at.device)
     metric = task.objective.metric(scores, task.validation.targets.cpu())
+    if not math.isfinite(metric):
+        raise TrainingError(
+            f"{title}: its outputs on validation data are not finite; train it at a lower rate, or mend model.weights"
+        )
     row = {
         "name": stage,
         "title": title,
@@ -740,6 +746,7 @@ def try_ratios(
         module = tuned(at, trial, lambda: smaller, how)
         graded = grade(module, task, task.validation, at.training.final_batch, at.device)
         quality = task.quality(graded, task.validation.targets.cpu())
+        quality = quality if math.isfinite(quality) else -1.0
         return {**ratios, "quality": quality, "seconds": at.run.seconds}
 
     return at.run.once(f"train {trial}", compute)
@@ -752,8 +759,9 @@ def find_teachers(config: OptimizeConfig, task: Task, known: Callable[[str], nn.
         if name in KNOWN_TEACHERS:
             found.append(known(name))
             continue
-        several = [folder for folder in Path(name).glob("networks/teacher*") if "-seed" not in folder.name]
-        folders = sorted(several) or [find_network(name)]
+        trained = [each for each in Path(name).glob("networks/teacher*") if "-seed" not in each.name]
+        chosen = [each for row, each in chosen_networks(Path(name)).items() if row.startswith("teacher")]
+        folders = chosen or sorted(trained) or [find_network(name)]  # of a run under way, those trained so far
         found += [network_for("distill.teachers", folder, task, config.plugins).module for folder in folders]
     return found
 

@@ -1,6 +1,7 @@
 """What an architecture costs: exact multiply-accumulates and parameters, and measured latency."""
 
 import copy
+import math
 import statistics
 import time
 from bisect import bisect_left
@@ -56,6 +57,27 @@ def measure_latency(
     return Latency(1000 * median, 1000 * (high - low))
 
 
+def _of_matrix(matrix: Sequence[int], *rest: Any, **named: Any) -> int:
+    return 2 * math.prod(matrix)
+
+
+def _of_second(first: Any, matrix: Sequence[int], *rest: Any, **named: Any) -> int:
+    return 2 * math.prod(matrix)
+
+
+def _of_bilinear(first: Sequence[int], weight: Sequence[int], *rest: Any, **named: Any) -> int:
+    return 2 * first[0] * math.prod(weight)
+
+
+UNCOUNTED: dict[Any, Callable[..., int]] = {
+    torch.ops.aten.mv: _of_matrix,
+    torch.ops.aten.dot: _of_matrix,
+    torch.ops.aten.addmv: _of_second,
+    torch.ops.aten._trilinear: _of_bilinear,
+}
+"""Operations of shapes (two for each multiply-accumulate) by what PyTorch's counter passes over."""
+
+
 def count_macs(network: nn.Module, input_shape: Sequence[int]) -> int:
     """Multiply-accumulates of any network on one sample, counted by PyTorch on the meta device.
 
@@ -98,7 +120,7 @@ def cost_by_layer(network: nn.Module, input_shape: Sequence[int]) -> list[dict[s
 def _counted(network: nn.Module, input_shape: Sequence[int]) -> tuple[nn.Module, FlopCounterMode]:
     """A network's shadow, without values, and what was counted as it answered."""
     shadow = copy.deepcopy(network).to("meta").eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter, torch.no_grad():
         try:
             shadow(torch.zeros(1, *input_shape, device="meta"))
         except (RuntimeError, NotImplementedError) as error:

@@ -17,6 +17,7 @@ import copy
 import io
 import json
 import logging
+import re
 import sys
 import time
 import warnings
@@ -40,6 +41,7 @@ OPSET = 18  # the newest that torch's exporter writes without a conversion
 
 Format = Literal["onnx", "torch"]
 FORMATS: tuple[Format, ...] = ("onnx", "torch")
+COLORS = re.compile(r"\x1b\[[0-9;]*m")
 FILES: dict[Format, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
 
 # What PyTorch 2.13 says of itself on every export, and what no user can do anything about.
@@ -74,26 +76,45 @@ def export(
     """
     if "onnx" in formats:
         require("onnx", "onnxscript", "onnxruntime")
+    written, refused = write_each(network, folder, formats, task, plugins)
+    if refused:
+        raise ValueError("; ".join(refused.values()))
+    return written
+
+
+def write_each(
+    network: TrainedNetwork, folder: Path, formats: Sequence[Format], task: str | None, plugins: Sequence[str]
+) -> tuple[dict[str, int], dict[str, str]]:
+    """As `export`, but of what cannot be written there is the reason, and the rest is written.
+
+    Returns:
+        Bytes of each file that was written, and why each other was not.
+    """
     metadata = {
         "luban": VERSION,
         "task": task or "",
         "architecture": network.blueprint.text(plugins),
         **{key: json.dumps(value) for key, value in describe(network).items()},
     }
-    written = {}
+    written: dict[str, int] = {}
+    refused: dict[str, str] = {}
     with _one_line(network), _quiet():
         program = _trace(network)
-        for kind in formats:
-            if kind == "onnx":
-                data = _to_onnx(program, metadata)
-                answer = OnnxModule(data)
-            else:
-                data = _to_archive(program, metadata)
-                answer = torch.export.load(io.BytesIO(data)).module()
-            check(answer, network, FILES[kind])
+    for kind in formats:
+        try:
+            with _one_line(network), _quiet():
+                if kind == "onnx":
+                    data = _to_onnx(program, metadata)
+                    answer = OnnxModule(data)
+                else:
+                    data = _to_archive(program, metadata)
+                    answer = torch.export.load(io.BytesIO(data)).module()
+                check(answer, network, FILES[kind])
             add_file(folder, FILES[kind], data)
             written[FILES[kind]] = len(data)
-    return written
+        except ValueError as error:
+            refused[FILES[kind]] = str(error)
+    return written, refused
 
 
 def check_traceable(network: TrainedNetwork) -> None:
@@ -188,7 +209,10 @@ def _one_line(network: TrainedNetwork) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # there is no list of what tracing somebody's Python may raise
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        while error.__cause__ is not None and isinstance(error, torch.onnx.OnnxExporterError):
+            error = error.__cause__  # it tells its steps and its advice first
+        lines = COLORS.sub("", str(error)).splitlines()
+        reason = next((line.strip() for line in lines if line.strip()), type(error).__name__)
         raise ValueError(f"{network.blueprint.target} cannot be exported: {reason:.300}") from None
 
 
@@ -227,9 +251,12 @@ def export_saved(folder: Path, formats: Sequence[Format] = FORMATS, plugins: Seq
         except ValueError as error:
             notes.append(f"No {FILES['onnx']}: {error}.")
             formats = [kind for kind in formats if kind != "onnx"]
-    files = export(network, folder, formats, record.task, plugins)
+    files, refused = write_each(network, folder, formats, record.task, plugins)
+    if refused and not files:
+        raise ValueError("; ".join(refused.values()))
+    notes += [f"No {name}: {reason}." for name, reason in refused.items()]
     modules = {"torch": network.module}
-    if "onnx" in formats:
+    if FILES["onnx"] in files:
         modules["onnxruntime"] = OnnxModule(read_checked(folder / FILES["onnx"]))
     if "onnx" in formats and (folder / QUANTIZED).is_file():
         modules["onnxruntime with 8-bit integers"] = OnnxModule(read_checked(folder / QUANTIZED))

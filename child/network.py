@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from child.compact import pack, unpack
@@ -98,10 +97,11 @@ class Blueprint:
             raise ValueError(f"cannot build {self.target!r}: {error}") from None
         try:
             return built(**self.arguments) if inspect.isclass(built) else None
-        except (TypeError, ValueError, RuntimeError) as error:  # the last is PyTorch's, of a size that cannot be
+        except Exception as error:  # there is no list of what somebody's class may raise
             if is_out_of_memory(error):
                 raise
-            raise ValueError(f"cannot build {self.target!r} with {self.arguments}: {error}") from None
+            said = str(error) or repr(error)
+            raise ValueError(f"cannot build {self.target!r} with {self.arguments}: {said}") from None
 
 
 class TrainedNetwork:
@@ -257,8 +257,10 @@ def load_network(folder: str | Path, plugins: Sequence[str] = ()) -> TrainedNetw
             if blueprint.resized:  # whose layers might not fit each other
                 with torch.no_grad():
                     module.eval()(torch.zeros(1, *description["input_shape"]))
-        except (SafetensorError, RuntimeError, ValueError) as error:
-            raise ValueError(f"{folder / WEIGHTS} does not fit the network: {error}") from None
+        except Exception as error:  # there is no list of what somebody's network may raise
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(f"{folder / WEIGHTS} does not fit the network: {str(error) or repr(error)}") from None
         return module
 
     return restore(description, make, path)
@@ -276,7 +278,8 @@ def resize(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
                 if value.ndim != wanted.ndim:
                     raise ValueError(f"{prefix}.{name} has shape {tuple(wanted.shape)}, not like {tuple(value.shape)}")
                 fresh = torch.empty_like(wanted, device=value.device)
-                held[name] = nn.Parameter(fresh) if held is layer._parameters else fresh
+                own = held is layer._parameters
+                held[name] = nn.Parameter(fresh, requires_grad=value.requires_grad) if own else fresh
         _adopt_sizes(layer)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -317,23 +320,33 @@ def tie(module: nn.Module, same: Mapping[str, str]) -> None:
             layer._parameters[own] = source._parameters[its]
 
 
+def chosen_networks(run: Path) -> dict[str, Path]:
+    """The folder of every network that a run's results name, of several trainings the chosen one; none without results.
+
+    Raises:
+        ValueError: The results cannot be read.
+    """
+    results = run / "results.json"
+    if not results.is_file():
+        return {}
+    try:
+        rows = json.loads(results.read_text(encoding="utf-8"))["rows"]
+        return {row["name"]: run / row["folder"] for row in rows if row["folder"] is not None}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ValueError(f"{results} is not what a run writes: {error!r}") from None
+
+
 def find_network(path: str | Path) -> Path:
     """The folder of a network: of a run folder its student's, else the folder itself.
 
     Raises:
-        ValueError: The run has no student yet; or its results, which say which of several trainings of the student was
-            chosen, cannot be read.
+        ValueError: The run has no student yet, or its results cannot be read.
     """
     run = Path(path)
     results, inside = run / "results.json", run / "networks" / "student"
-    if results.is_file():
-        try:
-            rows = json.loads(results.read_text(encoding="utf-8"))["rows"]
-            chosen = [row["folder"] for row in rows if row.get("name") == "student"]
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise ValueError(f"{results} is not what a run writes: {error!r}") from None
-        if chosen:
-            return run / chosen[0]
+    chosen = chosen_networks(run)
+    if "student" in chosen:
+        return chosen["student"]
     if not inside.is_dir() and (run / "config.yaml").is_file():
         if results.is_file():
             raise ValueError(f"{run} is finished, and has no network: it trained none")

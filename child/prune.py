@@ -202,12 +202,14 @@ def remove_units(
 ) -> nn.Module:
     """A copy of a network that keeps so many units of each group, the most important of them."""
     module = copy.deepcopy(module)
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
     graph, _ = trace(module, input_shape)
     for group in groups:
         order = scores[group.name].argsort(stable=True).tolist()
         _remove(graph, module, group, order[: group.num_units - kept[group.name]])
-    for parameter in module.parameters():
+    for name, parameter in module.named_parameters():
         parameter.grad = None
+        parameter.requires_grad_(name not in frozen)
     # What was cut out of a tensor lies in another order in memory.
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

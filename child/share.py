@@ -158,7 +158,8 @@ def hold(module: nn.Module) -> nn.Module:
                 how = Mask(weight)
             else:
                 continue
-            layer._parameters[name] = nn.Parameter(weight.clone())  # for its place in memory is used again
+            # A new one, for its place in memory is used again.
+            layer._parameters[name] = nn.Parameter(weight.clone(), requires_grad=weight.requires_grad)
             parametrize.register_parametrization(layer, name, how)
             made: Any = layer.parametrizations[name]  # type: ignore[index]
             made.original = held.setdefault(id(weight), made.original)  # layers that were tied stay tied
@@ -166,12 +167,14 @@ def hold(module: nn.Module) -> nn.Module:
 
 
 def release(module: nn.Module) -> nn.Module:
-    """Plain weights again, with the values that they have; the same network."""
+    """Plain weights again in place of what `hold` made, with the values that they have; the same network."""
     tied: dict[int, Any] = {}
-    held = [layer for layer in module.modules() if parametrize.is_parametrized(layer)]
-    found = [(layer, name, made, made.original) for layer in held for name, made in _parametrizations(layer)]
+    parametrized = [layer for layer in module.modules() if parametrize.is_parametrized(layer)]
+    every = [(layer, name, made) for layer in parametrized for name, made in _parametrizations(layer)]
+    found = [(*each, each[2].original) for each in every if isinstance(each[2][0], Codebook | Mask)]
     for layer, name, made, original in found:
-        made.original = nn.Parameter(original.detach().clone())  # for its place in memory is used again
+        # A new one, for its place in memory is used again.
+        made.original = nn.Parameter(original.detach().clone(), requires_grad=original.requires_grad)
         parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
         layer._parameters[name] = tied.setdefault(id(original), layer._parameters[name])
     return module
@@ -182,8 +185,13 @@ def _parametrizations(layer: Any) -> list[tuple[str, Any]]:
 
 
 def weights_of(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Every weight of two or more dimensions: the layer that has it, and its name there."""
+    """Every weight of two or more dimensions: the layer that has it, and its name there.
+
+    None of a layer that has another parametrization, such as a weight norm, since what it computes is not held there.
+    """
     for layer in module.modules():
+        if isinstance(layer, parametrize.ParametrizationList):
+            continue
         for name, parameter in layer._parameters.items():
             if parameter is not None and parameter.ndim > 1:
                 yield layer, name

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,13 @@ from child.predict import read_network
 from child.prune import find_groups
 from child.resnet import ResNet
 from child.task import SealedSplit
-from child.training import measure
+from child.training import TrainingError, measure
 from conf.launch import one_line
 from conf.schema import ConfigError, ModelConfig, OptimizeConfig
 from envs.digits import digits
 from logbook.interrupt import Interrupted, Interruption
 from logbook.run import Run
-from optimize import FINALISTS, main, notes_on
+from optimize import FINALISTS, find_teachers, main, notes_on
 from report import main as report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,6 +70,11 @@ class Unexportable(Net):
 class Pair(Net):
     def forward(self, x):
         return super().forward(x), x
+
+
+class Brittle(Net):
+    def __init__(self, width=3):
+        assert width % 2 == 0, "the width must be even"
 
 
 class Needy(Net):
@@ -495,6 +501,8 @@ def test_models_that_do_not_fit_are_told_in_one_line(
     assert told.startswith("model: does not fit the task digits")
     told = line(compose_text, tmp_path, "model._target_=strange.Pair", *own)
     assert told.endswith("it gives a tuple, and one tensor is needed")
+    told = line(compose_text, tmp_path, "model._target_=strange.Brittle", *own)
+    assert told.endswith("cannot build 'strange.Brittle' with {}: the width must be even")
     assert "KeyError('picture')" in line(compose_text, tmp_path, "model._target_=strange.Needy", *own)
     for kind in ("Reading", "Unregistered"):
         told = line(compose_text, tmp_path, f"model._target_=strange.{kind}", *own, "steps=[share]")
@@ -542,6 +550,26 @@ def test_weights_of_ones_own_are_not_trained_again(run_optimize: Any, tmp_path: 
     )
     original = load_network(run / "networks" / "original").module.state_dict()
     assert all(value.equal(original[name]) for name, value in module.state_dict().items())
+
+
+def test_weights_that_answer_nothing_are_told_of(run_optimize: Any, tmp_path: Path) -> None:
+    module = ResNet((1, 8, 8), 10, 8).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    [*module.parameters()][-1].data.fill_(float("nan"))
+    save_file(module.state_dict(), tmp_path / "own.safetensors")
+    with pytest.raises(TrainingError, match="Original: its outputs on validation data are not finite"):
+        run_optimize(tmp_path, *NET, f"model.weights={tmp_path / 'own.safetensors'}", "steps=[share]")
+
+
+def test_the_teachers_of_a_run_are_those_that_were_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optimize.network_for", lambda key, folder, *rest: SimpleNamespace(module=folder.name))
+    config: Any = SimpleNamespace(distill=SimpleNamespace(teachers=[str(tmp_path)]), plugins=[])
+    for name in ("teacher2", "teacher", "teacher-seed1", "student"):
+        (tmp_path / "networks" / name).mkdir(parents=True)
+    assert find_teachers(config, None, None) == ["teacher", "teacher2"]  # type: ignore[arg-type] (a run under way)
+    folders = {"teacher": "teacher-seed1", "teacher2": "teacher2", "student": "student"}
+    rows = [{"name": name, "folder": f"networks/{folder}"} for name, folder in folders.items()]
+    (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
+    assert find_teachers(config, None, None) == ["teacher-seed1", "teacher2"]  # type: ignore[arg-type]
 
 
 def row(macs: int, loss: float, latency: float = 1.0) -> dict[str, Any]:

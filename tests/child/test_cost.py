@@ -177,3 +177,24 @@ def test_random_architectures_of_like_macs(network_space: NetworkSpace) -> None:
     apart = [max(0.1, abs(space.macs(other) / wanted - 1)) for other in others]
     drawn = {other for other in space.sample(np.random.default_rng(0), 2_000) if other != like}
     assert apart == sorted(apart) == sorted(max(0.1, abs(space.macs(other) / wanted - 1)) for other in drawn)[:5]
+
+
+class Vectors(nn.Module):
+    """Products with vectors, and of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.bias, self.both = (
+            nn.Parameter(torch.ones(8)),
+            nn.Parameter(torch.ones(5)),
+            nn.Bilinear(8, 8, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = x @ self.query
+        other = torch.addmv(self.bias, x[0], self.query) + torch.dot(self.query, self.query)
+        return self.both(x[:, 0], x[:, 1]) + scores.sum() + other.sum()
+
+
+def test_products_with_vectors_are_counted() -> None:
+    assert count_macs(Vectors(), (5, 8)) == 5 * 8 + 5 * 8 + 8 + 3 * 8 * 8

@@ -210,6 +210,22 @@ def test_what_cannot_be_traced_is_one_line(module: nn.Module, reason: str, tmp_p
     assert "\n" not in str(caught.value) and not (tmp_path / "model.pt2").exists()
 
 
+class Foreign(nn.Module):
+    """ONNX has no Bessel functions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(x.flatten(1)[:, :3])
+
+
+def test_what_one_format_cannot_hold_another_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("child.export.load_network", lambda folder, plugins: of_users(Foreign()))
+    save_network(of_users(Foreign()), tmp_path)
+    done = export_saved(tmp_path)
+    assert list(done["files"]) == ["model.pt2"] and (tmp_path / "MODEL.md").is_file()
+    (note,) = done["notes"]
+    assert note.startswith("No model.onnx: ") and "bessel_j0" in note and "\x1b" not in note
+
+
 def test_what_rounding_explains_is_no_difference() -> None:
     """No model can be nearer to a network than the network is to itself with more bits."""
     network = of_users(Rough())

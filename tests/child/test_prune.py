@@ -182,6 +182,17 @@ def test_channels_that_nothing_reads_can_go(make: Callable[[], nn.Module], unset
         torch.testing.assert_close(remove_units(module, SHAPE, groups, scores, kept)(inputs), dead(inputs))
 
 
+def test_what_the_user_froze_stays_frozen_in_a_smaller_network() -> None:
+    module: Any = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
+    module[2].requires_grad_(False)
+    smaller: Any = pruned(module, (3, 8, 8))
+    again = copy.deepcopy(module)
+    resize(again, smaller.state_dict())
+    for each in (smaller, again):
+        assert len(each[2].weight) == 4
+        assert [layer.weight.requires_grad for layer in each if hasattr(layer, "weight")] == [True, False, True]
+
+
 def test_groups_go_through_residuals_concatenation_and_grouped_convolutions() -> None:
     groups = {group.name: group for group in find_groups(Mixed(), SHAPE)}
     # The first sum: stem, norm and depthwise convolution with its input; every part of `grouped` has 4 of its 8.

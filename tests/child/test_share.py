@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -159,6 +160,27 @@ def test_every_space_answers_alike_while_it_is_held(
     torch.testing.assert_close(hold(module)(inputs), plain)
     torch.testing.assert_close(release(module)(inputs), plain)
     assert list(module.state_dict()).sort() == names.sort()
+
+
+def test_what_the_user_parametrized_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    module: Any = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 64)), nn.Linear(64, 16))
+    names, inputs = list(module.state_dict()), torch.randn(3, 8)
+    share_values(module, 4)
+    wanted = module(inputs)
+    assert len(module[1].weight.unique()) == 4
+    torch.testing.assert_close(release(hold(module))(inputs), wanted)
+    assert sorted(module.state_dict()) == sorted(names)
+
+
+def test_what_the_user_froze_stays_frozen() -> None:
+    module = nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 16))
+    module[0].requires_grad_(False)
+    share_values(module, 4)
+    for _ in range(2):
+        held = {name for name, each in hold(module).named_parameters() if not each.requires_grad}
+        assert held == {"0.bias", "0.parametrizations.weight.original"}
+        assert [each.requires_grad for each in release(module).parameters()] == [False, False, True, True]
 
 
 def test_a_network_without_structure_is_not_touched() -> None:
