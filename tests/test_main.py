@@ -727,7 +727,7 @@ def test_joined_validation_data_are_no_longer_evidence(run_main: Any, tmp_path: 
         ("evaluator.statistics=recalibrated", "evaluator.recalibration_batches=1"),
         ("reward=linear", "reward.unit=parameters"),
         ("reward=soft",),
-        ("reward=hard",),
+        ("reward=hard", "reward.target=1", "derive.within_target=true"),
         ("reward=absolute", "reward.target=30000"),
         ("ranking.finalists=0", "ranking.random=0"),
         ("space.min_layers=null",),
@@ -760,11 +760,21 @@ def test_parts_can_be_swapped(
     )
     if "reward.unit=parameters" in overrides:
         assert found["cost_unit"] == "parameters" and "parameters / " in found["reward_formula"]
+    if "reward.target=1" in overrides:
+        assert results["notes"][0].startswith("Nothing that the search kept is within the target of 1; the choice, ")
+
+
+def test_a_budget_for_no_evaluation_is_told(run_main: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^reinforce could evaluate no architecture; .*, or search\.budget$"):
+        run_main(tmp_path, "search.budget=0.5")
 
 
 @pytest.mark.parametrize("analysis", ["brief", "full"])
-def test_a_full_analysis_looks_at_what_takes_training(analysis: str, run_main: Any, tmp_path: Path) -> None:
+def test_a_full_analysis_looks_at_what_takes_training(
+    analysis: str, run_main: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where every neighbor of the choice must be trained on its own, a brief one says so."""
+    monkeypatch.setattr(main_script, "MOST_NEIGHBORS", 1)  # of a brief one
     alone = ("evaluator=standalone", "evaluator.settings.epochs=1", "search.rounds=1", "derive.candidates=2")
     folder = run_main(tmp_path, *alone, f"analysis={analysis}")
     found, page = load(folder / "neighbors.json"), (folder / "report.html").read_text()

@@ -123,18 +123,47 @@ def test_equal_functions_are_paid_once(overrides: list[str], compose_text: Compo
     assert qualities[True] > qualities[False] + 100  # more cells for the same budget
 
 
-def test_a_constraint_is_honored(overrides: list[str], compose_text: Compose, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("target", "costs"), [(2, {1, 2}), (0.5, {1})])  # a = 2, the best, costs 3
+def test_a_constraint_is_honored_or_a_note_is_left(
+    target: float, costs: set[int], overrides: list[str], compose_text: Compose, tmp_path: Path
+) -> None:
     given = [
         *overrides,
         "controller=model_based",
         "reward=hard",
-        "reward.target=2",
+        f"reward.target={target}",
         "derive.within_target=true",
         f"output={tmp_path}",
     ]
     main(*compose_text(*given))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert all(row["macs"] <= 2 for row in results["rows"])  # a = 2, the best, costs 3
+    assert {row["macs"] for row in results["rows"]} <= costs
+    told = "Nothing that the search kept is within the target of 0.5; the choice, the cheapest of it, costs 1."
+    assert (told in results["notes"]) == (target == 0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "unit"),
+    [("evaluator.cost=null", None), ("reward.unit=macs", "macs"), ("reward.unit=parameters", "parameters")],
+)
+def test_costs_stand_under_their_unit_if_there_are_any(
+    given: str, unit: str | None, overrides: list[str], compose_text: Compose, tmp_path: Path
+) -> None:
+    main(*compose_text(*overrides, "controller=random", given, f"output={tmp_path}"))
+    (row,) = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
+    assert [key for key in ("macs", "parameters", "latency_ms") if row[key] is not None] == ([unit] if unit else [])
+    volumes = json.loads((tmp_path / "run" / "candidates.json").read_text())["hypervolume"]
+    assert list(volumes) == (["random"] if unit else [])
+
+
+def test_a_run_goes_on_with_its_own_table_alone(overrides: list[str], compose_text: Compose, tmp_path: Path) -> None:
+    path, resume = tmp_path / "mine.csv", f"resume={tmp_path / 'run'}"
+    path.write_text(Path(overrides[1].removeprefix("env.path=")).read_text())
+    main(*compose_text(*overrides, f"env.path={path}", "controller=random", f"output={tmp_path}"))
+    main(*compose_text(resume))
+    path.write_text(path.read_text().replace(",10\n", ",11\n"))
+    with pytest.raises(ValueError, match=r"^resume: the data of mine are not those that .* began with, .*$"):
+        main(*compose_text(resume))
 
 
 @pytest.mark.parametrize(

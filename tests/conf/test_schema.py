@@ -4,12 +4,15 @@ import sys
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
 from child.training import TrainingSettings
 from conf.schema import ConfigError, Part, read
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,11 @@ class Named:
         self.width = width
 
 
+class ForCheckers:
+    def __init__(self, width: "Decimal"):
+        self.width = width
+
+
 def anything(**arguments: Any) -> dict[str, Any]:
     return arguments
 
@@ -146,7 +154,8 @@ def anything(**arguments: Any) -> dict[str, Any]:
 @pytest.fixture
 def plugin(monkeypatch: pytest.MonkeyPatch) -> str:
     module: Any = types.ModuleType("my_plugin")
-    module.Built, module.Needs, module.Named, module.anything = Built, Needs, Named, anything
+    for each in (Built, Needs, Named, ForCheckers, anything):
+        setattr(module, each.__name__, each)
     monkeypatch.setitem(sys.modules, "my_plugin", module)
     return "my_plugin"
 
@@ -193,6 +202,11 @@ def test_a_plugin_allows_its_own_module_only(plugin: str) -> None:
 def test_an_argument_by_name_alone_is_needed_too(plugin: str) -> None:
     with pytest.raises(ConfigError, match=r"space\.width: my_plugin\.Named needs this argument"):
         part(plugin, "Named").build([plugin])
+
+
+def test_annotations_for_type_checkers_alone_are_named(plugin: str) -> None:
+    with pytest.raises(ConfigError, match=r"^space: the annotations of my_plugin\.ForCheckers .*'Decimal' is not def"):
+        part(plugin, "ForCheckers", width=1).build([plugin])
 
 
 def test_what_is_no_class_is_named() -> None:

@@ -24,8 +24,8 @@ def test_every_single_change_is_there_and_nothing_else(known: Any) -> None:
         assert len(found) == len({genotype for _, genotype in found}) and set(found) == expected
 
 
-@pytest.mark.parametrize("num", [100, 5])
-def test_changes_are_weighed_like_the_choice(known: Any, num: int) -> None:
+@pytest.mark.parametrize("num", [100, 5, None])
+def test_changes_are_weighed_like_the_choice(known: Any, num: int | None) -> None:
     space = known.FlatSpace(3, 4)
     evaluator = known.TargetEvaluator(space.genotype((0, 1, 2)))
     reward = Linear(target=4.0)
@@ -37,7 +37,7 @@ def test_changes_are_weighed_like_the_choice(known: Any, num: int) -> None:
         )  # fmt: skip
 
     found = weigh_changes(space, space.genotype((0, 1, 0)), num, environments, evaluator, 0)
-    assert found["num_all"] == 9 and len(found["neighbors"]) == min(num, 9)
+    assert found["num_all"] == 9 and len(found["neighbors"]) == min(num or 9, 9)
     for line in [found["center"], *found["neighbors"]]:
         tokens = line["genotype"]["tokens"]
         assert line["quality"] == pytest.approx(sum(a == b for a, b in zip(tokens, (0, 1, 2), strict=True)) / 3)

@@ -167,6 +167,9 @@ def test_the_moving_average_by_hand(known: Any) -> None:
     assert reinforce(space, baseline="none").learn(rollout_of(space, genotypes, [1.0, 3.0])).baseline == 0
     shown = reinforce(space, baseline="leave_one_out").learn(rollout_of(space, genotypes, [1.0, 3.0])).baseline
     assert shown == 2
+    alone = reinforce(space, baseline="leave_one_out", baseline_decay=0.75)
+    baselines = [alone.learn(rollout_of(space, genotypes, [reward, np.nan])).baseline for reward in (0.4, 0.8, 0.0)]
+    assert baselines == pytest.approx([0.4, 0.4, 0.5])  # of a single one the moving average
 
 
 def test_the_gradient_is_clipped(known: Any, monkeypatch: pytest.MonkeyPatch) -> None:

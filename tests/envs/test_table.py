@@ -137,6 +137,12 @@ def test_a_row_that_only_a_search_misses_is_told(write: Any, monkeypatch: pytest
             ask(Genotype("flat", (2, 2)))
 
 
+def test_a_mark_tells_tables_apart(write: Any) -> None:
+    tables = [rows(), *(changed(4, column, 9) for column in ("valid", "test", "macs", "seconds"))]
+    assert len({table(write(content)).mark() for content in tables}) == 5
+    assert table(write(rows(), "same.csv.gz")).mark() == table(write(rows())).mark()
+
+
 def test_files_as_office_programs_write_them(write: Any) -> None:
     path = Path(write(rows()))
     path.write_text("\ufeff" + path.read_text() + "\n\n", encoding="utf-8")

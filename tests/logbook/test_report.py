@@ -14,10 +14,12 @@ from scipy import stats
 
 import report as report_script
 from logbook import compare, plots
-from logbook.compare import read_parts, side_by_side, write_comparison
+from logbook.compare import comparison_tables, read_parts, side_by_side, write_comparison
 from logbook.numbers import results_table
+from logbook.optimization import steps_table
 from logbook.record import read_run
 from logbook.report import usage_example, verdict, write_report
+from logbook.sections.decisions import decisions_section
 from logbook.significance import estimate
 
 OPERATIONS = ["conv3", "sepconv3", "conv5", "sepconv5", "avgpool3", "maxpool3"]
@@ -387,6 +389,8 @@ def test_the_verdict_claims_no_more_than_its_numbers(tmp_path: Path) -> None:
     change_results(folder, teacher=[0.95], random_best=[0.99])
     assert "4.0 points below" in verdict(read_run(folder))
     assert "too few to tell" in verdict(read_run(folder))
+    change_results(folder, teacher=[0.95], random_best=[0.95])
+    assert "what reinforce found is level with what random search found" in verdict(read_run(folder))
 
 
 @pytest.mark.parametrize(("target", "told", "not_told"), [
@@ -452,12 +456,24 @@ def test_the_table_for_the_console(finished: Path) -> None:
     assert "98.00%" in student and "±" not in student and " 1 " in student
 
 
+def test_brackets_in_a_tasks_name_are_no_markup(tmp_path: Path) -> None:
+    folder, task = write_run(tmp_path / "run", num_layers=2), "homes (regression of rate [/min])"
+    results = {**json.loads((folder / "results.json").read_text()), "task": task, "higher_is_better": True}
+    write(folder / "results.json", results)
+    steps = steps_table({**results, "rows": [], "chosen": None})
+    for table in (results_table(results), *comparison_tables([folder]), steps):
+        console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+        console.print(table)
+        assert console.export_text().startswith(f"{task}: accuracy")
+
+
 def test_other_metrics_are_not_given_in_percent(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     results = json.loads((folder / "results.json").read_text())
     write(folder / "results.json", {**results, "metric": "perplexity", "higher_is_better": False})
-    change_results(folder, teacher=[61.234])
+    change_results(folder, teacher=[61.234], random_best=[61.234])
     assert "61.23 test perplexity (lower is better)" in verdict(read_run(folder))
+    assert "what reinforce found is level with what random search found" in verdict(read_run(folder))
 
 
 @pytest.mark.parametrize(
@@ -499,6 +515,11 @@ def test_layers_are_drawn_in_order_and_arcs_pass_beside_them() -> None:
     assert all((arc >= half_width - 1e-6).all() or (arc <= -half_width + 1e-6).all() for arc in arcs)
 
 
+def test_a_single_evaluation_is_drawn_before_there_are_candidates() -> None:
+    axes = plots.quality_against_cost([evaluation("random", 0, 1, [0], 0.9, 1)], [], [], "MACs").axes[0]
+    assert axes.get_ylim() == pytest.approx((0.9, 0.9), abs=1e-3)
+
+
 def test_layers_beyond_the_chosen_depth_have_no_share() -> None:
     decisions = [
         {"name": "layers", "kind": "depth", "labels": ["1", "2"]},
@@ -525,6 +546,20 @@ def test_decisions_of_other_kinds_have_a_picture(tmp_path: Path) -> None:
     write_report(folder)
     assert "4: 75%" in page(folder)
     assert not (folder / "plots" / "operations.svg").exists()
+
+
+def test_decisions_that_do_nothing_explain_nothing(tmp_path: Path) -> None:
+    folder, rng = write_run(tmp_path / "run"), np.random.default_rng(0)
+    decisions = [{"name": f"d{place}", "kind": "operation", "labels": list("abcde")} for place in range(30)]
+    write(folder / "space.json", {"name": "other", "decisions": decisions})
+    write_lines(folder / "updates.jsonl", [])
+    shares = []
+    for _ in range(5):
+        drawn = [evaluation("random", 0, 1, rng.integers(0, 5, 30).tolist(), rng.random(), 1) for _ in range(200)]
+        write_lines(folder / "history.jsonl", drawn)
+        (said,) = re.findall(r"one by one explain (\d+)%", decisions_section(read_run(folder)).intro)
+        shares.append(int(said))
+    assert np.median(shares) <= 3  # by chance one may be larger
 
 
 # Comparisons claim no more than their runs can show, whatever state the runs are in.
@@ -605,9 +640,13 @@ def test_single_runs_and_equal_differences_are_not_judged(repetitions: list[Path
     (part,) = read_parts([repetitions[0], repetitions[3]])
     row = next(row for row in compare.tests(part) if row["network"] == "teacher")
     assert row["judged"] == "too few runs to tell" and row["p"] == "-"
+    told = compare.verdict([part], [compare.tests(part)])
+    assert told == "No difference between these 2 groups can be tested (too few runs, or no spread)."
     (part,) = read_parts(repetitions)
     alike = next(row for row in compare.tests(part) if row["network"] == "student")  # the same in every run
     assert alike["judged"] == "no spread to judge by"
+    told = compare.verdict([part], [compare.tests(part)])
+    assert re.match("Of 1 differences? between these 2 groups that can be tested, 0 lies? beyond noise;", told)
 
 
 def test_other_tasks_stand_in_columns_of_their_own(repetitions: list[Path], tmp_path: Path) -> None:

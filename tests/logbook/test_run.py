@@ -42,6 +42,8 @@ def test_a_run_goes_on_with_its_own_data_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the data of pets are not those that .*run began with"):
         run.write_task({"task": "pets", "data": "abd"})
     assert json.loads((run.folder / "task.json").read_text())["data"] == "abc"
+    run.write("task.json", {"task": "pets", "data": None})  # as long as tables had no mark
+    run.write_task({"task": "pets", "data": "abd"})
 
 
 def test_two_processes_are_not_at_one_run(tmp_path: Path) -> None:
