@@ -157,10 +157,14 @@ def _quality(record: Record, folder: Path) -> dict[str, str]:
 
 def _preprocessing(network: TrainedNetwork) -> str:
     match network.preprocessing:
-        case Normalize(scale, mean, std):
+        case Normalize(scale, mean, std, names):
             what = f"Stored values x become (x / {scale:g} - mean) / std, for each channel or feature"
             if len(mean) <= 8:
                 what += f"; mean {_numbers(mean)}, std {_numbers(std)}"
+            if names:
+                what += f". The features, in this order: {', '.join(f'`{name}`' for name in names)}"
+            if any("=" in name for name in names):
+                what += " (`column=text` is 1 where the column holds that text, else 0)"
         case LogMel(rate=rate, length=length, window=window, hop=hop, bands=bands):
             what = (
                 f"Waves of {length} samples at {rate} a second become {bands} mel bands of log power (window {window}, "
@@ -211,7 +215,8 @@ def _stored(network: TrainedNetwork) -> tuple[str, str]:
         case Normalize(scale=scale) if len(network.input_shape) == 3:
             return f"np.zeros((1, {shape}), np.uint8)", f"yours: (N, C, H, W), values from 0 to {scale:g}"
         case _:
-            return f"np.zeros((1, {shape}), np.float32)", "yours, one sample a row"
+            rows = "(N, C, L)" if len(network.input_shape) == 2 else "one sample a row, its features in their order"
+            return f"np.zeros((1, {shape}), np.float32)", f"yours: {rows}"
 
 
 def _onnx_snippet(network: TrainedNetwork, model: str, stored: str, comment: str) -> str:

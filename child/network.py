@@ -165,7 +165,8 @@ class TrainedNetwork:
 
 def part_to_json(part: Any) -> dict[str, Any]:
     """An objective or a preprocessing as plain data."""
-    return {"kind": type(part).__name__, **asdict(part)}
+    plain = {key: value for key, value in asdict(part).items() if key != "names" or value}
+    return {"kind": type(part).__name__, **plain}
 
 
 def part_from_json(data: Mapping[str, Any], kinds: Mapping[str, type[Any]]) -> Any:

@@ -7,7 +7,7 @@ Letters: B samples of a batch, C channels, H height, W width, L samples of a wav
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -17,11 +17,19 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Normalize:
-    """(x / scale - mean) / std for each channel of (B, C, H, W), (B, C, L) or (B, C)."""
+    """(x / scale - mean) / std for each channel of (B, C, H, W), (B, C, L) or (B, C).
+
+    Args:
+        scale: What stored values are divided by.
+        mean: Of each channel then.
+        std: Of each channel then.
+        names: What the channels are called, where they have names: the columns of a table, in the order that is stored.
+    """
 
     scale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    names: tuple[str, ...] = field(default=(), compare=False)
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Normalize to float; images come out channels last."""
@@ -36,7 +44,7 @@ class Normalize:
         return _images(floats, inputs.shape[1])
 
     @classmethod
-    def fit(cls, inputs: Tensor, scale: float) -> "Normalize":
+    def fit(cls, inputs: Tensor, scale: float, names: tuple[str, ...] = ()) -> "Normalize":
         """Mean and deviation per channel of training inputs; a channel that never changes is only centered."""
         if inputs.dtype == torch.uint8:  # counted, since as floats many images would not fit into memory
             found = [_mean_and_std(channel) for channel in inputs.unbind(1)]
@@ -45,7 +53,7 @@ class Normalize:
             values = inputs.double() / scale
             others = tuple(dim for dim in range(inputs.ndim) if dim != 1)
             mean, std = values.mean(dim=others), values.std(dim=others)
-        return cls(scale, tuple(mean.tolist()), tuple(torch.where(std < 1e-12, 1.0, std).tolist()))
+        return cls(scale, tuple(mean.tolist()), tuple(torch.where(std < 1e-12, 1.0, std).tolist()), names)
 
 
 @dataclass(frozen=True)

@@ -82,9 +82,10 @@ def tabular(
 ) -> Task:
     """Read a CSV file (or `.csv.gz`) with a header, separated by commas, semicolons or tabs.
 
-    Columns of numbers are standardized by training data. Columns of text are one-hot encoded; a text that training
-    data lack is all zeros. Where `kind` is null, a target of numbers is a regression if one of them is not whole or
-    more than 20 are different, and all else is a classification; the task's name says which.
+    Columns of numbers come first, standardized by training data. Columns of text are one-hot encoded, such as
+    `color=blue` and `color=red`; a text that training data lack is all zeros. Where `kind` is null, a target of numbers
+    is a regression if one of them is not whole or more than 20 are different, and all else is a classification; the
+    task's name says which.
 
     Args:
         path: The file.
@@ -113,6 +114,7 @@ def tabular(
         kind = "classification" if None in values or (whole and len(set(values)) <= MAX_CLASSES) else "regression"
     numeric = [name for name in features if all(_number(cell) is not None for cell in table.column(name))]
     levels = {name: _levels(table, name) for name in features if name not in numeric}
+    names = (*numeric, *(f"{name}={level}" for name, known in levels.items() for level in known))
 
     def samples(table: Table) -> tuple[Tensor, NDArray[Any]]:
         columns = [table.numbers(name)[:, None] for name in numeric]
@@ -134,7 +136,8 @@ def tabular(
         standard = Normalize.fit(inputs, 1.0)
         unknown = (inputs[:, len(numeric) :] == 0).all(dim=0).tolist()
         mean = standard.mean[: len(numeric)] + (0.0,) * len(unknown)
-        return Normalize(1.0, mean, standard.std[: len(numeric)] + tuple(BLANK if each else 1.0 for each in unknown))
+        std = standard.std[: len(numeric)] + tuple(BLANK if each else 1.0 for each in unknown)
+        return Normalize(1.0, mean, std, names)
 
     stem = Path(path).name.partition(".")[0]
     return make_task(

@@ -228,7 +228,8 @@ def verdict(parts: Sequence[Part], judged: Sequence[Sequence[Json]]) -> str:
             beyond = sum(row["judged"] == "beyond noise" for row in tested)
             groups = f"between these {len(part.groups)} groups"
             which = " that can be tested" if len(tested) < len(between) else ""
-            text = f"of {len(tested)} differences {groups}{which}, {beyond} lie beyond noise"
+            differences = "difference" if len(tested) == 1 else "differences"
+            text = f"of {len(tested)} {differences} {groups}{which}, {beyond} lie beyond noise"
             if not tested:
                 text = f"no difference {groups} can be tested (too few runs, or no spread)"
         elif num_runs == 1:

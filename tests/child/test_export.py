@@ -257,8 +257,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "config.yaml").write_text("seed: 3\n")
     (run / "results.json").write_text(json.dumps({
         "task": "flowers", "metric": "accuracy", "seed": 3, "samples": {"training": 80, "test": 20},
-        "rows": [{"folder": "networks/student", "title": "Student (distilled)", "validation": [0.9, 0.8],
-                  "test": [0.75, 0.85]}],
+        "rows": [{"name": "student", "folder": "networks/student", "title": "Student (distilled)",
+                  "validation": [0.9, 0.8], "test": [0.75, 0.85]}],
     }))  # fmt: skip
     main([str(run)])
     return run / "networks" / "student"

@@ -1,6 +1,7 @@
 """Tables: what becomes a feature, what is decided about the target, and mistakes that name their line and column."""
 
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from child.network import PREPROCESSINGS, part_from_json, part_to_json
 from child.task import Classification, Regression, Split, Task
 from child.transforms import Normalize
 from envs.tabular import MISSING, read_table, tabular
@@ -218,3 +220,15 @@ def test_it_is_fitted_to_training_rows_alone(tmp_path: Path) -> None:
     rooms = task.train.inputs[:, 0].double().numpy()
     assert task.preprocessing.mean[0] == pytest.approx(np.mean(rooms), rel=1e-6)
     assert task.objective.mean < NUM
+
+
+def test_what_the_features_are_is_written_down(tmp_path: Path) -> None:
+    task = tabular(write(tmp_path, HOMES), "price", 0)
+    assert isinstance(task.preprocessing, Normalize)
+    names = task.preprocessing.names
+    assert names[0] == "rooms" and names[1].startswith("color=") and len(names) == task.train.inputs.shape[1]
+    plain = part_to_json(task.preprocessing)
+    again = part_from_json(json.loads(json.dumps(plain)), PREPROCESSINGS)
+    assert again == task.preprocessing and again.names == names
+    older = part_from_json({key: value for key, value in plain.items() if key != "names"}, PREPROCESSINGS)
+    assert older == task.preprocessing
