@@ -2,13 +2,14 @@
 
     python benchmarks/fronts.py            # goes on where it was stopped
 
-Two spaces, three seeds, the reward of the default run and shared weights; random search has the same shared weights
-and as many evaluations, and as many of its architectures are scored again on all validation data. Cells of nasbench201
+Two spaces, three seeds, the reward of the default run and shared weights; random search has the same shared weights and
+as many evaluations, and as many of its architectures are scored again on all validation data. Cells of nasbench201
 learn CIFAR-10 (JPEG) at 16x16, so that their true accuracy can be looked up afterwards; networks of mobile learn 10,000
 images of Fashion-MNIST. The hypervolume is the share of the box from no quality to all, from no cost to the target,
-that a front dominates. Two runs at a time, each with one thread, in outputs/benchmark-fronts/<space><seed>. Further
-arguments are overrides for every run. Writes benchmarks/results/fronts.md and fronts.json, of the runs that are
-finished.
+that a front dominates; as a front that begins at a lower cost has more of it, however good the other is, beside it
+stands the share of the box that begins where both fronts have begun. Two runs at a time, each with one thread, in
+outputs/benchmark-fronts/<space><seed>. Further arguments are overrides for every run. Writes
+benchmarks/results/fronts.md and fronts.json, of the runs that are finished.
 """
 
 from whole_runs import finish, folder_of, is_finished, with_error, write  # isort: skip
@@ -46,18 +47,18 @@ def main() -> None:
 def summary(space: str, seed: int) -> dict[str, Any]:
     """The hypervolumes of one run: by the scores of shared weights, and of nasbench201 by the truth about the front."""
     candidates = json.loads((folder(space, seed) / "candidates.json").read_text())["candidates"]
-    names = list(dict.fromkeys(each["strategy"] for each in candidates))
+    sides = {"search": lambda each: each["strategy"] != "random", "random": lambda each: each["strategy"] == "random"}
+    fronts = {side: [each for each in candidates if its(each) and each["on_front"]] for side, its in sides.items()}
+    target, begin = TARGETS[space], max(min(each["cost"] for each in front) for front in fronts.values())
 
-    def volumes(quality: Callable[[dict[str, Any]], float]) -> dict[str, float]:
+    def volumes(quality: Callable[[dict[str, Any]], float], begin: float = 0.0) -> dict[str, float]:
         return {
-            "random" if name == "random" else "search": hypervolume(
-                [(quality(each), each["cost"]) for each in candidates if each["strategy"] == name and each["on_front"]],
-                TARGETS[space],
-            )
-            for name in names
+            side: hypervolume([(quality(each), max(each["cost"] - begin, 0.0)) for each in front], target - begin)
+            for side, front in fronts.items()
         }
 
     row = {"space": space, "seed": seed, "scored": volumes(lambda each: each["quality"])}
+    row["common"], row["begin"] = volumes(lambda each: each["quality"], begin), begin
     if space == "nasbench201":
         table = NASBench201Space()
         row["true"] = volumes(lambda each: truth().true_quality(table.parse(each["text"])))
@@ -69,14 +70,19 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Fronts under a budget",
         "",
-        "`python benchmarks/fronts.py`: share of the box of quality and cost, up to a target, that a front dominates.",
+        "`python benchmarks/fronts.py`: share of the box of quality and cost, up to a target, that a front dominates;",
+        "and of the box that begins at the cost where both fronts have begun.",
         "",
         "| space | judged by | search, each seed | random search | difference, ± standard error |",
         "|---|---|---|---|---|",
     ]
     for space in dict.fromkeys(row["space"] for row in rows):
         mine = [row for row in rows if row["space"] == space]
-        for key, words in (("scored", "shared weights"), ("true", "true accuracy of the same architectures")):
+        for key, words in (
+            ("scored", "shared weights"),
+            ("common", "the same, from where both fronts have begun"),
+            ("true", "true accuracy of the same architectures"),
+        ):
             if key not in mine[0]:
                 continue
             search, random = (np.array([row[key][side] for row in mine]) for side in ("search", "random"))
