@@ -102,10 +102,10 @@ class Setting:
     console: Console
 
     @cached_property
-    def original_units(self) -> dict[str, int]:
+    def original_channels(self) -> dict[str, int]:
         """How many channels each group of the original has."""
         groups = find_groups(self.load("original").module, self.task.input_shape)
-        return {group.name: group.num_units for group in groups}
+        return {group.name: group.num_channels for group in groups}
 
     @property
     def training(self) -> TrainingSettings:
@@ -627,9 +627,9 @@ def units_of(at: Setting, stage: str, module: nn.Module) -> tuple[list[Group], d
 
 def least_of(at: Setting, groups: Sequence[Group]) -> dict[str, float]:
     """The share of each group that stays in any case: `prune.least` of what the original has."""
-    units = at.original_units
-    fewest = {group.name: at.config.prune.least * units.get(group.name, group.num_units) for group in groups}
-    return {group.name: min(1.0, fewest[group.name] / group.num_units) for group in groups}
+    whole = at.original_channels
+    fewest = {group.name: at.config.prune.least * whole.get(group.name, group.num_channels) for group in groups}
+    return {group.name: min(1.0, fewest[group.name] / group.num_channels) for group in groups}
 
 
 def smallest_of(config: OptimizeConfig, module: nn.Module, groups: Sequence[Group], task: Task) -> nn.Module:

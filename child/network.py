@@ -293,8 +293,7 @@ def _adopt_sizes(layer: nn.Module) -> None:
     match layer:
         case nn.modules.conv._ConvNd():
             first, second = weight.shape[:2]
-            if layer.groups == layer.out_channels > 1:  # depthwise: a group for each channel
-                layer.groups = first
+            layer.groups = min(layer.groups, first)  # depthwise, or pruned until it was: a group for each channel
             inputs, outputs = (first, second * layer.groups) if layer.transposed else (second * layer.groups, first)
             layer.in_channels, layer.out_channels = inputs, outputs
         case nn.Linear():

@@ -3,7 +3,8 @@
 Channels that a sum, a concatenation or a depthwise convolution ties together form a group and go together; groups are
 found by torch-pruning's dependency graph (Fang et al. 2023, "DepGraph"). What it finds is not taken on trust: a group
 is used only if, on a trial, the network without some of its channels answers as the network whose next layers have
-weights of zero for them. A group that fails (a slice of fixed width, a reshape by a fixed number) is left as it is.
+weights of zero for them, and as the network built whole that takes its weights. A group that fails (a slice of fixed
+width, a reshape by a fixed number, a layer that keeps the sizes it was built with) is left as it is.
 
 A unit is what can be removed of a group: one channel, or of grouped convolutions one channel of each of their groups.
 """
@@ -13,12 +14,14 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from child.network import resize
 from child.norm import batch_norms, statistics_anew
 from child.share import FineTuning
 from child.space import derive_seed
@@ -109,7 +112,7 @@ def find_groups(module: nn.Module, input_shape: Sequence[int]) -> list[Group]:
     if not groups:
         raise ValueError(
             f"{type(module).__name__} has no channels that can be pruned: none of its convolutions and linear layers "
-            "leads to others in a way that could be traced; leave the step prune out"
+            "leads to others in a way that could be traced and built again; leave the step prune out"
         )
     places = {name: place for place, (name, _) in enumerate(module.named_modules())}
     return sorted(groups, key=lambda group: places[group.name])
@@ -121,7 +124,7 @@ def trace(module: nn.Module, input_shape: Sequence[int]) -> tuple[Any, list[Grou
     Raises:
         ValueError: The network cannot be traced, or torch-pruning is not installed.
     """
-    tp = _torch_pruning()
+    graph = _dependency_graph()
     module.eval()
     device = next(module.parameters()).device
     parameters = [parameter for parameter in module.parameters() if not parameter.requires_grad]
@@ -131,7 +134,7 @@ def trace(module: nn.Module, input_shape: Sequence[int]) -> tuple[Any, list[Grou
             for parameter in parameters:  # or the path through its layer is not seen
                 parameter.requires_grad_(True)
             inputs = torch.zeros(2, *input_shape, device=device)
-            graph = tp.DependencyGraph().build_dependency(module, inputs, verbose=False)
+            graph.build_dependency(module, inputs, verbose=False)
             found = list(graph.get_all_groups(root_module_types=[nn.modules.conv._ConvNd, nn.Linear]))
     except Exception as error:
         raise ValueError(
@@ -327,11 +330,14 @@ def _gather_gradients(module: nn.Module, task: Task, num_batches: int, batch_siz
 
 
 def _are_sound(module: nn.Module, input_shape: Sequence[int], groups: Sequence[Group]) -> bool:
-    """Whether a network without a third of the groups' units answers as one whose next layers do not look at them."""
+    """Whether a network without a third of the groups' units answers as one whose next layers do not look at them.
+
+    It also has to answer as the network that is loaded in its place, or nobody could after it was trained.
+    """
     device = next(module.parameters()).device
     generator = torch.Generator().manual_seed(0)
     inputs = torch.rand(3, *input_shape, generator=generator).to(device)
-    smaller, blind = copy.deepcopy(module), copy.deepcopy(module)
+    smaller, blind, loaded = (copy.deepcopy(module) for _ in range(3))
     try:
         removing, blinding = (trace(each, input_shape)[0] for each in (smaller, blind))
         comparable = True
@@ -339,13 +345,16 @@ def _are_sound(module: nn.Module, input_shape: Sequence[int], groups: Sequence[G
             units = list(range(0, group.num_units, 3))[: group.num_units - 1]
             comparable &= _blind(blinding, blind, group, units)
             _remove(removing, smaller, group, units)
+        resize(loaded, smaller.state_dict())
+        loaded.load_state_dict(smaller.state_dict())
         with torch.no_grad():
-            given, wanted = smaller(inputs), blind(inputs)
+            given, wanted, again = smaller(inputs), blind(inputs), loaded(inputs)
     except Exception:  # whatever goes wrong in a network of the user's, the group is left alone
         return False
-    if given.shape != wanted.shape:
+    if not given.shape == wanted.shape == again.shape:
         return False
-    return not comparable or torch.allclose(given, wanted, rtol=1e-3, atol=1e-4 * wanted.abs().max().item())
+    alike = partial(torch.allclose, given, rtol=1e-3, atol=1e-4 * wanted.abs().max().item())
+    return alike(again) and (not comparable or alike(wanted))
 
 
 def _remove(graph: Any, module: nn.Module, group: Group, units: Sequence[int]) -> None:
@@ -389,9 +398,28 @@ def _num_parts(layers: Any) -> int:
     for layer in layers:
         if isinstance(layer, nn.GroupNorm):
             parts = math.lcm(parts, layer.num_groups)
-        elif isinstance(layer, nn.modules.conv._ConvNd) and layer.groups not in (1, layer.out_channels):
+        elif _is_grouped(layer):
             parts = math.lcm(parts, layer.groups)
     return parts
+
+
+def _is_grouped(layer: nn.Module) -> bool:
+    """Whether this is a convolution of several groups, and not a depthwise one."""
+    if not isinstance(layer, nn.modules.conv._ConvNd):
+        return False
+    return layer.groups > 1 and not layer.groups == layer.in_channels == layer.out_channels
+
+
+def _dependency_graph() -> Any:
+    """Torch-pruning's, which would take a convolution for depthwise that gives one channel per group but reads more."""
+    tp = _torch_pruning()
+
+    class Graph(tp.DependencyGraph):
+        def get_pruner_of_module(self, module: nn.Module) -> Any:
+            grouped = self.REGISTERED_PRUNERS[tp.ops.OPTYPE.CONV]
+            return grouped if _is_grouped(module) else super().get_pruner_of_module(module)
+
+    return Graph()
 
 
 def _torch_pruning() -> Any:

@@ -1,7 +1,7 @@
 """Channels removed: what is left is what it claims to be, of every space and of a module of a user's."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,33 @@ class Fixed(nn.Module):
         return self.last(y.mean(dim=(2, 3)).view(-1, 2, 3).sum(dim=1))
 
 
+class Row(nn.Module):
+    """Pixels in a row, read by a layer that keeps the size it was built with."""
+
+    def __init__(self, reader: nn.Module) -> None:
+        super().__init__()
+        self.embed, self.reader = nn.Conv2d(3, 16, 1), reader
+        self.hidden, self.last = nn.Linear(16, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        x = self.reader(x, x, x)[0] if isinstance(self.reader, nn.MultiheadAttention) else self.reader(x)
+        x = x[0] if isinstance(self.reader, nn.LSTM) else x
+        return self.last(torch.relu(self.hidden(x.mean(dim=1))))
+
+
 def pruned(module: nn.Module, shape: tuple[int, ...], share: float = 0.5) -> nn.Module:
     groups = find_groups(module, shape)
     scores = score_units(module, shape, groups, "magnitude")
     return remove_units(module, shape, groups, scores, keep_shares(groups, uniform(groups, scores, share)))
+
+
+def rebuilt(module: nn.Module, weights: Mapping[str, Tensor]) -> Any:
+    """A network as it is built, resized to what is left of its weights."""
+    module = copy.deepcopy(module).eval()
+    resize(module, weights)
+    module.load_state_dict(weights)
+    return module
 
 
 def macs_by_layer(module: nn.Module, inputs: Tensor) -> int:
@@ -147,10 +170,7 @@ def test_every_space_stays_a_network(
         outputs = smaller(inputs)
         assert outputs.shape == module.eval()(inputs).shape and bool(outputs.isfinite().all())
         torch.testing.assert_close(torch.cat([smaller(x[None]) for x in inputs]), outputs, rtol=1e-3, atol=1e-4)
-        again = network_space.network(genotype).eval()
-        resize(again, smaller.state_dict())
-        again.load_state_dict(smaller.state_dict())
-        assert again(inputs).equal(outputs)
+        assert rebuilt(network_space.network(genotype), smaller.state_dict())(inputs).equal(outputs)
         assert count_macs(smaller, shape) == macs_by_layer(smaller, inputs[:1])
 
 
@@ -211,6 +231,41 @@ def test_what_relies_on_fixed_numbers_is_left_alone() -> None:
     smaller: Any = pruned(Fixed(), SHAPE)
     assert smaller.first.out_channels == 4 and smaller.second.out_channels == 6
     assert smaller(torch.rand(3, *SHAPE)).shape == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "left"),
+    [
+        (lambda: nn.MultiheadAttention(16, 2, batch_first=True), ["hidden"]),
+        (lambda: nn.TransformerEncoderLayer(16, 2, 16, batch_first=True), ["reader.linear1", "hidden"]),
+        (lambda: nn.LSTM(16, 16, batch_first=True), ["hidden"]),
+    ],
+    ids=["attention", "transformer", "lstm"],
+)
+def test_what_could_not_be_built_again_is_left_alone(make: Callable[[], nn.Module], left: list[str]) -> None:
+    torch.manual_seed(0)
+    module = Row(make())
+    assert [group.name for group in find_groups(module, SHAPE)] == left
+    smaller, inputs = pruned(module, SHAPE).eval(), torch.rand(2, *SHAPE)
+    assert rebuilt(module, smaller.state_dict())(inputs).equal(smaller(inputs))
+
+
+def test_grouped_convolutions_are_pruned_on_when_each_group_has_one_channel() -> None:
+    """First of what goes out, then of what comes in, then of the groups, which are depthwise by now."""
+    torch.manual_seed(0)
+    whole: Any = nn.Sequential(
+        nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=4), nn.ReLU(), nn.Conv2d(16, 3, 6), nn.Flatten()
+    )
+    module: Any = whole
+    inputs, found = torch.rand(2, *SHAPE), []
+    for shares in ({"0": 1.0, "2": 0.25}, {"0": 0.25}, {"0": 0.5, "2": 0.5}):
+        groups = find_groups(module, SHAPE)
+        kept = keep_shares(groups, shares)
+        smaller = remove_units(module, SHAPE, groups, score_units(module, SHAPE, groups, "magnitude"), kept)
+        module = rebuilt(whole, smaller.state_dict())
+        assert module(inputs).equal(smaller(inputs)) and repr(module) == repr(smaller)
+        found.append((module[2].in_channels, module[2].out_channels, module[2].groups))
+    assert found == [(16, 4, 4), (4, 4, 4), (2, 2, 2)]
 
 
 def test_blocks_keep_their_shortcuts_and_squeeze_all_that_is_left() -> None:
