@@ -142,8 +142,8 @@ class Reinforce(Strategy):
         if self.mean_reward is None:
             self.mean_reward = mean
         advantage = advantages(rewards, self.baseline, self.mean_reward)
-        alone = self.baseline == "leave_one_out" and len(rewards) > 1
-        subtracted = mean if alone else self.mean_reward
+        others = self.baseline == "leave_one_out" and len(rewards) > 1
+        subtracted = mean if others else self.mean_reward  # of what the others have, the mean is the mean of all
         tokens, masks = rollout.tokens[finite], rollout.masks[finite]
         walk, self._episodes = self._episodes and self._episodes.walk_of(tokens), None
         update = self._improve(tokens, masks, advantage, walk)

@@ -1,5 +1,6 @@
 """The report is read by people who decide on it: its numbers, its sentences and its gaps have to be right."""
 
+import io
 import json
 import re
 from itertools import pairwise
@@ -447,7 +448,7 @@ def test_of_several_teachers_the_chosen_one_is_told_of(tmp_path: Path) -> None:
 def test_the_table_for_the_console(finished: Path) -> None:
     results = json.loads((finished / "results.json").read_text())
     results["rows"][1] |= {"test": [0.98], "validation": [], "latency_ms": None, "title": "[bold]Student"}
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=120, record=True, file=io.StringIO())
     console.print(results_table(results))
     lines = console.export_text().splitlines()
     teacher = next(line for line in lines if "Teacher" in line)
@@ -462,7 +463,7 @@ def test_brackets_in_a_tasks_name_are_no_markup(tmp_path: Path) -> None:
     write(folder / "results.json", results)
     steps = steps_table({**results, "rows": [], "chosen": None})
     for table in (results_table(results), *comparison_tables([folder]), steps):
-        console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+        console = Console(width=120, record=True, file=io.StringIO())
         console.print(table)
         assert console.export_text().startswith(f"{task}: accuracy")
 
