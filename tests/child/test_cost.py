@@ -184,11 +184,8 @@ class Vectors(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.query, self.bias, self.both = (
-            nn.Parameter(torch.ones(8)),
-            nn.Parameter(torch.ones(5)),
-            nn.Bilinear(8, 8, 3),
-        )
+        self.query, self.bias = nn.Parameter(torch.ones(8)), nn.Parameter(torch.ones(5))
+        self.both = nn.Bilinear(8, 8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         scores = x @ self.query
