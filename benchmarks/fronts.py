@@ -17,6 +17,7 @@ from whole_runs import finish, folder_of, is_finished, with_error, write  # isor
 import json
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,10 @@ def main() -> None:
 def summary(space: str, seed: int) -> dict[str, Any]:
     """The hypervolumes of one run: by the scores of shared weights, and of nasbench201 by the truth about the front."""
     candidates = json.loads((folder(space, seed) / "candidates.json").read_text())["candidates"]
-    sides = {"search": lambda each: each["strategy"] != "random", "random": lambda each: each["strategy"] == "random"}
-    fronts = {side: [each for each in candidates if its(each) and each["on_front"]] for side, its in sides.items()}
+    fronts: dict[str, list[dict[str, Any]]] = {"search": [], "random": []}
+    for each in candidates:
+        if each["on_front"]:
+            fronts["random" if each["strategy"] == "random" else "search"].append(each)
     target, begin = TARGETS[space], max(min(each["cost"] for each in front) for front in fronts.values())
 
     def volumes(quality: Callable[[dict[str, Any]], float], begin: float = 0.0) -> dict[str, float]:
@@ -57,8 +60,8 @@ def summary(space: str, seed: int) -> dict[str, Any]:
             for side, front in fronts.items()
         }
 
-    row = {"space": space, "seed": seed, "scored": volumes(lambda each: each["quality"])}
-    row["common"], row["begin"] = volumes(lambda each: each["quality"], begin), begin
+    scored = itemgetter("quality")
+    row = {"space": space, "seed": seed, "scored": volumes(scored), "common": volumes(scored, begin), "begin": begin}
     if space == "nasbench201":
         table = NASBench201Space()
         row["true"] = volumes(lambda each: truth().true_quality(table.parse(each["text"])))

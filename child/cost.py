@@ -61,10 +61,6 @@ def _of_matrix(matrix: Sequence[int], *rest: Any, **named: Any) -> int:
     return 2 * math.prod(matrix)
 
 
-def _of_second(first: Any, matrix: Sequence[int], *rest: Any, **named: Any) -> int:
-    return 2 * math.prod(matrix)
-
-
 def _of_bilinear(first: Sequence[int], weight: Sequence[int], *rest: Any, **named: Any) -> int:
     return 2 * first[0] * math.prod(weight)
 
@@ -72,7 +68,7 @@ def _of_bilinear(first: Sequence[int], weight: Sequence[int], *rest: Any, **name
 UNCOUNTED: dict[Any, Callable[..., int]] = {
     torch.ops.aten.mv: _of_matrix,
     torch.ops.aten.dot: _of_matrix,
-    torch.ops.aten.addmv: _of_second,
+    torch.ops.aten.addmv: lambda bias, *factors, **named: _of_matrix(*factors),
     torch.ops.aten._trilinear: _of_bilinear,
 }
 """Operations of shapes (two for each multiply-accumulate) by what PyTorch's counter passes over."""

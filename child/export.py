@@ -41,8 +41,8 @@ OPSET = 18  # the newest that torch's exporter writes without a conversion
 
 Format = Literal["onnx", "torch"]
 FORMATS: tuple[Format, ...] = ("onnx", "torch")
-COLORS = re.compile(r"\x1b\[[0-9;]*m")
 FILES: dict[Format, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
+COLORS = re.compile(r"\x1b\[[0-9;]*m")  # of a terminal, in what the exporter says
 
 # What PyTorch 2.13 says of itself on every export, and what no user can do anything about.
 NOISE = (
