@@ -127,8 +127,12 @@ def resolve(composed: DictConfig, overrides: list[str], kind: type[Config] = Run
     """The typed config and its text; of a run that is resumed, the one it was started with.
 
     Raises:
-        ConfigError: A key or value is wrong, or an override differs from the run that is to go on.
+        ConfigError: A key or value is wrong, or an override sets what is not read, or differs from the run to go on.
     """
+    keys = {each.key_or_group.replace("/", ".") for each in OverridesParser.create().parse_overrides(overrides)}
+    for key in sorted(keys):
+        if any(f"{key}.".startswith(f"{unread}.") for unread in kind.UNREAD):
+            raise ConfigError(f"{key}: nothing here reads it; it is of a search by main.py, so leave it out")
     data = composed
     if composed.get("resume"):
         path = Path(str(composed.resume)) / "config.yaml"
@@ -141,8 +145,8 @@ def resolve(composed: DictConfig, overrides: list[str], kind: type[Config] = Run
             raise ConfigError(
                 f"resume: {composed.resume} is a run of {script}; go on with: python {script} resume={composed.resume}"
             )
-        given = _refuse_changes(saved, composed, overrides)
-        data = OmegaConf.merge(saved, {key: composed[key] for key in FREE_ON_RESUME if key in {*given, "resume"}})
+        _refuse_changes(saved, composed, keys)
+        data = OmegaConf.merge(saved, {key: composed[key] for key in FREE_ON_RESUME if key in {*keys, "resume"}})
         assert isinstance(data, DictConfig)
     plain: Any = OmegaConf.to_container(data, resolve=True, throw_on_missing=True)
     for plugin in read(tuple[str, ...], plain.get("plugins", []), "plugins"):
@@ -153,9 +157,8 @@ def resolve(composed: DictConfig, overrides: list[str], kind: type[Config] = Run
     return read(kind, plain, ""), OmegaConf.to_yaml(data, resolve=True)
 
 
-def _refuse_changes(saved: DictConfig, composed: DictConfig, overrides: list[str]) -> set[str]:
-    """The keys that the overrides name, proven to be free or the same as in the saved run."""
-    keys = {each.key_or_group.replace("/", ".") for each in OverridesParser.create().parse_overrides(overrides)}
+def _refuse_changes(saved: DictConfig, composed: DictConfig, keys: set[str]) -> None:
+    """Prove that the keys which the overrides name are free, or the same as in the saved run."""
     # An experiment leaves no key of its own, only what it sets.
     named = keys if "experiment" not in keys else keys | {str(key) for key in composed if key in saved}
     for key in sorted(named):
@@ -164,7 +167,6 @@ def _refuse_changes(saved: DictConfig, composed: DictConfig, overrides: list[str
                 f"resume: a run goes on with its own config, but {key} was {_plain(OmegaConf.select(saved, key))} and "
                 f"is now {_plain(OmegaConf.select(composed, key))}; only {', '.join(FREE_ON_RESUME)} may differ"
             )
-    return keys
 
 
 def _with_overrides(line: str) -> str:

@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from child.distill import FeatureTransfer, SoftTargets
 from child.export import FORMATS, Format
@@ -258,6 +258,9 @@ class RunConfig:
     two, `full` for all of it.
     """
 
+    UNREAD: ClassVar[tuple[str, ...]] = ()
+    """Keys that this kind of run composes but does not read, so that nobody sets one in vain."""
+
     env: EnvConfig
     space: Part
     controller: Part
@@ -357,6 +360,11 @@ class DistillStep(DistillSettings):
 @dataclass(frozen=True, kw_only=True)
 class OptimizeConfig(RunConfig):
     """A model made smaller, step by step."""
+
+    UNREAD = (
+        "space", "evaluator", "rungs", "derive", "ranking", "baseline", "analysis", "retrain.top", "retrain.seeds",
+        "retrain.space", "distill.budget",
+    )  # fmt: skip
 
     model: ModelConfig
     goal: Goal

@@ -29,10 +29,10 @@ FILES = sorted(
 GROUPS = sorted({group for group, _ in FILES})
 
 
-def message(*overrides: str) -> str:
+def message(*overrides: str, kind: type[RunConfig] = RunConfig, name: str = "config") -> str:
     """The line that a user gets to read for these overrides."""
     with pytest.raises(Exception) as caught:
-        compose(*overrides)
+        compose(*overrides, kind=kind, name=name)
     line = one_line(caught.value)
     assert line and "\n" not in line and "Traceback" not in line
     return line
@@ -156,6 +156,23 @@ def test_mistakes_are_one_line(override: str, expected: list[str]) -> None:
     line = message(override)
     for words in expected:
         assert words in line
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("derive.candidates=5", "derive.candidates"),
+        ("space=micro", "space"),
+        ("space.num_layers=3", "space.num_layers"),
+        ("+ranking.extra=1", "ranking.extra"),
+        ("~baseline.network", "baseline.network"),
+        ("retrain.top=2", "retrain.top"),
+        ("distill.budget=0.5", "distill.budget"),
+    ],
+)
+def test_what_only_a_search_reads_is_not_set_in_vain(override: str, key: str) -> None:
+    line = message("model.path=x", override, kind=OptimizeConfig, name="optimize")
+    assert line == f"{key}: nothing here reads it; it is of a search by main.py, so leave it out"
 
 
 def test_a_target_of_someone_elses_is_refused() -> None:
