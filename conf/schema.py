@@ -363,7 +363,7 @@ class OptimizeConfig(RunConfig):
 
     UNREAD = (
         "space", "evaluator", "rungs", "derive", "ranking", "baseline", "analysis", "retrain.top", "retrain.seeds",
-        "retrain.space", "distill.budget",
+        "retrain.space", "distill.budget", "search.sampler", "search.policy_share",
     )  # fmt: skip
 
     model: ModelConfig

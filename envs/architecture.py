@@ -2,7 +2,7 @@
 
 Observation: `tokens` (-1 where not yet chosen), `step`, and `action_mask` (the legal next tokens, int8). Action: the
 next token. On the last token the evaluator is asked for all architectures at once, on the same data; every other
-reward is 0. `step` never trains anything: a reward is a function of (genotype, shared weights, seed).
+reward is 0. `step` never trains shared weights: a reward is a function of (genotype, shared weights, seed).
 
 Letters: B episodes side by side, T decisions, C the largest number of choices.
 """
