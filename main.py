@@ -33,7 +33,7 @@ from child.cost import (
 from child.export import export_or_tell
 from child.network import Blueprint, TrainedNetwork, check_storable, load_network, save_network
 from child.retrain import retrain
-from child.rungs import RungsEvaluator
+from child.rungs import Rungs
 from child.space import CostUnit, Evaluator, Genotype, Graph, NetworkSpace, Relaxation, SearchSpace, derive_seed
 from child.standalone import StandaloneEvaluator
 from child.supernet import SupernetEvaluator
@@ -44,6 +44,7 @@ from conf.schema import ConfigError, Part, RunConfig, read
 from controller.collapse import name_collapse
 from controller.derive import (
     Candidate,
+    best_first,
     by_promise,
     choose,
     choose_student,
@@ -85,9 +86,9 @@ EXAMPLE_PIXELS = 64
 class Parts:
     """What the config names, built: the task, what searches, and what is searched in.
 
-    `join` gives a strategy environments to search in; `environments(num, fidelity)` makes others. Final networks are
-    of `final_space`, which has the decisions of `space`. Where every training is already known, the evaluator is a
-    table and there is no task.
+    `join` gives a strategy environments to search in; `environments(num, fidelity, evaluator)` makes others. Final
+    networks are of `final_space`, which has the decisions of `space`. Where every training is already known, the
+    evaluator is a table and there is no task.
     """
 
     device: torch.device
@@ -95,15 +96,15 @@ class Parts:
     space: SearchSpace
     final_space: SearchSpace
     reward: Reward
-    evaluator: Evaluator
+    evaluator: Evaluator | Rungs
     strategy: Strategy
-    environments: Callable[[int, float], Environments]
+    environments: Callable[[int, float, Evaluator], Environments]
     join: Callable[[Strategy], Player]
 
     @property
     def cheap(self) -> Evaluator:
         """The evaluator, or where there are rungs what scores below them, on whose scale all is told."""
-        return self.evaluator.cheap if isinstance(self.evaluator, RungsEvaluator) else self.evaluator
+        return self.evaluator.cheap if isinstance(self.evaluator, Rungs) else self.evaluator
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
         alone = StandaloneEvaluator(
             rungs_space, task, cost, config.retrain.training, 1, config.seed, device, config.rungs.score
         )
-        evaluator = RungsEvaluator(evaluator, alone, config.rungs)
+        evaluator = Rungs(evaluator, alone, config.rungs)
     strategy = config.controller.build(
         config.plugins, space=space, seed=config.seed, num_updates=config.search.rounds, relaxation=relaxation
     )
@@ -247,31 +248,35 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
 
     TrainingSampler(config.search.sampler, strategy, config.seed)  # now, so that one that does not fit costs nothing
 
-    def environments(num: int, fidelity: float, account: Evaluator = evaluator) -> Environments:
+    def environments(num: int, fidelity: float, account: Evaluator) -> Environments:
         return make_environments(config, space, account, reward, num, fidelity)
 
     def join(strategy: Strategy) -> Player:
-        ledger = None
+        ledger, own = None, evaluator_of(evaluator, strategy.name)
         if config.search.budget is not None:
             price = evaluator.price if isinstance(evaluator, TableEvaluator) else lambda genotype: 1.0
             key = space.key if config.env.isomorphic else lambda genotype: genotype
-            ledger = Ledger(evaluator, config.search.budget, price, key)
-        return Player(
-            strategy, environments(config.search.episodes, config.search.fidelity, ledger or evaluator), ledger
-        )
+            ledger = Ledger(own, config.search.budget, price, key)
+        return Player(strategy, environments(config.search.episodes, config.search.fidelity, ledger or own), ledger)
 
     if config.derive.within_target and getattr(reward, "beta", None) == 0 and reward.target == 1:
         raise ConfigError(
             "derive.within_target: this reward has no target to stay within, for cost does not count in it; set "
             "reward.target"
         )
-    environments(1, config.search.fidelity).close()  # now, so that a mistake in env.id costs nothing
+    check = environments(1, config.search.fidelity, evaluator_of(evaluator, strategy.name))
+    check.close()  # now, so that a mistake in env.id costs nothing
     return Parts(device, task, space, final_space, reward, evaluator, strategy, environments, join)
 
 
-def remember_trainings(evaluator: Evaluator, run: Run) -> None:
+def evaluator_of(evaluator: Evaluator | Rungs, strategy: str) -> Evaluator:
+    """What evaluates the architectures of a strategy: where there are rungs a climb of its own."""
+    return evaluator.of(strategy) if isinstance(evaluator, Rungs) else evaluator
+
+
+def remember_trainings(evaluator: Evaluator | Rungs, run: Run) -> None:
     """Let what is trained on its own be trained once, wherever the run is stopped."""
-    rungs = isinstance(evaluator, RungsEvaluator)
+    rungs = isinstance(evaluator, Rungs)
     parts = {"trainings": evaluator.cheap, "rungs": evaluator.alone} if rungs else {"trainings": evaluator}
     for name, part in parts.items():
         if isinstance(part, StandaloneEvaluator):
@@ -456,11 +461,16 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     history = run.read("history")
     names = list(dict.fromkeys([strategy.name, *(line["strategy"] for line in history)]))
     draw, choice = derive_seed(config.seed, "derive"), strategy.choice()
-    candidates = derive(
-        space, history, names, lambda num: parts.environments(num, 1.0), parts.evaluator, config.derive.candidates,
-        draw, {strategy.name: choice},
-    )  # fmt: skip
-    groups = {name: [c for c in candidates if c.strategy == name] for name in names}
+
+    def candidates_of(name: str) -> list[Candidate]:  # equally many of each, so that their fronts compare fairly
+        own = evaluator_of(parts.evaluator, name)
+        return derive(
+            space, history, name, lambda num: parts.environments(num, 1.0, own), own, config.derive.candidates, draw,
+            choice if name == strategy.name else None,
+        )  # fmt: skip
+
+    groups = {name: candidates_of(name) for name in names}
+    candidates = best_first(each for group in groups.values() for each in group)
     if config.derive.within_target:
         groups = {name: within_target(group, parts.reward.target) for name, group in groups.items()}
     if not groups[strategy.name]:
@@ -470,7 +480,10 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
         )
     # The task's own, but for shared weights that are judged by another quality than it has.
     standard_error = getattr(parts.cheap, "standard_error", at.task.standard_error)
-    tolerance = standard_error(groups[strategy.name][0].evaluation.quality)
+    best = groups[strategy.name][0].evaluation
+    tolerance = standard_error(best.quality)
+    if config.env.id.startswith("luban/"):  # else the environment's reward is the user's, of which nothing is known
+        tolerance = parts.reward(best) - parts.reward(best._replace(quality=best.quality - tolerance))
     promising = {
         name: by_promise(group, space.macs, config.distill.budget, tolerance) for name, group in groups.items()
     }

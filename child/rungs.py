@@ -33,7 +33,7 @@ class RungsSettings:
     Args:
         fidelities: Of each rung above the cheap score, its share of a whole training's epochs, rising; empty for none.
         keep: The best share of a rung that goes on to the next.
-        budget: Multiply-accumulates that all these trainings together may take; None for no limit.
+        budget: Multiply-accumulates that all these trainings of a strategy may take; None for no limit.
         score: What the result of such a training is taken from, `metric` or `loss`; see `StandaloneEvaluator`.
         space: Arguments of the space in which these networks differ from those of the search, such as more cells: what
             a shallow network cannot show, such as the worth of a residual, shows early in the training of a deep one.
@@ -55,10 +55,53 @@ class RungsSettings:
             raise ValueError(f"rungs.budget must be above 0 or null, got {self.budget}")
 
 
-class RungsEvaluator:
-    """A cheap evaluator, and above it stand-alone trainings of rising length.
+class Rungs:
+    """A cheap evaluator, and above it stand-alone trainings of rising length, for each strategy a climb of its own.
 
-    Where it is asked again for an architecture that has been trained, the training is not repeated, and its result
+    Were the best of all to go on together, a strategy whose architectures score better would be given nearly all of the
+    trainings, and what it finds would depend on who plays beside it. What two of them want is trained once all the
+    same, and charged to both.
+
+    Args:
+        cheap: Scores every architecture, from shared weights say.
+        alone: Trains architectures on their own.
+        settings: Which, and for how long.
+    """
+
+    def __init__(self, cheap: Evaluator, alone: StandaloneEvaluator, settings: RungsSettings):
+        self.cheap, self.alone, self.settings = cheap, alone, settings
+        self.climbs: dict[str, Climb] = {}
+
+    def of(self, strategy: str) -> "Climb":
+        """What evaluates the architectures of a strategy."""
+        if strategy not in self.climbs:
+            self.climbs[strategy] = Climb(self.cheap, self.alone, self.settings)
+        return self.climbs[strategy]
+
+    def improve(self, sampler: Sampler, num_batches: int) -> Improvement | None:
+        """Train what the cheap scores come from."""
+        return self.cheap.improve(sampler, num_batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both evaluators, and every climb."""
+        return {
+            "cheap": self.cheap.state_dict(),
+            "alone": self.alone.state_dict(),
+            "climbs": {strategy: climb.state_dict() for strategy, climb in self.climbs.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to what `state_dict` gave."""
+        self.cheap.load_state_dict(state["cheap"])
+        self.alone.load_state_dict(state["alone"])
+        for strategy, climb in state["climbs"].items():
+            self.of(strategy).load_state_dict(climb)
+
+
+class Climb:
+    """The evaluator of one strategy, which sends the best of its architectures up the rungs.
+
+    Where it is asked again for an architecture that it has trained, the training is not repeated, and its result
     stands whatever the cheap score is by then.
 
     Args:
@@ -71,6 +114,7 @@ class RungsEvaluator:
         self.cheap, self.alone, self.settings = cheap, alone, settings
         self.spent = 0.0
         self.reached: list[dict[Genotype, float]] = [{} for _ in range(1 + len(settings.fidelities))]
+        self.paid: list[dict[Genotype, None]] = [{} for _ in self.reached]  # also for what then failed
 
     def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
         """Score all, train the best, and tell each result on the scale of the cheap score.
@@ -82,9 +126,9 @@ class RungsEvaluator:
         self._remember(0, results[0])
         for rung, share in enumerate(self.settings.fidelities, 1):
             results.append({})
-            paid = [genotype for genotype in results[-2] if (genotype, share) in self.alone.found]
+            paid = [genotype for genotype in results[-2] if genotype in self.paid[rung]]
             for genotype in dict.fromkeys([*self._best(rung - 1, results[-2]), *paid]):
-                if self._afford(genotype, share):
+                if self._afford(genotype, rung):
                     (evaluation,) = self.alone.evaluate([genotype], share, seed)
                     if evaluation.failure is not None:
                         found[genotype] = found[genotype]._replace(quality=0.0, failure=evaluation.failure)
@@ -103,21 +147,19 @@ class RungsEvaluator:
         return self.cheap.improve(sampler, num_batches)
 
     def state_dict(self) -> dict[str, Any]:
-        """Both evaluators, and what reached which rung."""
+        """What reached which rung, and was paid for; the evaluators keep their own state."""
         return {
-            "cheap": self.cheap.state_dict(),
-            "alone": self.alone.state_dict(),
             "spent": self.spent,
             "reached": [[[list(g.tokens), quality] for g, quality in rung.items()] for rung in self.reached],
+            "paid": [[list(genotype.tokens) for genotype in rung] for rung in self.paid],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to what `state_dict` gave."""
-        self.cheap.load_state_dict(state["cheap"])
-        self.alone.load_state_dict(state["alone"])
         self.spent = state["spent"]
         name = self.alone.space.name
         self.reached = [{Genotype(name, tuple(tokens)): q for tokens, q in rung} for rung in state["reached"]]
+        self.paid = [{Genotype(name, tuple(tokens)): None for tokens in rung} for rung in state["paid"]]
 
     def _remember(self, rung: int, results: Mapping[Genotype, float]) -> None:
         """The last quality of each architecture, the one that was last asked for at the end.
@@ -137,16 +179,17 @@ class RungsEvaluator:
         ranked = sorted(recent, key=lambda result: -result[1])
         return [genotype for genotype, _ in ranked[: int(self.settings.keep * len(recent))] if genotype in new]
 
-    def _afford(self, genotype: Genotype, share: float) -> bool:
+    def _afford(self, genotype: Genotype, rung: int) -> bool:
         """Pay for a training, if it was not paid before and the budget allows it."""
-        if (genotype, share) in self.alone.found:
+        if genotype in self.paid[rung]:
             return True
         samples = sum(len(fold.train) for fold in self.alone.folds)
-        epochs = self.alone.epochs(share)
+        epochs = self.alone.epochs(self.settings.fidelities[rung - 1])
         price = 3.0 * self.alone.space.macs(genotype) * samples * epochs  # a backward pass costs two forward ones
         if self.settings.budget is not None and self.spent + price > self.settings.budget:
             return False
         self.spent += price
+        self.paid[rung][genotype] = None
         return True
 
     def _pairs(self) -> list[NDArray[np.float64]]:

@@ -382,23 +382,27 @@ class Improvement:
     num_skipped: int = 0
 
 
-class Evaluator(Protocol):
-    """Gives architectures their quality and cost."""
-
-    def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
-        """Evaluate each on the same data, drawn by `seed`; a pure function of genotypes, weights and arguments."""
-        ...
+class Trainable(Protocol):
+    """What a search trains and takes up again: shared weights, if there are any, and all else that changes."""
 
     def improve(self, sampler: Sampler, num_batches: int) -> Improvement | None:
         """Train shared weights on architectures that the sampler draws; None where there are none to train."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes as the evaluator works."""
+        """All that changes as the search goes on."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to what `state_dict` gave."""
+        ...
+
+
+class Evaluator(Trainable, Protocol):
+    """Gives architectures their quality and cost."""
+
+    def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
+        """Evaluate each on the same data, drawn by `seed`; a pure function of genotypes, weights and arguments."""
         ...
 
 

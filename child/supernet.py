@@ -145,9 +145,9 @@ class SupernetEvaluator:
                 "shared weights need copies, snapshots, snapshot_every and recalibration_batches of at least 1, got "
                 f"{copies}, {snapshots}, {snapshot_every} and {recalibration_batches}"
             )
-        if copies > len(task.validation):
+        if copies > 1 and 2 * copies > len(task.validation):
             raise ValueError(
-                f"each copy scores a part of the {len(task.validation)} validation samples, got {copies} copies"
+                f"each copy scores at least two of the {len(task.validation)} validation samples, got {copies} copies"
             )
         self.space, self.task, self.cost, self.settings = space, task.to(device), cost, settings
         self.judged = self.task if score == "metric" else self.task.by_loss()
@@ -228,7 +228,7 @@ class SupernetEvaluator:
         """What shared weights alone say of each architecture, or why they say nothing."""
         split = self.task.validation
         draw = derive_seed(seed if fidelity < 1 else self.seed, "validation")
-        split = split.draw(max(1, round(fidelity * len(split))), draw)
+        split = split.draw(min(len(split), max(2, round(fidelity * len(split)))), draw)
         return [
             scores if isinstance(scores, str) else quality_or_failure(self.judged, scores, split)
             for scores in self._scores(genotypes, split)
@@ -272,8 +272,8 @@ class SupernetEvaluator:
             return self.judged.standard_error(quality)
         # Through both scales: what half of a standard score of the loss is worth where this quality stands.
         scale, place = self._loss_scale(1.0), ndtri(min(max(quality, 1e-6), 1 - 1e-6))
-        density = math.exp(-place * place / 2) / math.sqrt(2 * math.pi)
-        return density * self.judged.standard_error(scale.middle) / scale.width / 2
+        half = self.judged.standard_error(scale.middle) / scale.width / 2
+        return float(ndtr(place + half) - ndtr(place - half)) / 2
 
     def relaxation(self, trade_off: TradeOff) -> Relaxation | None:
         """What gradient search learns from.
@@ -304,7 +304,7 @@ class SupernetEvaluator:
     def _scores(self, genotypes: Sequence[Genotype], split: Split) -> list[Tensor | str]:
         """The scores (N) of each architecture, or why there are none."""
         moments = [(copy.network, weights) for copy in self.copies for weights in (*copy.past, None)]  # None for now
-        moments = moments[-len(split) :]  # a sample for each at least
+        moments = moments[-max(1, len(split) // 2) :]  # two samples for each at least: one alone has no statistics
         places = torch.arange(len(split)).tensor_split(len(moments))
         parts = [split] if len(moments) == 1 else map(split.take, places)
         try:

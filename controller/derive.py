@@ -1,7 +1,7 @@
 """From everything a search has seen to the few architectures worth training: candidates, their front, its volume."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -159,39 +159,42 @@ def replay(
 def derive(
     space: SearchSpace,
     history: Sequence[dict[str, Any]],
-    strategies: Sequence[str],
+    strategy: str,
     environments: Callable[[int], VectorEnv[Any, Any, Any]],
     evaluator: Evaluator,
     num: int,
     seed: int,
-    choices: Mapping[str, Genotype | None] | None = None,
+    choice: Genotype | None = None,
 ) -> list[Candidate]:
-    """Play the shortlist of every strategy again with full evaluations, best reward first.
+    """Play the shortlist of a strategy again with full evaluations, best reward first.
 
-    Strategies get equally many places, so that their fronts compare fairly. The reward is the environment's own, a
-    user's included.
+    The reward is the environment's own, a user's included.
 
     Args:
         space: What was searched.
         history: The lines of `history.jsonl`.
-        strategies: Those that played.
+        strategy: Whose shortlist.
         environments: So many episodes side by side, each evaluated in full.
         evaluator: Tells quality and cost where the environment only speaks in rewards.
-        num: Candidates of each strategy.
+        num: Candidates.
         seed: Of the evaluations.
-        choices: What strategies stand for, which is a candidate whatever its score.
+        choice: What the strategy stands for, which is a candidate whatever its score.
     """
-    candidates = []
-    for strategy in strategies:
-        genotypes = [space.check(genotype) for genotype in shortlist(history, strategy, num)]
-        choice = choices.get(strategy) if choices else None
-        if choice is not None and choice not in genotypes:
-            genotypes = [choice, *genotypes[: num - 1]]
-        if not genotypes:
-            continue
-        for evaluation, reward in replay(space, genotypes, environments, evaluator, seed):
-            if evaluation.failure is None and math.isfinite(reward):
-                candidates.append(Candidate(strategy, evaluation, reward))
+    genotypes = [space.check(genotype) for genotype in shortlist(history, strategy, num)]
+    if choice is not None and choice not in genotypes:
+        genotypes = [choice, *genotypes[: num - 1]]
+    if not genotypes:
+        return []
+    played = replay(space, genotypes, environments, evaluator, seed)
+    return best_first(
+        Candidate(strategy, evaluation, reward)
+        for evaluation, reward in played
+        if evaluation.failure is None and math.isfinite(reward)
+    )
+
+
+def best_first(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """By their rewards; equal ones in the order of their tokens."""
     return sorted(candidates, key=lambda c: (-c.reward, c.genotype.tokens))
 
 
@@ -251,7 +254,7 @@ def by_promise(
         candidates: Of one strategy, best reward first.
         macs: Multiply-accumulates of an architecture.
         budget: A student's largest share of its teacher's.
-        tolerance: What chance explains: the standard error of a quality.
+        tolerance: What chance explains: what the standard error of a quality makes of a reward.
     """
     qualities = {candidate.genotype: candidate.evaluation.quality for candidate in candidates}
     sizes = {genotype: macs(genotype) for genotype in qualities}

@@ -114,7 +114,9 @@ class Genetic(_Varying):
 
     def propose(self, num: int, round_number: int) -> list[Genotype]:
         rng = self._rng(round_number)
-        if len(self.population) < self.size:
+        # A space may have fewer architectures than the population has places; by then most of them were drawn.
+        growing = len(self.population) < self.size and round_number * num < 10 * self.size
+        if growing or not self.population:
             return self.space.sample(rng, num)
         return [self._child(rng) for _ in range(num)]
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from child.space import OVER_BUDGET, Evaluation, Evaluator, Genotype, Improvement, SearchSpace, derive_seed
+from child.space import OVER_BUDGET, Evaluation, Genotype, Improvement, SearchSpace, Trainable, derive_seed
 from controller.ledger import Ledger
 from controller.sampler import Base, TrainingSampler
 from controller.strategy import RandomSearch, Rollout, Strategy, Update
@@ -172,7 +172,7 @@ class Player:
 def search(
     join: Callable[[Strategy], Player],
     strategy: Strategy,
-    evaluator: Evaluator,
+    evaluator: Trainable,
     settings: SearchSettings,
     seed: int,
     run: Run,
@@ -183,7 +183,7 @@ def search(
     Args:
         join: Gives a strategy its environments, and an account of its own where there is a budget.
         strategy: Searches; random search plays beside it where the settings say so.
-        evaluator: Whose shared weights are trained, if it has any.
+        evaluator: What is trained while the search goes on, if it has shared weights, and saved with it.
         settings: How long.
         seed: The run's.
         run: Writes down what happens.

@@ -26,7 +26,7 @@ from child.cost import CostModel, count_macs, measure_latency
 from child.nasbench201 import NASBench201Space
 from child.network import load_network
 from child.retrain import retrain
-from child.rungs import RungsEvaluator
+from child.rungs import Rungs
 from child.space import Evaluation, Genotype, NetworkSpace, RelaxedSpace, derive_seed
 from child.standalone import StandaloneEvaluator
 from child.supernet import SupernetEvaluator, SupernetRelaxation
@@ -281,12 +281,13 @@ def test_networks_of_the_rungs_may_be_larger_than_those_of_the_search(known: Any
     config, _ = compose_text(*known.TINY, "rungs.fidelities=[0.1]", "rungs.keep=1.0", "rungs.space={channels: 12}")
     parts = build_parts(config)
     rungs, space = parts.evaluator, parts.space
-    assert isinstance(rungs, RungsEvaluator) and isinstance(space, NetworkSpace)
+    assert isinstance(rungs, Rungs) and isinstance(space, NetworkSpace)
     assert rungs.alone.score == "loss"
     drawn = space.sample(np.random.default_rng(0), 1)
-    (told,) = rungs.evaluate(drawn, 1.0, 0)
+    climb = rungs.of("random")
+    (told,) = climb.evaluate(drawn, 1.0, 0)
     (trained,) = rungs.alone.evaluate(drawn, 0.1, 0)
-    assert trained.cost > 1.4 * told.cost and rungs.spent % trained.cost == 0
+    assert trained.cost > 1.4 * told.cost and climb.spent % trained.cost == 0
     (scored,) = rungs.cheap.evaluate(drawn, 1.0, 0)
     assert told.quality == pytest.approx(scored.quality)  # the only one that was trained is as good as it was scored
 
@@ -762,6 +763,20 @@ def test_parts_can_be_swapped(
         assert found["cost_unit"] == "parameters" and "parameters / " in found["reward_formula"]
     if "reward.target=1" in overrides:
         assert results["notes"][0].startswith("Nothing that the search kept is within the target of 1; the choice, ")
+
+
+def test_what_counts_as_equal_does_not_depend_on_the_scale_of_the_reward(run_main: Any, tmp_path: Path) -> None:
+    chosen = []
+    for name, scale in (("small", 0.01), ("usual", 1.0), ("large", 100.0)):
+        rewards = f"reward.alpha={scale}", f"reward.beta={0.05 * scale}"
+        (tmp_path / name).mkdir()
+        found = load(run_main(tmp_path / name, "controller=random", *rewards) / "results.json")
+        equal = [
+            note.partition(" candidates are as good")[0] for note in found["notes"] if "as good as the best" in note
+        ]
+        chosen.append((found["rows"][0]["text"], equal))
+    assert chosen[0] == chosen[1] == chosen[2]
+    assert chosen[0][1]  # several were equal
 
 
 def test_a_budget_for_no_evaluation_is_told(run_main: Any, tmp_path: Path) -> None:

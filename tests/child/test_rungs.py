@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from child.cost import CostModel
 from child.macro import MacroSpace
-from child.rungs import RungsEvaluator, RungsSettings, on_lower_scale
+from child.rungs import Climb, Rungs, RungsSettings, on_lower_scale
 from child.space import Evaluation, Genotype
 from child.standalone import StandaloneEvaluator
 from child.task import Task
@@ -41,14 +41,14 @@ class Cheap:
 
 
 @pytest.fixture
-def make(
+def make_rungs(
     macro: MacroSpace, task: Task, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[RungsEvaluator, list[tuple[Genotype, float]]]]:
+) -> Callable[..., tuple[Rungs, list[tuple[Genotype, float]]]]:
     """Rungs over known cheap qualities and known qualities of trainings; and the list of trainings made."""
 
     def build(
         cheap: Callable[[Genotype], float], trained: Callable[[Genotype, float], float | str], **settings: Any
-    ) -> tuple[RungsEvaluator, list[tuple[Genotype, float]]]:
+    ) -> tuple[Rungs, list[tuple[Genotype, float]]]:
         made: list[tuple[Genotype, float]] = []
 
         def quality(self: StandaloneEvaluator, genotype: Genotype, fidelity: float) -> float | str:
@@ -59,7 +59,18 @@ def make(
         alone = StandaloneEvaluator(
             macro, task, CostModel(macro, "macs", task.input_shape, device), EPOCHS, 1, 0, device
         )
-        return RungsEvaluator(Cheap(cheap), alone, RungsSettings(**settings)), made
+        return Rungs(Cheap(cheap), alone, RungsSettings(**settings)), made
+
+    return build
+
+
+@pytest.fixture
+def make(make_rungs: Any) -> Callable[..., tuple[Climb, list[tuple[Genotype, float]]]]:
+    """The climb of one strategy, and the list of trainings made."""
+
+    def build(*args: Any, **settings: Any) -> tuple[Climb, list[tuple[Genotype, float]]]:
+        rungs, made = make_rungs(*args, **settings)
+        return rungs.of("mine"), made
 
     return build
 
@@ -167,17 +178,41 @@ def test_what_was_trained_is_told_as_it_was_whatever_its_cheap_score_is_by_then(
     assert found[best] == found[ordered[14]] > 0 and len(made) == number  # which training found alike
 
 
-def test_it_goes_on_from_its_state(make: Any, ordered: list[Genotype]) -> None:
-    def build() -> RungsEvaluator:
+def test_it_goes_on_from_its_state(make_rungs: Any, ordered: list[Genotype]) -> None:
+    def build() -> Rungs:
         # Of a training that is not repeated, the quality need not be told again.
-        return make(lambda g: sum(g.tokens) / 100, lambda g, f: f * sum(g.tokens) / 50, fidelities=(0.5, 1.0))[0]
+        return make_rungs(lambda g: sum(g.tokens) / 100, lambda g, f: f * sum(g.tokens) / 50, fidelities=(0.5, 1.0))[0]
 
     straight, stopped, restored = build(), build(), build()
-    straight.evaluate(ordered[:8], 1.0, 0)
-    stopped.evaluate(ordered[:8], 1.0, 0)
+    for rungs in (straight, stopped):
+        rungs.of("mine").evaluate(ordered[:8], 1.0, 0)
+        rungs.of("random").evaluate(ordered[4:12], 1.0, 0)
     restored.load_state_dict(json.loads(json.dumps(stopped.state_dict())))
-    assert restored.evaluate(ordered[8:], 1.0, 1) == straight.evaluate(ordered[8:], 1.0, 1)
-    assert restored.state_dict() == straight.state_dict() and straight.spent > 0
+    for strategy in ("mine", "random"):
+        went_on, straight_on = (rungs.of(strategy).evaluate(ordered[8:], 1.0, 1) for rungs in (restored, straight))
+        assert went_on == straight_on and straight.of(strategy).spent > 0
+    assert restored.state_dict() == straight.state_dict()
+
+
+def test_strategies_do_not_compete(make_rungs: Any, ordered: list[Genotype]) -> None:
+    """However much better one scores, the other's best are trained, and none learns of who plays beside it."""
+    place = {genotype: number for number, genotype in enumerate(ordered)}
+    known = (lambda g: place[g] / 100, lambda g, _: 0.5 - place[g] / 100)
+    settings = {"fidelities": (1.0,), "keep": 0.25, "budget": 1e12}
+    together, made = make_rungs(*known, **settings)
+    better, worse = ordered[4:], ordered[:12]
+    found = [together.of("policy").evaluate(better, 1.0, 0), together.of("random").evaluate(worse, 1.0, 0)]
+    trained = [genotype for genotype, _ in made]
+    assert trained == [*ordered[:-4:-1], *ordered[11:8:-1]]  # three of twelve, the best first
+    for name, mine, its in zip(("policy", "random"), (better, worse), found, strict=True):
+        alone = make_rungs(*known, **settings)[0].of(name)
+        assert alone.evaluate(mine, 1.0, 0) == its and alone.spent == together.of(name).spent > 0
+    # What the other has trained is told by its score, unless it is wanted too: then it is paid for, not trained again.
+    (told,) = together.of("policy").evaluate([ordered[9]], 1.0, 1)
+    assert told.quality == 0.09
+    spent = together.of("random").spent
+    together.of("random").evaluate([ordered[15]], 1.0, 1)
+    assert len(made) == 6 and together.of("random").spent > spent
 
 
 def test_early_and_late_results_compare(make: Any, ordered: list[Genotype]) -> None:

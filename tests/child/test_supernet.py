@@ -334,7 +334,7 @@ def test_fidelity_takes_its_share_of_the_validation_data(
     assert set(samples(1.0, 0)) == everything
     # Data often lie sorted by class, and batches of one class have statistics of their own.
     assert samples(1.0, 0) != [tuple(row) for row in task.preprocessing(task.validation.inputs).flatten(1).tolist()]
-    for fidelity, num in ((0.5, 12), (0.25, 6), (0.1, 2), (0.001, 1)):
+    for fidelity, num in ((0.5, 12), (0.25, 6), (0.1, 2), (0.001, 2)):
         drawn = samples(fidelity, 0)
         assert len(drawn) == len(set(drawn)) == num
         assert set(drawn) <= everything
@@ -579,15 +579,6 @@ def test_copies_are_trained_in_turn(make_evaluator: Callable[..., SupernetEvalua
     assert {copy.training.num_steps for copy in evaluator.copies} == {3}
 
 
-def test_more_moments_than_samples_score_a_sample_each(
-    make_evaluator: Callable[..., SupernetEvaluator], sampler: Sample
-) -> None:
-    evaluator = make_evaluator(snapshots=9, snapshot_every=1, statistics="recalibrated")
-    evaluator.improve(sampler, 12)
-    found = evaluator.evaluate(sampler(2, 40), 4 / len(evaluator.task.validation), 0)
-    assert all(each.failure is None and (4 * each.quality).is_integer() for each in found)
-
-
 @pytest.mark.parametrize(
     "wrong", [{"copies": 0}, {"snapshots": 0}, {"snapshot_every": 0}, {"recalibration_batches": 0}]
 )
@@ -601,6 +592,25 @@ def test_fewer_than_one_of_anything_is_refused(
 def test_more_copies_than_validation_samples_are_refused(make_evaluator: Callable[..., SupernetEvaluator]) -> None:
     with pytest.raises(ValueError, match="validation samples, got 1000000000000000 copies"):
         make_evaluator(copies=10**15)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [{"copies": 3}, {"copies": 2, "snapshots": 3, "snapshot_every": 1}, {"snapshots": 9, "snapshot_every": 1}],
+    ids=str,
+)
+def test_every_part_has_two_samples(
+    make_evaluator: Callable[..., SupernetEvaluator], sampler: Sample, kept: Any
+) -> None:
+    """One alone has no statistics where an image ends as a single position, and poor ones elsewhere."""
+    evaluator, parts = make_evaluator(**kept), []
+    evaluator.improve(sampler, 12)
+    judge = evaluator._judge
+    evaluator._judge = lambda network, genotypes, part: parts.append(len(part)) or judge(network, genotypes, part)  # type: ignore[method-assign]
+    for num in (1, 2, 3, 5, 8):
+        parts.clear()
+        evaluator.evaluate(sampler(1, 0), num / len(evaluator.task.validation), 0)
+        assert min(parts) >= 2 and sum(parts) == max(2, num)
 
 
 def test_several_copies_have_no_relaxation(make_evaluator: Callable[..., SupernetEvaluator]) -> None:

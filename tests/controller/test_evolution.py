@@ -75,6 +75,17 @@ def test_genetic_children_come_from_the_best(known: Any) -> None:
     assert copying.population == [(parents[0], 0.9), (parents[1], 0.8)]
 
 
+def test_a_population_larger_than_the_space_does_not_stay_random(known: Any) -> None:
+    space = known.FlatSpace(2, 3)
+    strategy = Genetic(space, 0, population=20, tournament=9, crossover=0.0, mutation=0.0)
+    for round_number in range(25):
+        proposed = strategy.propose(8, round_number)
+        assert proposed == space.sample(strategy._rng(round_number), 8)
+        tell(strategy, proposed, [sum(each.tokens) / 4 for each in proposed])
+    assert len(strategy.population) == 9
+    assert len(set(strategy.propose(200, 25))) < 9  # copies of winners, hardly ever of the worst
+
+
 def test_local_search_climbs_to_a_summit_and_starts_again(known: Any) -> None:
     space = known.FlatSpace(3, 3)
     strategy = LocalSearch(space, 0)
