@@ -7,13 +7,25 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from scipy.io import wavfile
 from scipy.signal import resample_poly
+
+TURNS = {  # by the EXIF orientation; 1 is upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_image(file: Path, height: int, width: int, mode: str | None = None) -> NDArray[np.uint8]:
     """An image of any size and format, turned upright by its EXIF tag, scaled, and cropped to the middle.
+
+    What is transparent lets a white background through. 16 bits are scaled to 8.
 
     Args:
         file: Anything that Pillow reads.
@@ -26,15 +38,22 @@ def read_image(file: Path, height: int, width: int, mode: str | None = None) -> 
     """
     try:
         with Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode in ("F", "I"):  # whose full scale only their owner knows
+            image.load()  # first: a PNG may tell its orientation behind its pixels, and a TIFF is then upright already
+            # The one tag alone: `ImageOps.exif_transpose` packs all of them anew, and fails where any is mistyped.
+            turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+            upright = image if turn is None else image.transpose(turn)
+            # Only their owner knows the full scale of 32 bits; but Pillow reads 16 of a PGM file as 32, up to 65535.
+            if upright.mode == "F" or (upright.mode == "I" and image.format != "PPM"):
                 raise ValueError("its pixels have 32 bits; save it with 8 or 16")
-            if upright.mode.startswith("I;16"):  # Pillow's own conversion clips instead of scaling
+            if upright.mode.startswith("I"):  # Pillow's own conversion clips instead of scaling
                 upright = Image.fromarray((np.asarray(upright, np.int64) >> 8).clip(0, 255).astype(np.uint8))
             own = "L" if upright.mode in ("1", "L", "LA") else "RGB"
+            if upright.has_transparency_data:  # a drawing may lie in the alpha channel alone
+                layer = upright.convert("RGBA")
+                upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
             cropped = ImageOps.fit(upright.convert(mode or own), (width, height), Image.Resampling.BILINEAR)
             return np.asarray(cropped, np.uint8)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # there is no list of what Pillow's readers of so many formats may raise
         raise ValueError(f"cannot read the image {file}: {error}") from None
 
 

@@ -17,7 +17,7 @@ from envs.arrays import array_task
 from envs.cache import cached, content_key
 
 PARTS = ("train", "validation", "test")
-VERSION = 1  # of how images are decoded; another number leaves what is cached behind
+VERSION = 2  # of how images are decoded; another number leaves what is cached behind
 
 
 def images(
@@ -30,8 +30,8 @@ def images(
 ) -> Task:
     """Read `path/<class>/*`, or `path/train/<class>/*` with `validation` and `test` folders beside it where given.
 
-    Every image is turned upright by its EXIF tag, scaled so that its shorter side is `size` pixels, and cropped to
-    the middle square. All are kept gray where all are gray, else all are RGB.
+    Every image is turned upright by its EXIF tag, put on white where it is transparent, scaled so that its shorter
+    side is `size` pixels, and cropped to the middle square. All are kept gray where all are gray, else all are RGB.
 
     Args:
         path: The folder.
