@@ -32,6 +32,7 @@ def images(
 
     Every image is turned upright by its EXIF tag, put on white where it is transparent, scaled so that its shorter
     side is `size` pixels, and cropped to the middle square. All are kept gray where all are gray, else all are RGB.
+    Files and folders whose names begin with a dot are left out.
 
     Args:
         path: The folder.
@@ -42,7 +43,8 @@ def images(
         augmentation: For training; none by default.
 
     Raises:
-        ValueError: The folder is missing or empty, or an image cannot be read; the message names it.
+        ValueError: The folder is missing or empty, its parts have other names, or an image cannot be read; the
+            message names it.
     """
     found = read_parts(path, size)
     pixels, labels = found.pop("train")
@@ -89,12 +91,15 @@ def files_by_part(root: Path, endings: Container[str], kind: str) -> dict[str, d
         kind: Of the files, for messages.
 
     Raises:
-        ValueError: As for `class_files`; or something else stands beside `train`; or training lacks a class.
+        ValueError: As for `class_files`; or something else stands beside `train`; or training lacks a class; or there
+            are parts, but with other names.
     """
     names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     # A class may be called train too; but then it holds files, not folders.
     if "train" not in names or not (set(names) <= set(PARTS) or holds_folders_alone(root / "train", endings)):
-        return {"train": class_files(root, endings, kind)}
+        classes = class_files(root, endings, kind)
+        refuse_parts(root, classes)
+        return {"train": classes}
     for other in names:
         if other not in PARTS:
             raise ValueError(
@@ -106,6 +111,26 @@ def files_by_part(root: Path, endings: Container[str], kind: str) -> dict[str, d
             known = nearest(unknown, sorted(listed["train"]))
             raise ValueError(f"{root / part / unknown} is a class that training lacks; {known}")
     return listed
+
+
+def refuse_parts(root: Path, classes: Mapping[str, Sequence[Path]]) -> None:
+    """Raise ValueError where what would be classes look like parts: all hold folders alone, and some of one name.
+
+    Args:
+        root: The folder.
+        classes: The files of each of its subfolders.
+    """
+    # The folder in a subfolder of the root through which each file is reached, or () where there is none.
+    below = [{file.relative_to(root / name).parent.parts[:1] for file in files} for name, files in classes.items()]
+    every, shared = set.union(*below), set.intersection(*below)
+    # One and the same folder in each, such as n01443537/images in Tiny ImageNet, is no class of several.
+    if len(classes) > 1 and () not in every and len(every) > 1 and shared:
+        first, second = list(classes)[:2]
+        raise ValueError(
+            f"all folders in {root}, such as {first} and {second}, hold folders alone, and each one called "
+            f"{min(shared)[0]}; if they are parts of a data set, call them train, validation and test; if they are "
+            "classes, put their files into them directly"
+        )
 
 
 def holds_folders_alone(folder: Path, endings: Container[str]) -> bool:
@@ -120,7 +145,9 @@ def class_of_each(classes: Mapping[str, Sequence[Path]]) -> NDArray[np.str_]:
 
 
 def class_files(folder: Path, endings: Container[str], kind: str) -> dict[str, list[Path]]:
-    """The files of each subfolder, which is a class; classes and files in the order of their names.
+    """The files of each subfolder, which is a class, at any depth; classes and files in the order of their names.
+
+    What is called .something is left out, and all that lies in it: editors keep copies of files there.
 
     Args:
         folder: Holds the subfolders.
@@ -132,7 +159,8 @@ def class_files(folder: Path, endings: Container[str], kind: str) -> dict[str, l
     """
     found = {}
     for subfolder in sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."):
-        files = sorted(f for f in subfolder.rglob("*") if f.suffix.lower() in endings and f.name[0] != ".")
+        inside = [file.relative_to(subfolder) for file in subfolder.rglob("*") if file.suffix.lower() in endings]
+        files = sorted(subfolder / file for file in inside if not any(part[0] == "." for part in file.parts))
         if not files:
             raise ValueError(f"{subfolder} holds no {kind}; every subfolder is a class and needs some")
         found[subfolder.name] = files

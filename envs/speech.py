@@ -113,7 +113,8 @@ def speech(
 ) -> Task:
     """Read `path/<class>/*.wav`, or `path/train/<class>/*.wav` with `validation` and `test` folders beside it.
 
-    Files hold PCM of 8 to 32 bits or floats, and are mixed down to one channel.
+    Files hold PCM of 8 to 32 bits or floats, and are mixed down to one channel. Files and folders whose names begin
+    with a dot are left out.
 
     Args:
         path: The folder.
@@ -128,7 +129,8 @@ def speech(
         augmentation: For training; none by default.
 
     Raises:
-        ValueError: The folder is missing or empty, or a file cannot be read; the message names it.
+        ValueError: The folder is missing or empty, its parts have other names, or a file cannot be read; the message
+            names it.
     """
     root = Path(path)
     if not root.is_dir():

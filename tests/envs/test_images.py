@@ -69,6 +69,51 @@ def test_a_class_may_be_called_train(folder: Path) -> None:
     assert images(str(folder), seed=0, size=8).objective == Classification(("dog", "train"))
 
 
+def test_a_class_may_hold_folders(folder: Path) -> None:
+    """All of one name and nothing else, as in Tiny ImageNet; or of different names; or with files beside them."""
+    for name in ("cat", "dog"):
+        (folder / name).rename(folder / "moved")
+        (folder / name).mkdir()
+        (folder / "moved").rename(folder / name / "images")
+    assert images(str(folder), seed=0, size=8).objective == Classification(("cat", "dog"))
+    for name, inner in (("cat", "1998"), ("dog", "1999")):
+        (folder / name / inner).mkdir()
+        (folder / name / "images" / "0.png").rename(folder / name / inner / "0.png")
+    (folder / "dog" / "images").rename(folder / "dog" / "more")
+    assert images(str(folder), seed=0, size=8).objective == Classification(("cat", "dog"))
+    (folder / "dog" / "more").rename(folder / "dog" / "images")
+    (folder / "dog" / "images" / "1.png").rename(folder / "dog" / "1.png")
+    assert images(str(folder), seed=0, size=8).objective == Classification(("cat", "dog"))
+
+
+def test_hidden_folders_are_left_out(folder: Path) -> None:
+    (folder / "cat" / ".ipynb_checkpoints" / "deep").mkdir(parents=True)
+    for place in (".ipynb_checkpoints", ".ipynb_checkpoints/deep", "."):
+        Image.fromarray(np.full((10, 12), 9, np.uint8)).save(folder / "cat" / place / ".9.png")
+    for place in (".ipynb_checkpoints", ".ipynb_checkpoints/deep"):
+        Image.fromarray(np.full((10, 12), 9, np.uint8)).save(folder / "cat" / place / "9-checkpoint.png")
+    pixels, _ = module.read_parts(str(folder), 8)["train"]
+    assert len(pixels) == 16 and 9 not in pixels
+
+
+@pytest.mark.parametrize(
+    "parts", [("Test", "Train"), ("Testing", "Training"), ("test_set", "training_set"), ("test", "validation")]
+)
+def test_parts_of_other_names_are_no_classes(folder: Path, parts: tuple[str, str]) -> None:
+    for part in parts:
+        (folder / part).mkdir()
+    (folder / "cat").rename(folder / parts[1] / "cat")
+    (folder / "dog").rename(folder / parts[1] / "dog")
+    (folder / parts[0] / "cat").mkdir()
+    (folder / parts[1] / "cat" / "0.png").rename(folder / parts[0] / "cat" / "0.png")
+    expected = (
+        f"pets, such as {parts[0]} and {parts[1]}, hold .* called cat; if .*, call them train, validation and test"
+    )
+    with pytest.raises(ValueError, match=expected) as caught:
+        images(str(folder), seed=0)
+    assert "\n" not in str(caught.value)
+
+
 def other_parts(folder: Path) -> None:
     for part in ("train", "val"):
         (folder / part).mkdir()

@@ -267,6 +267,19 @@ def test_parts_of_sounds_that_are_given(folder: Path, tmp_path: Path) -> None:
     assert opened(task).targets.tolist() == [0, 1]
 
 
+def test_parts_of_other_names_and_hidden_copies(folder: Path, tmp_path: Path) -> None:
+    (folder / "high" / ".copies").mkdir()
+    (folder / "high" / ".copies" / "0-copy.wav").write_bytes((folder / "high" / "0.wav").read_bytes())
+    task = speech(str(folder), seed=0, seconds=0.3, rate=8000, bands=20)
+    assert len(task.train) + len(task.validation) + len(task.test) == 16
+    (tmp_path / "whole").mkdir()
+    folder.rename(tmp_path / "whole" / "Train")
+    (tmp_path / "whole" / "Test" / "low").mkdir(parents=True)
+    (tmp_path / "whole" / "Train" / "low" / "0.wav").rename(tmp_path / "whole" / "Test" / "low" / "0.wav")
+    with pytest.raises(ValueError, match=r"such as Test and Train, .* called low; .* call them train, validation and"):
+        speech(str(tmp_path / "whole"), seed=0)
+
+
 def unfinished(path: Path) -> None:
     """As a recorder leaves it that was interrupted: the sizes would have been written last."""
     content = path.read_bytes()
