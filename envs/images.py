@@ -114,7 +114,7 @@ def files_by_part(root: Path, endings: Container[str], kind: str) -> dict[str, d
 
 
 def refuse_parts(root: Path, classes: Mapping[str, Sequence[Path]]) -> None:
-    """Raise ValueError where what would be classes look like parts: all hold folders alone, and some of one name.
+    """Raise ValueError where what would be classes are parts: by a name, and all hold folders alone, some alike.
 
     Args:
         root: The folder.
@@ -124,7 +124,8 @@ def refuse_parts(root: Path, classes: Mapping[str, Sequence[Path]]) -> None:
     below = [{file.relative_to(root / name).parent.parts[:1] for file in files} for name, files in classes.items()]
     every, shared = set.union(*below), set.intersection(*below)
     # One and the same folder in each, such as n01443537/images in Tiny ImageNet, is no class of several.
-    if len(classes) > 1 and () not in every and len(every) > 1 and shared:
+    named = any(name.casefold().startswith(("train", "test", "val")) for name in classes)
+    if named and len(classes) > 1 and () not in every and len(every) > 1 and shared:
         first, second = list(classes)[:2]
         raise ValueError(
             f"all folders in {root}, such as {first} and {second}, hold folders alone, and each one called "

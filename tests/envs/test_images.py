@@ -70,12 +70,19 @@ def test_a_class_may_be_called_train(folder: Path) -> None:
 
 
 def test_a_class_may_hold_folders(folder: Path) -> None:
-    """All of one name and nothing else, as in Tiny ImageNet; or of different names; or with files beside them."""
+    """All of one name, as in Tiny ImageNet; or of the same, of different names; or with files beside them."""
     for name in ("cat", "dog"):
         (folder / name).rename(folder / "moved")
         (folder / name).mkdir()
         (folder / "moved").rename(folder / name / "images")
     assert images(str(folder), seed=0, size=8).objective == Classification(("cat", "dog"))
+    for name in ("cat", "dog"):
+        (folder / name / "more").mkdir()
+        (folder / name / "images" / "2.png").rename(folder / name / "more" / "2.png")
+    assert images(str(folder), seed=0, size=8).objective == Classification(("cat", "dog"))
+    for name in ("cat", "dog"):
+        (folder / name / "more" / "2.png").rename(folder / name / "images" / "2.png")
+        (folder / name / "more").rmdir()
     for name, inner in (("cat", "1998"), ("dog", "1999")):
         (folder / name / inner).mkdir()
         (folder / name / "images" / "0.png").rename(folder / name / inner / "0.png")
