@@ -34,10 +34,12 @@ class Normalize:
     def __call__(self, inputs: Tensor) -> Tensor:
         """Normalize to float; images come out channels last."""
         factor = torch.tensor([1 / (self.scale * std) for std in self.std], device=inputs.device)
-        offset = torch.tensor([m / s for m, s in zip(self.mean, self.std, strict=True)], device=inputs.device)
         if inputs.ndim != 4:
+            # Subtracted first: where the mean is many deviations from 0, a product would have lost their digits.
+            center = torch.tensor([mean * self.scale for mean in self.mean], device=inputs.device)
             shape = [len(self.mean)] + [1] * (inputs.ndim - 2)
-            return inputs.to(torch.float32, copy=True).mul_(factor.view(shape)).sub_(offset.view(shape))
+            return inputs.to(torch.float32, copy=True).sub_(center.view(shape)).mul_(factor.view(shape))
+        offset = torch.tensor([m / s for m, s in zip(self.mean, self.std, strict=True)], device=inputs.device)
         rows = _rows(inputs)  # constants as long as a row, since runs of only C values are slow to broadcast
         floats = rows.to(torch.float32, copy=True)
         floats.mul_(factor.repeat(inputs.shape[3])).sub_(offset.repeat(inputs.shape[3]))

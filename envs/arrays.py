@@ -5,6 +5,8 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from lzma import LZMAError
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ from child.transforms import Augmentation, Normalize
 
 Answers = Sequence[Any] | NDArray[Any]
 """What is to be learned of each sample: a class (numbers or texts), or a number where all are floating-point."""
+
+BLUR = 0.01
+"""How far rounding may move a value of a feature, in its standard deviations; a hundredth is less than most noise."""
 
 
 def array_task(
@@ -49,12 +54,17 @@ def array_task(
         test: Samples and answers of a given test set.
 
     Raises:
-        ValueError: Shapes, types or shares do not fit, a value is missing, or there are fewer than two classes.
+        ValueError: Shapes, types or shares do not fit, a value is missing, a set has no samples, 32-bit floats would
+            blur a feature, or there are fewer than two classes.
     """
+    x = np.asarray(x)
     stored = store(name, x)
     images = stored.ndim == 4
+    if not images:
+        for place in range(x.shape[-1]):
+            check_digits(f"{name}: feature {place}", x[..., place])
     if augmentation is not None and not images:
-        raise ValueError(f"{name}: augmentation is for images (uint8), got {np.asarray(x).dtype} {np.shape(x)}")
+        raise ValueError(f"{name}: augmentation is for images (uint8), got {x.dtype} {x.shape}")
     return make_task(
         name, stored, y, seed, test_share, validation_share,
         fit=partial(Normalize.fit, scale=scale or (255.0 if images else 1.0)),
@@ -74,11 +84,30 @@ def store(name: str, x: NDArray[Any]) -> Tensor:
             f"{name}: expected images as uint8 of shape (N, H, W) or (N, H, W, C), sequences as floats (N, L, C) or "
             f"vectors as floats (N, F), got {x.dtype} {x.shape}"
         )
-    wrong = np.flatnonzero(~np.isfinite(x).all(axis=tuple(range(1, x.ndim))))
+    with np.errstate(over="ignore"):  # what is too large for 32 bits becomes infinite
+        floats = np.ascontiguousarray(x, np.float32)
+    wrong = np.flatnonzero(~np.isfinite(floats).all(axis=tuple(range(1, x.ndim))))
     if len(wrong):
-        raise ValueError(f"{name}: sample {wrong[0]} has a value that is missing or not finite")
-    stored = torch.from_numpy(np.ascontiguousarray(x, np.float32))
+        raise ValueError(f"{name}: sample {wrong[0]} has a value that is missing or not finite as a 32-bit float")
+    stored = torch.from_numpy(floats)
     return stored if x.ndim == 2 else stored.transpose(1, 2).contiguous()
+
+
+def check_digits(what: str, values: NDArray[Any]) -> None:
+    """Refuse a feature that differs in digits which 32-bit floats do not keep, such as seconds since 1970 of one hour.
+
+    Raises:
+        ValueError: A value would move by more than `BLUR` standard deviations.
+    """
+    if values.dtype.itemsize <= 4 or not values.size:
+        return
+    moved, std = np.abs(values - values.astype(np.float32)).max(), values.std()
+    # A feature that never changes may still deviate in the last digits of 64 bits.
+    if std > 1e-12 * np.abs(values).max() and moved > BLUR * std:
+        raise ValueError(
+            f"{what} has values around {values.mean():g} with a standard deviation of {std:g}, whose digits 32-bit "
+            f"floats do not keep; subtract its smallest value first"
+        )
 
 
 def make_task(
@@ -115,9 +144,9 @@ def make_task(
         answer: The name of a number that is predicted.
 
     Raises:
-        ValueError: Answers or shares do not fit, or there are fewer than two classes.
+        ValueError: Answers or shares do not fit, a set has no samples, or there are fewer than two classes.
     """
-    y = np.asarray(y)
+    y = _answers(name, stored, y)
     classes = None if y.dtype.kind == "f" else np.unique(y)
     if classes is not None and len(classes) < 2:
         raise ValueError(f"{name}: classification needs at least 2 classes, got {len(classes)}")
@@ -211,8 +240,9 @@ def read_archive(path: str, needed: Sequence[str]) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             found = {key: archive[key] for key in archive.files}
-    # A bare .npy is an array without `with`; a file that was cut short is a bad archive or a bad stream in one.
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    # A bare .npy is an array without `with`; a file that was cut short is a bad archive or a bad stream in one; what
+    # is encrypted is a RuntimeError, and what is compressed in an unknown way a NotImplementedError, which is one too.
+    except (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, LZMAError) as error:
         names = f"{', '.join(needed[:-1])} and {needed[-1]}"
         raise ValueError(f"cannot read {path}: expected an .npz file with arrays {names} ({error})") from None
     for key in needed:
@@ -221,10 +251,35 @@ def read_archive(path: str, needed: Sequence[str]) -> dict[str, NDArray[Any]]:
     return found
 
 
-def _split(name: str, stored: Tensor, y: Answers, classes: NDArray[Any] | None) -> Split:
+def _answers(name: str, stored: Tensor, y: Answers) -> NDArray[Any]:
+    """The answers of these samples as an array of numbers or texts."""
     y = np.asarray(y)
+    if not stored.numel():
+        raise ValueError(
+            f"{name}: expected samples, got none in shape {tuple(stored.shape)}; give some, or leave a test or "
+            f"validation set out to have it held out"
+        )
     if y.shape != (len(stored),):
         raise ValueError(f"{name}: expected one answer for each of {len(stored)} samples, got shape {y.shape}")
+    if y.dtype.kind == "O":
+        labels = y.tolist()
+        kind = next((kind for kind in (str, bytes, (Number, np.bool_)) if isinstance(labels[0], kind)), ())
+        for place, label in enumerate(labels):
+            if not isinstance(label, kind):
+                raise ValueError(
+                    f"{name}: expected all texts or all numbers as answers, but sample {place} has {label!r}"
+                )
+        y = np.array(labels)
+    if y.dtype.kind != "S":
+        return y
+    try:
+        return np.char.decode(y, "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: expected answers as text in UTF-8 ({error})") from None
+
+
+def _split(name: str, stored: Tensor, y: Answers, classes: NDArray[Any] | None) -> Split:
+    y = _answers(name, stored, y)
     texts = y.dtype.kind in "USO"
     if texts != (classes is not None and classes.dtype.kind in "USO"):
         words = ("numbers", "texts") if texts else ("texts", "numbers")

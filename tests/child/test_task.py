@@ -91,6 +91,13 @@ def test_preprocessing_does_not_write_into_floats_it_was_given() -> None:
     assert stored.equal(before)
 
 
+@pytest.mark.parametrize("shape", [(4, 1), (1, 1, 4)])
+def test_values_far_from_0_keep_their_digits(shape: tuple[int, ...]) -> None:
+    stored = torch.tensor([12e6, 12e6 + 1, 12e6 + 2, 12e6 + 3]).view(shape)  # each is a 32-bit float
+    values = Normalize.fit(stored, 2.0)(stored).flatten()
+    torch.testing.assert_close(values.diff(), torch.full((3,), 1 / torch.arange(4.0).std().item()))
+
+
 def test_fitted_preprocessing_gives_mean_0_and_deviation_1() -> None:
     inputs = torch.randint(0, 17, (50, 2, 4, 4), generator=generator(), dtype=torch.uint8)
     inputs[:, 1] //= 2

@@ -14,6 +14,7 @@ from envs.arrays import array_task, arrays
 
 NUM = 200
 LABELS = np.arange(NUM) % 4  # 50 of each
+VECTORS = np.random.default_rng(0).normal(size=(NUM, 3))
 
 
 def images(num: int = NUM, *shape: int) -> NDArray[np.uint8]:
@@ -66,6 +67,50 @@ def test_channels_come_first_and_classes_by_name() -> None:
     number = numbers(task.train)[7]
     np.testing.assert_array_equal(task.train.inputs[7].numpy(), pictures[number].transpose(2, 0, 1))
     assert classes[int(task.train.targets[7])] == labels[number]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (np.array([b"caf\xc3\xa9", b"bar"]), ("bar", "café")),
+        (np.array([b"bar", b"pub"], object), ("bar", "pub")),
+        (np.array(["bar", np.str_("pub")], object), ("bar", "pub")),
+        (np.array([10, np.int64(9)], object), ("9", "10")),
+    ],
+)
+def test_classes_are_named_whatever_their_type(labels: NDArray[Any], classes: tuple[str, ...]) -> None:
+    given = images(8), labels[LABELS[:8] % 2]
+    task = array_task("t", images(), labels[LABELS % 2], seed=0, test=given)
+    assert task.objective == Classification(classes)
+
+
+@pytest.mark.parametrize(
+    ("labels", "wrong"),
+    [
+        (["cat", "dog", None], "2 has None"),
+        (["cat", 1], "1 has 1"),
+        (["cat", float("nan")], "1 has nan"),
+        ([1, 2, "cat"], "2 has 'cat'"),
+        (["cat", b"cat"], "1 has b'cat'"),
+        ([None, None], "0 has None"),
+    ],
+)
+def test_answers_of_two_kinds_are_refused(labels: list[Any], wrong: str) -> None:
+    mixed = np.array(labels, object)[np.arange(NUM) % len(labels)]
+    with pytest.raises(ValueError, match=f"^t: expected all texts or all numbers as answers, but sample {wrong}$"):
+        array_task("t", images(), mixed, seed=0)
+
+
+def test_what_32_bits_keep_is_taken() -> None:
+    """A feature that never changes, one that does so only in the last digits of 64 bits, and one with large numbers."""
+    x = VECTORS + 0
+    x[:, 0], x[:, 1] = 1234567.9, np.where(LABELS, 0.3, 0.1 + 0.2)
+    x[:, 2] = 1.7e9 + 86400 * np.arange(NUM)  # days
+    few = x[:2], LABELS[:2]  # alone, these would differ too little
+    task = array_task("t", x, LABELS, 0, test=few)
+    assert len(task.train.inputs[:, 2].unique()) == len(task.train)
+    with pytest.raises(ValueError, match="feature 0 has values around"):
+        array_task("t", 1.7e9 + VECTORS[:, None, :], LABELS, 0)  # sequences
 
 
 def save(path: Path, **content: Any) -> str:
@@ -137,6 +182,21 @@ def test_preprocessing_is_fitted_to_training_data_alone() -> None:
             {"x": images(5), "y": np.array([0, 0, 1, 1, 2])},
             "cannot hold out test_share=0.25 of 5 samples: The least",
         ),
+        (
+            {"x": images(), "y": LABELS, "x_test": images()[:0], "y_test": LABELS[:0]},
+            r"^mine test set: expected samples, got none in shape \(0, 1, 4, 4\); give some, or leave",
+        ),
+        (
+            {"x": images(), "y": LABELS, "x_validation": images()[:0], "y_validation": LABELS[:0]},
+            "^mine validation set: expected samples, got none",
+        ),
+        ({"x": images()[:0], "y": LABELS[:0]}, "^mine: expected samples, got none"),
+        ({"x": VECTORS * 1e300, "y": LABELS}, "^mine: sample 0 has a value that is missing or not finite as a 32-bit"),
+        (
+            {"x": VECTORS + np.array([0, 0, 1e9]), "y": LABELS},
+            r"^mine: feature 2 has values around 1e\+09 .* subtract its smallest",
+        ),
+        ({"x": images(), "y": np.array([b"a", b"\xff"])[LABELS % 2]}, "^mine: expected answers as text in UTF-8"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, content: dict[str, Any], expected: str) -> None:
@@ -162,6 +222,10 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     cut, empty = tmp_path / "cut.npz", tmp_path / "empty.npz"
     cut.write_bytes(whole[: len(whole) // 2])
     empty.write_bytes(b"")
-    for path in (text, single, objects, cut, empty, tmp_path / "missing.npz"):
+    entry = whole.index(b"PK\x01\x02")  # of the first array in the list of contents; its flags and method follow
+    encrypted, compressed = tmp_path / "encrypted.npz", tmp_path / "compressed.npz"
+    encrypted.write_bytes(whole[: entry + 8] + b"\x01" + whole[entry + 9 :])
+    compressed.write_bytes(whole[: entry + 10] + b"\x63" + whole[entry + 11 :])
+    for path in (text, single, objects, cut, empty, encrypted, compressed, tmp_path / "missing.npz"):
         with pytest.raises(ValueError, match=rf"cannot read .*{path.name}: expected an \.npz file with arrays x and y"):
             arrays(str(path), seed=0)
