@@ -6,6 +6,7 @@ Letters: N rows, F features.
 import csv
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ from torch import Tensor
 from child.space import nearest
 from child.task import Task
 from child.transforms import Normalize
-from envs.arrays import make_task, store
+from envs.arrays import check_digits, make_task, store
 
-MISSING = ("", "?", "na", "n/a", "nan", "null")
+MISSING = ("", "?", "na", "n/a", "#n/a", "nan", "null")
 """How spreadsheets, UCI's files, R and pandas write that there is no value, in small letters."""
 
 MAX_LEVELS = 50
@@ -29,6 +30,18 @@ MAX_LEVELS = 50
 
 MAX_CLASSES = 20
 """Different whole numbers that are still taken for classes."""
+
+MANY_NUMBERS = 10
+"""From so many different numbers on, a column of which most cells are numbers is one of numbers, and the rest mistakes.
+
+Fewer may be names of kinds, such as 2, 3, 4, 5more (doors of cars), or 2 to 10, J, Q, K, A (cards).
+"""
+
+MARKED = re.compile(r"[-+]?\d+(,\d{3})*([.,]\d+)?\s?%?")
+"""A number that may have a decimal comma, marks between thousands or a percent sign: 0,5 or 1,234 or 5%."""
+
+LARGEST = float(np.finfo(np.float32).max)
+"""The largest number that a network can be given: 3.4e38."""
 
 BLANK = 1e30
 """A deviation so large that a column divided by it is 0, whatever it holds."""
@@ -61,13 +74,30 @@ class Table:
                 )
         return cells
 
-    def numbers(self, name: str) -> NDArray[np.float64]:
-        """The numbers of a column (else ValueError, naming the line)."""
+    def numbers(self, name: str, otherwise: str = "") -> NDArray[np.float64]:
+        """The numbers of a column (else ValueError, naming the line and what to do otherwise)."""
         cells = self.column(name)
         for cell, line in zip(cells, self.lines, strict=True):
             if _number(cell) is None:
-                raise ValueError(f"{self.path}, line {line}: column {name!r} holds numbers, got {cell!r}")
+                raise ValueError(
+                    f"{self.path}, line {line}: column {name!r} holds numbers, got {cell!r}; correct it (finite, with "
+                    f"a decimal point and no other marks, such as 1234.5) or remove the line{otherwise}"
+                )
         return np.array([float(cell) for cell in cells])
+
+    def is_numeric(self, name: str, otherwise: str) -> bool:
+        """Whether a column holds numbers alone.
+
+        Raises:
+            ValueError: It was meant to, since all its cells, or most and `MANY_NUMBERS` different ones, are numbers in
+                some way of writing; the message names the first that is not written plainly.
+        """
+        cells = self.column(name)
+        meant = [cell for cell in cells if _meant_as_number(cell)]
+        if len(meant) < len(cells) and (2 * len(meant) <= len(cells) or len(set(meant)) < MANY_NUMBERS):
+            return False
+        self.numbers(name, otherwise)
+        return True
 
 
 def tabular(
@@ -85,7 +115,8 @@ def tabular(
     Columns of numbers come first, standardized by training data. Columns of text are one-hot encoded, such as
     `color=blue` and `color=red`; a text that training data lack is all zeros. Where `kind` is null, a target of numbers
     is a regression if one of them is not whole or more than 20 are different, and all else is a classification; the
-    task's name says which.
+    task's name says which. Some of a column's kinds or classes may be numbers; but where most cells are numbers, 10 or
+    more of them different, all must be.
 
     Args:
         path: The file.
@@ -108,11 +139,15 @@ def tabular(
     features = [name for name in table.names if name != target and name not in ignore]
     if target in ignore or not features:
         raise ValueError(f"{path}: predicting {target!r} needs it and another column, and ignore={list(ignore)}")
-    values = [_number(cell) for cell in wanted]
-    whole = all(value is not None and value.is_integer() for value in values)
+    values = {_whole(cell) for cell in wanted}
     if kind is None:
-        kind = "classification" if None in values or (whole and len(set(values)) <= MAX_CLASSES) else "regression"
-    numeric = [name for name in features if all(_number(cell) is not None for cell in table.column(name))]
+        number = table.is_numeric(target, "; if these are classes, set env.task.kind=classification")
+        kind = "regression" if number and (None in values or len(values) > MAX_CLASSES) else "classification"
+    whole = all(_fits(value) for value in values)
+    advice = "; if these are names of kinds, put a letter before each, or leave the column out with ignore=[{}]"
+    numeric = [name for name in features if table.is_numeric(name, advice.format(name))]
+    for name in numeric:
+        check_digits(f"{path}: column {name!r}", table.numbers(name))
     levels = {name: _levels(table, name) for name in features if name not in numeric}
     names = (*numeric, *(f"{name}={level}" for name, known in levels.items() for level in known))
 
@@ -124,12 +159,13 @@ def tabular(
             return stored, table.numbers(target)
         if not whole:
             return stored, np.array(table.column(target))
-        classes = table.numbers(target)
-        broken = np.flatnonzero(classes % 1)
-        if len(broken):
-            line, given = table.lines[broken[0]], classes[broken[0]]
-            raise ValueError(f"{table.path}, line {line}: classes are whole numbers in {path}, got {given:g}")
-        return stored, classes.astype(np.int64)  # as integers, 10 comes after 9
+        cells = table.column(target)
+        for cell, line in zip(cells, table.lines, strict=True):
+            if not _fits(_whole(cell)):
+                raise ValueError(
+                    f"{table.path}, line {line}: classes are whole numbers of 64 bits in {path}, got {cell!r}"
+                )
+        return stored, np.array([_whole(cell) for cell in cells], np.int64)  # as integers, 10 comes after 9
 
     def fit(inputs: Tensor) -> Normalize:
         """Numbers are standardized; the one-hot columns stay, but for those of texts that training data lack."""
@@ -155,8 +191,10 @@ def read_table(path: str) -> Table:
         raise ValueError(f"cannot read {path}: expected a CSV file ({error})") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"cannot read {path}: expected text in UTF-8 ({error})") from None
-    # The one of these that the header has most of; Python's own guess goes by the cells, and is often wrong.
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    # The one of these that the header has most of outside quoted cells, which may hold line ends, too; Python's own
+    # guess goes by the cells, and is often wrong.
+    header = re.sub(r'(?<![^,;\t\r\n])"[^"]*(?:""[^"]*)*"', "", text).lstrip().partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows, lines = [], []
     try:
@@ -181,12 +219,39 @@ def read_table(path: str) -> Table:
 
 
 def _number(cell: str) -> float | None:
-    """The finite number that a cell holds, or None."""
+    """The number that a cell holds, or None."""
     try:
         value = float(cell)
     except ValueError:
         return None
-    return value if np.isfinite(value) and "_" not in cell else None
+    return value if abs(value) <= LARGEST and "_" not in cell else None
+
+
+def _meant_as_number(cell: str) -> bool:
+    """Whether a cell is a number, or would be one if written plainly, or is infinite or too large for one."""
+    if MARKED.fullmatch(cell):
+        return True
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return "_" not in cell
+
+
+def _whole(cell: str) -> int | None:
+    """The whole number that a cell holds, or None."""
+    value = _number(cell)
+    if value is None or not value.is_integer():
+        return None
+    try:
+        return int(cell)  # all digits, of which a float has 16
+    except ValueError:
+        return int(value)  # such as 3.0 or 1e3
+
+
+def _fits(value: int | None) -> bool:
+    """Whether this is a whole number, and one of 64 bits."""
+    return value is not None and -(2**63) <= value < 2**63
 
 
 def _levels(table: Table, name: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,11 @@ def test_a_level_that_training_lacks_is_all_zeros(tmp_path: Path) -> None:
         (["1", "2.5"], None, "regression"),
         (["1", "2"], "regression", "regression"),
         (["0.5", "1.5"], "classification", Classification(("0.5", "1.5"))),
+        (["5%", "7.5%"], "classification", Classification(("5%", "7.5%"))),
+        (["2", "3", "4", "5more"], None, Classification(("2", "3", "4", "5more"))),
+        ([str(2**53 + 1), str(2**53)], None, Classification((str(2**53), str(2**53 + 1)))),
+        ([str(2**53 + number) for number in range(21)], None, "regression"),
+        ([str(10**19), "3", str(10**19 + 1)], None, Classification((str(10**19), str(10**19 + 1), "3"))),
     ],
 )
 def test_what_a_target_is(tmp_path: Path, cells: list[str], kind: Any, expected: Any) -> None:
@@ -110,6 +116,72 @@ def test_columns_can_be_left_out_and_the_split_follows_the_seed(tmp_path: Path) 
     assert tabular(path, "price", 0, ignore=["color"]).input_shape == (1,)
     first, again, other = (tabular(path, "price", seed).train.inputs for seed in (1, 1, 2))
     assert first.equal(again) and not first.equal(other)
+
+
+@pytest.mark.parametrize(
+    ("cells", "levels"),
+    [
+        (["2", "3", "4", "5more"], 4),
+        ([*map(str, range(2, 11)), "J", "Q", "K", "A"], 13),
+        (["1", "0,5", "some"], 3),
+        ([*map(str, range(12)), *"ABCDEFGHIJKL"], 24),
+        (["1_0", "2_0"], 2),
+    ],
+)
+def test_kinds_may_be_numbers_in_part(tmp_path: Path, cells: list[str], levels: int) -> None:
+    lines = [(f'"{cells[row % len(cells)]}"', row + 0.5) for row in range(5 * len(cells))]
+    assert tabular(write(tmp_path, table("x,y", lines)), "y", 0).input_shape == (levels,)
+
+
+def numbers_and(*others: str) -> list[str]:
+    return [*map(str, range(20)), *others]
+
+
+@pytest.mark.parametrize(
+    ("cells", "line"),
+    [
+        (numbers_and("inf"), 22),
+        (["1", "2", "-Infinity"], 4),
+        (["1", "1e39"], 3),
+        (numbers_and("None"), 22),
+        (numbers_and("-", "1"), 22),
+        (["0,5", "1,5"], 2),
+        ([*(f"{number},5" for number in range(10)), "none"], 2),
+        (["999", "1,234", "1,234,567.5"], 3),
+        (["0%", "5 %", "7.5%"], 2),
+    ],
+)
+def test_a_column_that_was_meant_to_be_numbers_is_refused(tmp_path: Path, cells: list[str], line: int) -> None:
+    lines = [(f'"{cell}"', row + 0.5) for row, cell in enumerate(cells)]
+    said = rf"homes\.csv, line {line}: column 'x' holds numbers, got '{re.escape(cells[line - 2])}'; .* decimal point"
+    with pytest.raises(ValueError, match=rf"{said} .*ignore=\[x\]$"):
+        tabular(write(tmp_path, table("x,y", lines)), "y", 0)
+    with pytest.raises(ValueError, match=rf"{said} .*set env\.task\.kind=classification$"):
+        tabular(write(tmp_path, table("x,y", lines)), "x", 0)
+
+
+def test_a_column_whose_digits_would_be_lost_is_refused(tmp_path: Path) -> None:
+    days = [(f"{2459000 + row / 20:.5f}", 7, row % 2) for row in range(60)]  # Julian dates
+    with pytest.raises(ValueError, match=r"homes\.csv: column 't' has values around .*; subtract its smallest value"):
+        tabular(write(tmp_path, table("t,same,y", days)), "y", 0)
+    near = [(f"{float(day) - 2459000:.5f}", 2459000.1, label) for day, _, label in days]
+    task = tabular(write(tmp_path, table("t,same,y", near)), "y", 0)
+    assert len(torch.cat([split.inputs[:, 0] for split in everything(task)]).unique()) == 60
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ('"price, EUR";y\n1;2\n', ("price, EUR", "y")),
+        ('"si\nze";a;y\n1;2;3\n', ("si\nze", "a", "y")),
+        ('"size\n(m2)"\ta\ty\n1\t2\t3\n', ("size\n(m2)", "a", "y")),
+        ('"a ""big"", old; one";y\n1;2\n', ('a "big", old; one', "y")),
+        ("\n\na;y\n1,5;2\n", ("a", "y")),
+        ('length (");y\n1;"a,b,c"\n', ('length (")', "y")),
+    ],
+)
+def test_marks_in_quotes_do_not_separate(tmp_path: Path, text: str, names: tuple[str, ...]) -> None:
+    assert read_table(write(tmp_path, text)).names == names
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
@@ -178,9 +250,11 @@ def test_mistakes_in_the_test_set_are_named(tmp_path: Path, text: str, expected:
 
 def test_a_class_that_is_no_whole_number_is_refused(tmp_path: Path) -> None:
     train = write(tmp_path, table("size,kind", [(number, number % 3) for number in range(30)]))
-    test = write(tmp_path, table("size,kind", [(1, 0), (2, 1.5)]), "test.csv")
-    with pytest.raises(ValueError, match=r"test.csv, line 3: classes are whole numbers in .*homes.csv, got 1.5"):
-        tabular(train, "kind", 0, test_path=test)
+    for cell in ("1.5", str(2**63)):
+        test = write(tmp_path, table("size,kind", [(1, 0), (2, cell)]), "test.csv")
+        said = rf"test.csv, line 3: classes are whole numbers of 64 bits in .*homes.csv, got '{cell}'"
+        with pytest.raises(ValueError, match=said):
+            tabular(train, "kind", 0, test_path=test)
 
 
 def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
