@@ -75,7 +75,7 @@ class Rungs:
     def of(self, strategy: str) -> "Climb":
         """What evaluates the architectures of a strategy."""
         if strategy not in self.climbs:
-            self.climbs[strategy] = Climb(self.cheap, self.alone, self.settings)
+            self.climbs[strategy] = Climb(self)
         return self.climbs[strategy]
 
     def improve(self, sampler: Sampler, num_batches: int) -> Improvement | None:
@@ -105,15 +105,13 @@ class Climb:
     stands whatever the cheap score is by then.
 
     Args:
-        cheap: Scores every architecture, from shared weights say.
-        alone: Trains architectures on their own.
-        settings: Which, and for how long.
+        rungs: What scores and trains for all strategies, and how.
     """
 
-    def __init__(self, cheap: Evaluator, alone: StandaloneEvaluator, settings: RungsSettings):
-        self.cheap, self.alone, self.settings = cheap, alone, settings
+    def __init__(self, rungs: Rungs):
+        self.cheap, self.alone, self.settings = rungs.cheap, rungs.alone, rungs.settings
         self.spent = 0.0
-        self.reached: list[dict[Genotype, float]] = [{} for _ in range(1 + len(settings.fidelities))]
+        self.reached: list[dict[Genotype, float]] = [{} for _ in range(1 + len(self.settings.fidelities))]
         self.paid: list[dict[Genotype, None]] = [{} for _ in self.reached]  # also for what then failed
 
     def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
