@@ -483,7 +483,7 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     best = groups[strategy.name][0].evaluation
     tolerance = standard_error(best.quality)
     if config.env.id.startswith("luban/"):  # else the environment's reward is the user's, of which nothing is known
-        tolerance = parts.reward(best) - parts.reward(best._replace(quality=best.quality - tolerance))
+        tolerance = parts.reward(best) - parts.reward(best._replace(quality=max(0.0, best.quality - tolerance)))
     promising = {
         name: by_promise(group, space.macs, config.distill.budget, tolerance) for name, group in groups.items()
     }

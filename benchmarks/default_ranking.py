@@ -161,7 +161,7 @@ def shared_weights(overrides: Sequence[str], change: Change) -> tuple[Evaluator,
     config.evaluator.arguments["settings"]["learning_rate"] *= change.rate
     parts = build_parts(config)
     sampler = TrainingSampler(config.search.sampler, RandomSearch(parts.space, config.seed), config.seed)
-    return parts.evaluator, sampler, config.search.num_batches
+    return parts.cheap, sampler, config.search.num_batches
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -53,6 +53,8 @@ def read_image(file: Path, height: int, width: int, mode: str | None = None) -> 
                 upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
             cropped = ImageOps.fit(upright.convert(mode or own), (width, height), Image.Resampling.BILINEAR)
             return np.asarray(cropped, np.uint8)
+    except MemoryError:
+        raise
     except Exception as error:  # there is no list of what Pillow's readers of so many formats may raise
         raise ValueError(f"cannot read the image {file}: {error}") from None
 

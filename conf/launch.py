@@ -4,7 +4,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -145,8 +145,9 @@ def resolve(composed: DictConfig, overrides: list[str], kind: type[Config] = Run
             raise ConfigError(
                 f"resume: {composed.resume} is a run of {script}; go on with: python {script} resume={composed.resume}"
             )
-        _refuse_changes(saved, composed, keys)
-        data = OmegaConf.merge(saved, {key: composed[key] for key in FREE_ON_RESUME if key in {*keys, "resume"}})
+        free = [key for key in FREE_ON_RESUME if key not in kind.UNREAD]
+        _refuse_changes(saved, composed, keys, free)
+        data = OmegaConf.merge(saved, {key: composed[key] for key in free if key in {*keys, "resume"}})
         assert isinstance(data, DictConfig)
     plain: Any = OmegaConf.to_container(data, resolve=True, throw_on_missing=True)
     for plugin in read(tuple[str, ...], plain.get("plugins", []), "plugins"):
@@ -157,15 +158,15 @@ def resolve(composed: DictConfig, overrides: list[str], kind: type[Config] = Run
     return read(kind, plain, ""), OmegaConf.to_yaml(data, resolve=True)
 
 
-def _refuse_changes(saved: DictConfig, composed: DictConfig, keys: set[str]) -> None:
+def _refuse_changes(saved: DictConfig, composed: DictConfig, keys: set[str], free: Sequence[str]) -> None:
     """Prove that the keys which the overrides name are free, or the same as in the saved run."""
     # An experiment leaves no key of its own, only what it sets.
     named = keys if "experiment" not in keys else keys | {str(key) for key in composed if key in saved}
     for key in sorted(named):
-        if key not in FREE_ON_RESUME and OmegaConf.select(saved, key) != OmegaConf.select(composed, key):
+        if key not in free and OmegaConf.select(saved, key) != OmegaConf.select(composed, key):
             raise ConfigError(
                 f"resume: a run goes on with its own config, but {key} was {_plain(OmegaConf.select(saved, key))} and "
-                f"is now {_plain(OmegaConf.select(composed, key))}; only {', '.join(FREE_ON_RESUME)} may differ"
+                f"is now {_plain(OmegaConf.select(composed, key))}; only {', '.join(free)} may differ"
             )
 
 

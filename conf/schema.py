@@ -259,7 +259,7 @@ class RunConfig:
     """
 
     UNREAD: ClassVar[tuple[str, ...]] = ()
-    """Keys that this kind of run composes but does not read, so that nobody sets one in vain."""
+    """Keys that this kind of run composes but does not read: an override of one is refused."""
 
     env: EnvConfig
     space: Part
@@ -364,6 +364,7 @@ class OptimizeConfig(RunConfig):
     UNREAD = (
         "space", "evaluator", "rungs", "derive", "ranking", "baseline", "analysis", "retrain.top", "retrain.seeds",
         "retrain.space", "distill.budget", "search.sampler", "search.policy_share",
+        "reward.target", "reward.unit",  # the goal's
     )  # fmt: skip
 
     model: ModelConfig

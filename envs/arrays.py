@@ -93,8 +93,13 @@ def store(name: str, x: NDArray[Any]) -> Tensor:
     return stored if x.ndim == 2 else stored.transpose(1, 2).contiguous()
 
 
-def check_digits(what: str, values: NDArray[Any]) -> None:
+def check_digits(what: str, values: NDArray[Any], otherwise: str = "") -> None:
     """Refuse a feature that differs in digits which 32-bit floats do not keep, such as seconds since 1970 of one hour.
+
+    Args:
+        what: For the message.
+        values: Of the feature.
+        otherwise: What else may be done.
 
     Raises:
         ValueError: A value would move by more than `BLUR` standard deviations.
@@ -103,10 +108,10 @@ def check_digits(what: str, values: NDArray[Any]) -> None:
         return
     moved, std = np.abs(values - values.astype(np.float32)).max(), values.std()
     # A feature that never changes may still deviate in the last digits of 64 bits.
-    if std > 1e-12 * np.abs(values).max() and moved > BLUR * std:
+    if std > 4 * np.finfo(np.float64).eps * np.abs(values).max() and moved > BLUR * std:
         raise ValueError(
             f"{what} has values around {values.mean():g} with a standard deviation of {std:g}, whose digits 32-bit "
-            f"floats do not keep; subtract its smallest value first"
+            f"floats do not keep; subtract its mean and divide by its deviation first{otherwise}"
         )
 
 
@@ -280,8 +285,8 @@ def _answers(name: str, stored: Tensor, y: Answers) -> NDArray[Any]:
 
 def _split(name: str, stored: Tensor, y: Answers, classes: NDArray[Any] | None) -> Split:
     y = _answers(name, stored, y)
-    texts = y.dtype.kind in "USO"
-    if texts != (classes is not None and classes.dtype.kind in "USO"):
+    texts = y.dtype.kind in "UO"
+    if texts != (classes is not None and classes.dtype.kind in "UO"):
         words = ("numbers", "texts") if texts else ("texts", "numbers")
         raise ValueError(f"{name}: the answers of the training data are {words[0]}, these are {words[1]}")
     if classes is None:

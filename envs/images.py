@@ -1,5 +1,6 @@
 """A task from a folder of images: one subfolder per class, any format that Pillow reads, any sizes, gray or color."""
 
+import re
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from envs.arrays import array_task
 from envs.cache import cached, content_key
 
 PARTS = ("train", "validation", "test")
+PART = re.compile(r"(train|test|val)(ing|id|idation)?([ _-]?(set|data))?", re.IGNORECASE)
+"""What else they are called."""
 VERSION = 2  # of how images are decoded; another number leaves what is cached behind
 
 
@@ -97,9 +100,8 @@ def files_by_part(root: Path, endings: Container[str], kind: str) -> dict[str, d
     names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     # A class may be called train too; but then it holds files, not folders.
     if "train" not in names or not (set(names) <= set(PARTS) or holds_folders_alone(root / "train", endings)):
-        classes = class_files(root, endings, kind)
-        refuse_parts(root, classes)
-        return {"train": classes}
+        refuse_parts(root, names, endings)
+        return {"train": class_files(root, endings, kind)}
     for other in names:
         if other not in PARTS:
             raise ValueError(
@@ -113,24 +115,13 @@ def files_by_part(root: Path, endings: Container[str], kind: str) -> dict[str, d
     return listed
 
 
-def refuse_parts(root: Path, classes: Mapping[str, Sequence[Path]]) -> None:
-    """Raise ValueError where what would be classes are parts: by a name, and all hold folders alone, some alike.
-
-    Args:
-        root: The folder.
-        classes: The files of each of its subfolders.
-    """
-    # The folder in a subfolder of the root through which each file is reached, or () where there is none.
-    below = [{file.relative_to(root / name).parent.parts[:1] for file in files} for name, files in classes.items()]
-    every, shared = set.union(*below), set.intersection(*below)
-    # One and the same folder in each, such as n01443537/images in Tiny ImageNet, is no class of several.
-    named = any(name.casefold().startswith(("train", "test", "val")) for name in classes)
-    if named and len(classes) > 1 and () not in every and len(every) > 1 and shared:
-        first, second = list(classes)[:2]
+def refuse_parts(root: Path, names: Sequence[str], endings: Container[str]) -> None:
+    """Raise ValueError where subfolders are no classes but parts under other names, such as Train and Test."""
+    parts = [name for name in names if PART.fullmatch(name)]
+    if len(parts) > 1 and any(holds_folders_alone(root / name, endings) for name in parts):
         raise ValueError(
-            f"all folders in {root}, such as {first} and {second}, hold folders alone, and each one called "
-            f"{min(shared)[0]}; if they are parts of a data set, call them train, validation and test; if they are "
-            "classes, put their files into them directly"
+            f"{' and '.join(parts)} in {root} look like parts of a data set; call them train, validation and test, "
+            "with a folder for each class inside; if they are classes, put their files into them directly"
         )
 
 

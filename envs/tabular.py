@@ -31,10 +31,10 @@ MAX_LEVELS = 50
 MAX_CLASSES = 20
 """Different whole numbers that are still taken for classes."""
 
-MANY_NUMBERS = 10
+MANY_NUMBERS = 13
 """From so many different numbers on, a column of which most cells are numbers is one of numbers, and the rest mistakes.
 
-Fewer may be names of kinds, such as 2, 3, 4, 5more (doors of cars), or 2 to 10, J, Q, K, A (cards).
+Fewer may be names of kinds, such as 2, 3, 4, 5more (doors of cars), 1 to 10, J, Q, K (cards), or 1 to 12, other.
 """
 
 MARKED = re.compile(r"[-+]?\d+(,\d{3})*([.,]\d+)?\s?%?")
@@ -115,7 +115,7 @@ def tabular(
     Columns of numbers come first, standardized by training data. Columns of text are one-hot encoded, such as
     `color=blue` and `color=red`; a text that training data lack is all zeros. Where `kind` is null, a target of numbers
     is a regression if one of them is not whole or more than 20 are different, and all else is a classification; the
-    task's name says which. Some of a column's kinds or classes may be numbers; but where most cells are numbers, 10 or
+    task's name says which. Some of a column's kinds or classes may be numbers; but where most cells are numbers, 13 or
     more of them different, all must be.
 
     Args:
@@ -147,7 +147,7 @@ def tabular(
     advice = "; if these are names of kinds, put a letter before each, or leave the column out with ignore=[{}]"
     numeric = [name for name in features if table.is_numeric(name, advice.format(name))]
     for name in numeric:
-        check_digits(f"{path}: column {name!r}", table.numbers(name))
+        check_digits(f"{path}: column {name!r}", table.numbers(name), f", or leave it out with ignore=[{name}]")
     levels = {name: _levels(table, name) for name in features if name not in numeric}
     names = (*numeric, *(f"{name}={level}" for name, known in levels.items() for level in known))
 
@@ -193,7 +193,7 @@ def read_table(path: str) -> Table:
         raise ValueError(f"cannot read {path}: expected text in UTF-8 ({error})") from None
     # The one of these that the header has most of outside quoted cells, which may hold line ends, too; Python's own
     # guess goes by the cells, and is often wrong.
-    header = re.sub(r'(?<![^,;\t\r\n])"[^"]*(?:""[^"]*)*"', "", text).lstrip().partition("\n")[0]
+    header = re.sub(r'(?<![^,;\t\r\n])"[^"]*(?:""[^"]*)*"', "", text).lstrip("\r\n").partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows, lines = [], []

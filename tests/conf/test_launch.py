@@ -168,6 +168,7 @@ def test_mistakes_are_one_line(override: str, expected: list[str]) -> None:
         ("~baseline.network", "baseline.network"),
         ("retrain.top=2", "retrain.top"),
         ("distill.budget=0.5", "distill.budget"),
+        ("reward.target=1e6", "reward.target"),
     ],
 )
 def test_what_only_a_search_reads_is_not_set_in_vain(override: str, key: str) -> None:

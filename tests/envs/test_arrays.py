@@ -109,6 +109,9 @@ def test_what_32_bits_keep_is_taken() -> None:
     few = x[:2], LABELS[:2]  # alone, these would differ too little
     task = array_task("t", x, LABELS, 0, test=few)
     assert len(task.train.inputs[:, 2].unique()) == len(task.train)
+    x[:, 1] = 1.7e18 + 5e3 * np.arange(NUM)  # nanoseconds, of which none would be left
+    with pytest.raises(ValueError, match="feature 1 has values around"):
+        array_task("t", x, LABELS, 0)
     with pytest.raises(ValueError, match="feature 0 has values around"):
         array_task("t", 1.7e9 + VECTORS[:, None, :], LABELS, 0)  # sequences
 
@@ -194,7 +197,7 @@ def test_preprocessing_is_fitted_to_training_data_alone() -> None:
         ({"x": VECTORS * 1e300, "y": LABELS}, "^mine: sample 0 has a value that is missing or not finite as a 32-bit"),
         (
             {"x": VECTORS + np.array([0, 0, 1e9]), "y": LABELS},
-            r"^mine: feature 2 has values around 1e\+09 .* subtract its smallest",
+            r"^mine: feature 2 has values around 1e\+09 .* subtract its mean",
         ),
         ({"x": images(), "y": np.array([b"a", b"\xff"])[LABELS % 2]}, "^mine: expected answers as text in UTF-8"),
     ],

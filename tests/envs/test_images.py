@@ -1,5 +1,6 @@
 """Folders of images: the classes are their subfolders, and every image is decoded once."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,30 +70,6 @@ def test_a_class_may_be_called_train(folder: Path) -> None:
     assert images(str(folder), seed=0, size=8).objective == Classification(("dog", "train"))
 
 
-def test_a_class_may_hold_folders(folder: Path) -> None:
-    """All of one name, as in Tiny ImageNet; or of the same, of different names; or with files beside them."""
-    for name in ("cat", "dog"):
-        (folder / name).rename(folder / "moved")
-        (folder / name).mkdir()
-        (folder / "moved").rename(folder / name / "images")
-    assert images(str(folder), seed=0, size=8).objective == Classification(("cat", "dog"))
-    for name in ("cat", "dog"):
-        (folder / name / "more").mkdir()
-        (folder / name / "images" / "2.png").rename(folder / name / "more" / "2.png")
-    assert images(str(folder), seed=0, size=8).objective == Classification(("cat", "dog"))
-    for name in ("cat", "dog"):
-        (folder / name / "more" / "2.png").rename(folder / name / "images" / "2.png")
-        (folder / name / "more").rmdir()
-    for name, inner in (("cat", "1998"), ("dog", "1999")):
-        (folder / name / inner).mkdir()
-        (folder / name / "images" / "0.png").rename(folder / name / inner / "0.png")
-    (folder / "dog" / "images").rename(folder / "dog" / "more")
-    assert images(str(folder), seed=0, size=8).objective == Classification(("cat", "dog"))
-    (folder / "dog" / "more").rename(folder / "dog" / "images")
-    (folder / "dog" / "images" / "1.png").rename(folder / "dog" / "1.png")
-    assert images(str(folder), seed=0, size=8).objective == Classification(("cat", "dog"))
-
-
 def test_hidden_folders_are_left_out(folder: Path) -> None:
     (folder / "cat" / ".ipynb_checkpoints" / "deep").mkdir(parents=True)
     for place in (".ipynb_checkpoints", ".ipynb_checkpoints/deep", "."):
@@ -113,12 +90,25 @@ def test_parts_of_other_names_are_no_classes(folder: Path, parts: tuple[str, str
     (folder / "dog").rename(folder / parts[1] / "dog")
     (folder / parts[0] / "cat").mkdir()
     (folder / parts[1] / "cat" / "0.png").rename(folder / parts[0] / "cat" / "0.png")
-    expected = (
-        f"pets, such as {parts[0]} and {parts[1]}, hold .* called cat; if .*, call them train, validation and test"
-    )
+    expected = f"{parts[0]} and {parts[1]} in .*pets look like parts .*; call them train, validation and test, with a"
     with pytest.raises(ValueError, match=expected) as caught:
         images(str(folder), seed=0)
     assert "\n" not in str(caught.value)
+    shutil.rmtree(folder / parts[0] / "cat")  # pictures to be classified, say
+    (folder / parts[1] / "cat" / "1.png").rename(folder / parts[0] / "1.png")
+    with pytest.raises(ValueError, match=expected):
+        images(str(folder), seed=0)
+
+
+@pytest.mark.parametrize("names", [("trains", "trams"), ("valley", "test rig")])
+def test_classes_may_hold_folders_of_the_same_names(folder: Path, names: tuple[str, str]) -> None:
+    for old, new in zip(("cat", "dog"), names, strict=True):
+        (folder / old).rename(folder / new)
+        (folder / new).rename(folder / "moved")
+        (folder / new / "night").mkdir(parents=True)
+        (folder / "moved").rename(folder / new / "day")
+        (folder / new / "day" / "0.png").rename(folder / new / "night" / "0.png")
+    assert images(str(folder), seed=0, size=8).objective == Classification(tuple(sorted(names)))
 
 
 def other_parts(folder: Path) -> None:

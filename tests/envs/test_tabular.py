@@ -122,7 +122,7 @@ def test_columns_can_be_left_out_and_the_split_follows_the_seed(tmp_path: Path) 
     ("cells", "levels"),
     [
         (["2", "3", "4", "5more"], 4),
-        ([*map(str, range(2, 11)), "J", "Q", "K", "A"], 13),
+        ([*map(str, range(1, 11)), "J", "Q", "K"], 13),
         (["1", "0,5", "some"], 3),
         ([*map(str, range(12)), *"ABCDEFGHIJKL"], 24),
         (["1_0", "2_0"], 2),
@@ -146,7 +146,7 @@ def numbers_and(*others: str) -> list[str]:
         (numbers_and("None"), 22),
         (numbers_and("-", "1"), 22),
         (["0,5", "1,5"], 2),
-        ([*(f"{number},5" for number in range(10)), "none"], 2),
+        ([*(f"{number},5" for number in range(13)), "none"], 2),
         (["999", "1,234", "1,234,567.5"], 3),
         (["0%", "5 %", "7.5%"], 2),
     ],
@@ -162,7 +162,9 @@ def test_a_column_that_was_meant_to_be_numbers_is_refused(tmp_path: Path, cells:
 
 def test_a_column_whose_digits_would_be_lost_is_refused(tmp_path: Path) -> None:
     days = [(f"{2459000 + row / 20:.5f}", 7, row % 2) for row in range(60)]  # Julian dates
-    with pytest.raises(ValueError, match=r"homes\.csv: column 't' has values around .*; subtract its smallest value"):
+    with pytest.raises(
+        ValueError, match=r"homes\.csv: column 't' has values around .*; subtract its mean .*ignore=\[t\]"
+    ):
         tabular(write(tmp_path, table("t,same,y", days)), "y", 0)
     near = [(f"{float(day) - 2459000:.5f}", 2459000.1, label) for day, _, label in days]
     task = tabular(write(tmp_path, table("t,same,y", near)), "y", 0)
@@ -176,6 +178,7 @@ def test_a_column_whose_digits_would_be_lost_is_refused(tmp_path: Path) -> None:
         ('"si\nze";a;y\n1;2;3\n', ("si\nze", "a", "y")),
         ('"size\n(m2)"\ta\ty\n1\t2\t3\n', ("size\n(m2)", "a", "y")),
         ('"a ""big"", old; one";y\n1;2\n', ('a "big", old; one', "y")),
+        ('"name"\t"y"\n"a0"\t"k0"\n', ("name", "y")),
         ("\n\na;y\n1,5;2\n", ("a", "y")),
         ('length (");y\n1;"a,b,c"\n', ('length (")', "y")),
     ],
