@@ -116,3 +116,10 @@ def test_thirty_two_bits_are_refused(tmp_path: Path) -> None:
     Image.fromarray(sixteen_bits().astype(np.int32)).save(tmp_path / "a.tif")
     with pytest.raises(ValueError, match=r"a\.tif: its pixels have 32 bits; save it with 8 or 16"):
         read_image(tmp_path / "a.tif", 16, 16)
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(DRAWING).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "convert", lambda *_, **__: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(MemoryError):
+        read_image(tmp_path / "a.png", 16, 16)
