@@ -86,9 +86,8 @@ EXAMPLE_PIXELS = 64
 class Parts:
     """What the config names, built: the task, what searches, and what is searched in.
 
-    `join` gives a strategy environments to search in; `environments(num, fidelity, evaluator)` makes others. Final
-    networks are of `final_space`, which has the decisions of `space`. Where every training is already known, the
-    evaluator is a table and there is no task.
+    `join` gives a strategy environments to search in. Final networks are of `final_space`, which has the decisions of
+    `space`. Where every training is already known, the evaluator is a table and there is no task.
     """
 
     device: torch.device
@@ -98,7 +97,6 @@ class Parts:
     reward: Reward
     evaluator: Evaluator | Rungs
     strategy: Strategy
-    environments: Callable[[int, float, Evaluator], Environments]
     join: Callable[[Strategy], Player]
 
     @property
@@ -248,25 +246,26 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
 
     TrainingSampler(config.search.sampler, strategy, config.seed)  # now, so that one that does not fit costs nothing
 
-    def environments(num: int, fidelity: float, account: Evaluator) -> Environments:
-        return make_environments(config, space, account, reward, num, fidelity)
-
     def join(strategy: Strategy) -> Player:
         ledger, own = None, evaluator_of(evaluator, strategy.name)
         if config.search.budget is not None:
             price = evaluator.price if isinstance(evaluator, TableEvaluator) else lambda genotype: 1.0
             key = space.key if config.env.isomorphic else lambda genotype: genotype
             ledger = Ledger(own, config.search.budget, price, key)
-        return Player(strategy, environments(config.search.episodes, config.search.fidelity, ledger or own), ledger)
+        environments = make_environments(
+            config, space, ledger or own, reward, config.search.episodes, config.search.fidelity
+        )
+        return Player(strategy, environments, ledger)
 
     if config.derive.within_target and getattr(reward, "beta", None) == 0 and reward.target == 1:
         raise ConfigError(
             "derive.within_target: this reward has no target to stay within, for cost does not count in it; set "
             "reward.target"
         )
-    check = environments(1, config.search.fidelity, evaluator_of(evaluator, strategy.name))
-    check.close()  # now, so that a mistake in env.id costs nothing
-    return Parts(device, task, space, final_space, reward, evaluator, strategy, environments, join)
+    # Now, so that a mistake in env.id costs nothing.
+    own = evaluator_of(evaluator, strategy.name)
+    make_environments(config, space, own, reward, 1, config.search.fidelity).close()
+    return Parts(device, task, space, final_space, reward, evaluator, strategy, join)
 
 
 def evaluator_of(evaluator: Evaluator | Rungs, strategy: str) -> Evaluator:
@@ -465,8 +464,9 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     def candidates_of(name: str) -> list[Candidate]:  # equally many of each, so that their fronts compare fairly
         own = evaluator_of(parts.evaluator, name)
         return derive(
-            space, history, name, lambda num: parts.environments(num, 1.0, own), own, config.derive.candidates, draw,
-            choice if name == strategy.name else None,
+            space, history, name,
+            lambda num: make_environments(config, parts.space, own, parts.reward, num, 1.0), own,
+            config.derive.candidates, draw, choice if name == strategy.name else None,
         )  # fmt: skip
 
     groups = {name: candidates_of(name) for name in names}

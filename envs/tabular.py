@@ -85,19 +85,18 @@ class Table:
                 )
         return np.array([float(cell) for cell in cells])
 
-    def is_numeric(self, name: str, otherwise: str) -> bool:
-        """Whether a column holds numbers alone.
+    def numbers_if_meant(self, name: str, otherwise: str) -> NDArray[np.float64] | None:
+        """The numbers of a column that holds them alone, or None.
 
         Raises:
             ValueError: It was meant to, since all its cells, or most and `MANY_NUMBERS` different ones, are numbers in
-                some way of writing; the message names the first that is not written plainly.
+                some way of writing; the message names the first that is not written plainly, and what to do otherwise.
         """
         cells = self.column(name)
         meant = [cell for cell in cells if _meant_as_number(cell)]
         if len(meant) < len(cells) and (2 * len(meant) <= len(cells) or len(set(meant)) < MANY_NUMBERS):
-            return False
-        self.numbers(name, otherwise)
-        return True
+            return None
+        return self.numbers(name, otherwise)
 
 
 def tabular(
@@ -141,13 +140,17 @@ def tabular(
         raise ValueError(f"{path}: predicting {target!r} needs it and another column, and ignore={list(ignore)}")
     values = {_whole(cell) for cell in wanted}
     if kind is None:
-        number = table.is_numeric(target, "; if these are classes, set env.task.kind=classification")
-        kind = "regression" if number and (None in values or len(values) > MAX_CLASSES) else "classification"
+        numbers = table.numbers_if_meant(target, "; if these are classes, set env.task.kind=classification")
+        many = None in values or len(values) > MAX_CLASSES
+        kind = "regression" if numbers is not None and many else "classification"
     whole = all(_fits(value) for value in values)
     advice = "; if these are names of kinds, put a letter before each, or leave the column out with ignore=[{}]"
-    numeric = [name for name in features if table.is_numeric(name, advice.format(name))]
-    for name in numeric:
-        check_digits(f"{path}: column {name!r}", table.numbers(name), f", or leave it out with ignore=[{name}]")
+    numeric = []
+    for name in features:
+        numbers = table.numbers_if_meant(name, advice.format(name))
+        if numbers is not None:
+            check_digits(f"{path}: column {name!r}", numbers, f", or leave it out with ignore=[{name}]")
+            numeric.append(name)
     levels = {name: _levels(table, name) for name in features if name not in numeric}
     names = (*numeric, *(f"{name}={level}" for name, known in levels.items() for level in known))
 
@@ -160,12 +163,13 @@ def tabular(
         if not whole:
             return stored, np.array(table.column(target))
         cells = table.column(target)
-        for cell, line in zip(cells, table.lines, strict=True):
-            if not _fits(_whole(cell)):
+        classes = [_whole(cell) for cell in cells]  # as integers, 10 comes after 9
+        for value, cell, line in zip(classes, cells, table.lines, strict=True):
+            if not _fits(value):
                 raise ValueError(
                     f"{table.path}, line {line}: classes are whole numbers of 64 bits in {path}, got {cell!r}"
                 )
-        return stored, np.array([_whole(cell) for cell in cells], np.int64)  # as integers, 10 comes after 9
+        return stored, np.array(classes, np.int64)
 
     def fit(inputs: Tensor) -> Normalize:
         """Numbers are standardized; the one-hot columns stay, but for those of texts that training data lack."""
@@ -218,24 +222,23 @@ def read_table(path: str) -> Table:
     return Table(path, names, rows[1:], lines[1:])
 
 
-def _number(cell: str) -> float | None:
-    """The number that a cell holds, or None."""
+def _float(cell: str) -> float | None:
+    """What Python reads as a float, infinity included, or None; 1_000 is no way to write a number outside of it."""
     try:
-        value = float(cell)
+        return None if "_" in cell else float(cell)
     except ValueError:
         return None
-    return value if abs(value) <= LARGEST and "_" not in cell else None
+
+
+def _number(cell: str) -> float | None:
+    """The number that a cell holds, or None."""
+    value = _float(cell)
+    return value if value is not None and abs(value) <= LARGEST else None
 
 
 def _meant_as_number(cell: str) -> bool:
     """Whether a cell is a number, or would be one if written plainly, or is infinite or too large for one."""
-    if MARKED.fullmatch(cell):
-        return True
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return "_" not in cell
+    return MARKED.fullmatch(cell) is not None or _float(cell) is not None
 
 
 def _whole(cell: str) -> int | None:
