@@ -494,6 +494,8 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     write_neighbors(config, parts, run, chosen[0])
     describe_search(run, space, chosen)
     to_rank, warnings = [], above_target(config, parts.reward, own[0].evaluation.cost)
+    if isinstance(parts.evaluator, Rungs):
+        warnings.append(parts.evaluator.sentence())
     shared = parts.cheap
     if isinstance(shared, SupernetEvaluator):
         to_rank = score_to_rank(config, shared, [c.genotype for c in own])

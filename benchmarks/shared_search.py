@@ -6,9 +6,10 @@ The supernet of `ranking.py` learns CIFAR-10 (JPEG) at 16x16 and scores what eac
 quality. What a run would retrain is looked up: its test accuracy after 200 epochs, in full size, which no run reads.
 Random search stands beside each run, with the same shared weights and as many evaluations. Where there are rungs, the
 best of both are trained on their own too, with three cells a stage: half an epoch, and the best of those four. DARTS
-and GDAS learn with one supernet for as many steps, the first half of them those of single paths. Three seeds, two runs
-at a time, each with one thread, in outputs/benchmark-shared-search/<strategy><seed>. Further arguments are overrides
-for every run. Writes benchmarks/results/shared_search.md and shared_search.json, of the runs that are finished.
+and GDAS learn with one supernet for as many steps, on blends and on single paths; in the first half of them only the
+shared weights learn. Three seeds, two runs at a time, each with one thread, in
+outputs/benchmark-shared-search/<strategy><seed>. Further arguments are overrides for every run. Writes
+benchmarks/results/shared_search.md and shared_search.json, of the runs that are finished.
 """
 
 from whole_runs import finish, folder_of, is_finished, read_results, write  # isort: skip

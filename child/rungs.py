@@ -2,9 +2,9 @@
 
 Successive halving (Jamieson and Talwalkar 2016) without waiting for a rung to be full (Li et al. 2020): what is
 evaluated goes on at once if it is among the best of those that reached its rung lately. Every result is told on the
-scale of the cheap score, to which those of the rungs are translated by what both had in common so far: what was told
-early and what is told late compare, and whoever learns from the evaluations, a reward model above all, learns from all
-rungs at once.
+scale of the cheap score, to which those of the rungs are translated by what both had in common so far, so that whoever
+learns from the evaluations, a reward model above all, learns from all rungs at once. What was told early and what is
+told late compare, but for how far cheap scores have moved in between, which the common ones follow late.
 """
 
 from collections.abc import Mapping, Sequence
@@ -81,6 +81,17 @@ class Rungs:
     def improve(self, sampler: Sampler, num_batches: int) -> Improvement | None:
         """Train what the cheap scores come from."""
         return self.cheap.improve(sampler, num_batches)
+
+    def sentence(self) -> str:
+        """How many architectures each strategy had trained, and for how long."""
+        said = [
+            f"{strategy} " + " and ".join(
+                f"{len(paid)} for {round(self.alone.epochs(fidelity), 2):g}"
+                for fidelity, paid in zip(self.settings.fidelities, climb.paid[1:], strict=True)
+            )
+            for strategy, climb in self.climbs.items()
+        ]  # fmt: skip
+        return f"Architectures trained on the rungs, and for how many epochs: {', '.join(said)}."
 
     def state_dict(self) -> dict[str, Any]:
         """Both evaluators, and every climb."""

@@ -120,8 +120,8 @@ class SupernetEvaluator:
     but for what each is recalibrated with (snapshot ensembles, Huang et al. 2017, without the restarts).
 
     Raises:
-        ValueError: One of these three or `recalibration_batches` is below 1, or the score is combined and the networks
-            have no ReLU.
+        ValueError: One of these three or `recalibration_batches` is below 1, there are too few steps for so many
+            snapshots or too few samples for so many copies, or the score is combined and the networks have no ReLU.
     """
 
     def __init__(
@@ -149,6 +149,12 @@ class SupernetEvaluator:
             raise ValueError(
                 f"each copy scores at least two of the {len(task.validation)} validation samples, got {copies} copies"
             )
+        num_each = math.ceil(num_steps / copies)
+        if (snapshots - 1) * snapshot_every >= num_each:
+            raise ValueError(
+                f"{snapshots} snapshots that lie snapshot_every={snapshot_every} steps apart need more than the "
+                f"{num_each} training steps that shared weights get; set evaluator.snapshot_every lower"
+            )
         self.space, self.task, self.cost, self.settings = space, task.to(device), cost, settings
         self.judged = self.task if score == "metric" else self.task.by_loss()
         self.statistics, self.recalibration_batches, self.device = statistics, recalibration_batches, device
@@ -165,9 +171,7 @@ class SupernetEvaluator:
                 f"a combined score counts rectified units, and networks of space {space.name!r} have none; set "
                 "evaluator.score=loss"
             )
-        self.copies = [
-            self._copy(number, math.ceil(num_steps / copies), deque(maxlen=snapshots - 1)) for number in range(copies)
-        ]
+        self.copies = [self._copy(number, num_each, deque(maxlen=snapshots - 1)) for number in range(copies)]
 
     def _copy(self, number: int, num_steps: int, past: deque[Weights]) -> Copy:
         key = [str(number)] if number else []
@@ -254,9 +258,11 @@ class SupernetEvaluator:
 
     @cached_property
     def _samples(self) -> Tensor:
-        """What untrained networks are to tell apart."""
-        drawn = self.task.train.draw(IMAGES, derive_seed(self.seed, "expressivity"))
-        return self.task.preprocessing(drawn.inputs)
+        """What untrained networks are to tell apart: no two alike, which none could."""
+        drawn = self.task.train.draw(4 * IMAGES, derive_seed(self.seed, "expressivity")).inputs
+        kinds = drawn.flatten(1).unique(dim=0, return_inverse=True)[1].tolist()
+        first = [place for place, kind in enumerate(kinds) if kind not in kinds[:place]]
+        return self.task.preprocessing(drawn[first[:IMAGES]])
 
     def _tells_apart(self, genotype: Genotype) -> float:
         if genotype not in self._expressivity:

@@ -21,6 +21,9 @@ Array = NDArray[np.float64]
 RESAMPLES = 1000
 """Enough for the 2.5% and 97.5% quantiles to rest on 25 resamples each."""
 
+AT_ONCE = 2**22
+"""Pairs of architectures that are compared together: enough to be quick, and far from filling the memory."""
+
 FEWEST = 5
 """Architectures for an interval: four agree perfectly, or not at all, by chance in 2 of 4! = 24 orders, above 5%."""
 
@@ -149,7 +152,9 @@ def agreement(lines: Sequence[dict[str, Any]], seed: int) -> Agreement:
     low = high = None
     if tau is not None and len(kept) >= FEWEST:
         draws = np.random.default_rng(seed).integers(len(kept), size=(RESAMPLES, len(kept)))
-        low, high = np.nanquantile(kendall_tau(shared[draws], alone[draws]), (0.025, 0.975)).tolist()
+        parts = np.array_split(draws, math.ceil(RESAMPLES * len(kept) ** 2 / AT_ONCE))
+        taus = np.concatenate([kendall_tau(shared[part], alone[part]) for part in parts])
+        low, high = np.nanquantile(taus, (0.025, 0.975)).tolist()
     tau_macs = _known(kendall_tau(macs, alone))
     return Agreement(len(kept), tau, low, high, tau_macs, _equal_pairs(alone), len(lines) - len(kept))
 
@@ -157,7 +162,7 @@ def agreement(lines: Sequence[dict[str, Any]], seed: int) -> Agreement:
 def kendall_tau(x: Array, y: Array) -> Array:
     """Tau-b (Kendall 1945) of values (..., N), in the last axis; NaN where all of one side are equal.
 
-    Of all resamples at once; scipy's function of the name takes them one by one.
+    Of many resamples at once; scipy's function of the name takes them one by one.
     """
     above_x, above_y = (np.sign(values[..., :, None] - values[..., None, :]) for values in (x, y))  # (..., N, N)
     alike = (above_x * above_y).sum(axis=(-2, -1))

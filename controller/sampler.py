@@ -40,10 +40,11 @@ def fair_group(space: SearchSpace, rng: np.random.Generator) -> list[Genotype]:
 
 
 def sandwich_group(space: SearchSpace, rng: np.random.Generator) -> list[Genotype]:
-    """The largest sizes, the smallest, and two random architectures (Yu and Huang 2019, the sandwich rule).
+    """The largest sizes, the smallest, and two random architectures (Yu and Huang 2019, the sandwich rule), shuffled.
 
-    What lies between is bounded by the two ends, so that these are trained all the time. Here each is a batch of its
-    own, where the paper adds the gradients of all four; and choices that have no size are drawn at random.
+    What lies between is bounded by the two ends, so that these are trained most. Here each is a batch of its own, where
+    the paper adds the gradients of all four; and choices that have no size are drawn at random. In a fixed order each
+    of several supernets that learn in turn would be shown but one or two of the four for ever.
     """
     ends = [
         space.canonical([
@@ -52,7 +53,8 @@ def sandwich_group(space: SearchSpace, rng: np.random.Generator) -> list[Genotyp
         ])
         for end in (-1, 0)
     ]  # fmt: skip
-    return [*ends, *space.sample(rng, 2)]
+    group = [*ends, *space.sample(rng, 2)]
+    return [group[place] for place in rng.permutation(len(group))]
 
 
 GROUPS = {"uniform": ("sampler", uniform_group), "fair": ("fair", fair_group), "sandwich": ("sandwich", sandwich_group)}

@@ -38,7 +38,8 @@ class SearchSettings:
         batches_per_round: Training batches of the shared weights before each further update.
         sampler: What the shared weights are trained on at first: `uniform`, `fair` or `sandwich`.
         policy_share: The share of training batches that the policy draws by the last round, rising linearly; of no
-            consequence for a strategy that has no policy, and for gradient search, which trains what it blends.
+            consequence for a strategy that has no policy. Gradient search, which trains what it blends or samples,
+            asks for neither of the two.
         fidelity: The share of a full evaluation per architecture (of the validation data, or of the epochs).
         compare_random: Whether random search plays beside the strategy.
         budget: What each strategy may spend, in the unit that the evaluator charges (evaluations, unless it says

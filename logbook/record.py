@@ -120,6 +120,11 @@ class Record:
         return "training" if target.endswith(".StandaloneEvaluator") else "evaluator"
 
     @property
+    def on_rungs(self) -> bool:
+        """Whether the best were trained on their own for a short time while the search went on."""
+        return bool((self.config.get("rungs") or {}).get("fidelities"))
+
+    @property
     def reached(self) -> str:
         """How far the run has come, for a run that is still going or was stopped."""
         if self.results:

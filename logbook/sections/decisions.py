@@ -193,6 +193,11 @@ def neighbors_section(run: Record) -> Section:
         f"{better} of {len(lines)} have a higher reward than its {center['reward']:.4f}. The first choice is "
         f"{center['text']}."
     )
+    if run.on_rungs:
+        section.intro += (
+            " Trainings on the rungs, which the first choice owes its place to, do not count here, so that it may look "
+            "worse than what was never trained."
+        )
     error = found.get("standard_error")
     noise = (
         f" The gray band is one standard error of a quality ({error:.4f}): differences within it are noise."

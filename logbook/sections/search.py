@@ -35,7 +35,7 @@ def _add_evaluations(run: Record, section: Section) -> None:
             "shared weights": "with the same shared weights",
             "training": "which trains its architectures in the same way",
             "evaluator": "with the same evaluator",
-        }[run.judged_by]
+        }[run.judged_by] + (", and rungs of its own" if run.on_rungs else "")
         beside = f"{searching} beside random search {how}: a policy that learns pulls its line away"
     else:
         beside = f"{searching} alone: a policy that learns raises its line"
@@ -60,6 +60,8 @@ def _add_evaluations(run: Record, section: Section) -> None:
         "training": ("", f"the marked networks were trained for good{scale}"),
         "evaluator": ("", "the marked networks were trained for good"),
     }[run.judged_by]
+    if run.on_rungs:
+        again += ", or on the rungs"
     if run.candidates is None:
         section.missing.append("The candidates have not been scored again yet (candidates.json is missing).")
     section.pictures.append(

@@ -35,3 +35,13 @@ def test_layers_add_up_and_no_hook_stays() -> None:
 def test_what_tells_nothing_apart_says_nothing() -> None:
     assert counted([1.0, 2.0], [[1.0], [3.0]]) == NOTHING
     assert expressivity(nn.Linear(1, 2), torch.randn(3, 1)) == NOTHING
+
+
+def test_rounding_tells_nothing_apart() -> None:
+    """Of many samples two are the same: the kernel is singular, and yet its determinant comes out finite."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 500), nn.ReLU())
+    samples = torch.randn(64, 8)
+    assert expressivity(network, samples) > 0
+    samples[40] = samples[3]
+    assert expressivity(network, samples) == NOTHING

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import expit, logit
 
 from child.cost import CostModel
 from child.macro import MacroSpace
@@ -125,6 +126,46 @@ def test_results_are_told_on_the_scale_of_the_cheap_score(make: Any, ordered: li
     assert [each.genotype for each in found] == ordered and {each.failure for each in found} == {None}
 
 
+def test_results_of_the_last_rung_go_down_through_the_one_below(make: Any, ordered: list[Genotype]) -> None:
+    """Each rung says the same in log-odds of its own, by more pairs than the two that hold a slope back."""
+    place = {genotype: number for number, genotype in enumerate(ordered)}
+    odds = lambda g: (place[g] - 8) / 4  # noqa: E731
+    trained = {0.5: lambda g: 0.5 * odds(g) + 3, 1.0: lambda g: -(0.6 * odds(g) - 2)}  # the last turns the order
+    rungs, made = make(
+        lambda g: expit(odds(g)), lambda g, f: expit(trained[f](g)), fidelities=(0.5, 1.0), keep=1.0
+    )  # fmt: skip
+    found = rungs.evaluate(ordered, 1.0, 0)
+    assert len(made) == 32
+    told = logit([each.quality for each in found])
+    # Shifted from either scale to that of the scores, and turned by what training longer says.
+    assert told.mean() == pytest.approx(np.mean([odds(g) for g in ordered]), abs=0.02)
+    assert (np.diff(told) < 0).all() and told.std() == pytest.approx(np.std([odds(g) for g in ordered]), rel=0.1)
+
+
+def test_results_compare_with_the_last_64(make_rungs: Any, macro: MacroSpace) -> None:
+    """Shared weights that have learned score all higher: what was best before keeps nobody back, and shifts nothing."""
+    many = list(dict.fromkeys(macro.sample(np.random.default_rng(0), 400)))[:128]
+    early, late = many[:64], many[64:]
+    place = {genotype: number for number, genotype in enumerate(many)}
+    drop = lambda g: 0.3 if place[g] >= 64 else 0.0  # noqa: E731
+    rungs, made = make_rungs(
+        lambda g: 0.5 + place[g] / 1000 - drop(g), lambda g, _: 0.5 + place[g] / 1000, fidelities=(1.0,), keep=1.0
+    )
+    climb = rungs.of("mine")
+    climb.evaluate(early, 1.0, 0)
+    found = climb.evaluate(late, 1.0, 0)
+    assert len(made) == 128
+    assert [each.quality for each in found] == pytest.approx([0.2 + place[g] / 1000 for g in late], abs=0.005)
+    climb.evaluate(early[:1], 1.0, 1)
+    assert list(climb.reached[0])[-1] == early[0]  # what was asked for again is among the last
+    few, made = make_rungs(
+        lambda g: 0.5 + place[g] / 1000 - drop(g), lambda g, _: 0.5, fidelities=(1.0,), keep=0.25
+    )  # fmt: skip
+    few.of("mine").evaluate(early, 1.0, 0)
+    few.of("mine").evaluate(late, 1.0, 0)
+    assert [genotype for genotype, _ in made] == [*early[:-17:-1], *late[:-17:-1]]
+
+
 def test_to_be_asked_again_is_no_further_evidence(make: Any, ordered: list[Genotype]) -> None:
     """A policy that has settled asks for one architecture over and over, whose cheap score is noisy."""
     place = {genotype: number for number, genotype in enumerate(ordered)}
@@ -210,6 +251,9 @@ def test_strategies_do_not_compete(make_rungs: Any, ordered: list[Genotype]) -> 
     # What the other has trained is told by its score, unless it is wanted too: then it is paid for, not trained again.
     (told,) = together.of("policy").evaluate([ordered[9]], 1.0, 1)
     assert told.quality == 0.09
+    assert together.sentence() == (
+        "Architectures trained on the rungs, and for how many epochs: policy 3 for 4, random 3 for 4."
+    )
     spent = together.of("random").spent
     together.of("random").evaluate([ordered[15]], 1.0, 1)
     assert len(made) == 6 and together.of("random").spent > spent

@@ -589,6 +589,23 @@ def test_fewer_than_one_of_anything_is_refused(
         make_evaluator(**wrong)
 
 
+def test_moments_that_would_not_come_are_refused(make_evaluator: Callable[..., SupernetEvaluator]) -> None:
+    make_evaluator(num_steps=14, copies=2, snapshots=3, snapshot_every=3)
+    with pytest.raises(ValueError, match="3 snapshots that lie snapshot_every=3 steps apart need more than the 6"):
+        make_evaluator(num_steps=12, copies=2, snapshots=3, snapshot_every=3)
+
+
+def test_what_untrained_networks_are_to_tell_apart_is_different(
+    make_evaluator: Callable[..., SupernetEvaluator],
+) -> None:
+    evaluator = make_evaluator(score="combined")
+    drawn = evaluator._samples.clone()
+    train = evaluator.task.train.inputs
+    train[: len(train) // 2] = train[0]
+    again = make_evaluator(score="combined")._samples
+    assert len(again.flatten(1).unique(dim=0)) == len(again) >= min(len(drawn), len(train) // 2)
+
+
 def test_more_copies_than_validation_samples_are_refused(make_evaluator: Callable[..., SupernetEvaluator]) -> None:
     with pytest.raises(ValueError, match="validation samples, got 1000000000000000 copies"):
         make_evaluator(copies=10**15)

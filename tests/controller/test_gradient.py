@@ -51,6 +51,21 @@ def test_it_finds_the_hidden_best(kind: type[GradientStrategy], known: Any) -> N
         assert np.mean(right) > 0.5  # of a uniform draw one in 15,625 is
 
 
+@every_kind
+def test_architectures_learn_by_the_published_adam(
+    kind: type[GradientStrategy], space: SearchSpace, known: Any
+) -> None:
+    strategy = begun(kind(space, 0, 4, known.TargetRelaxation(TARGET), learning_rate=0.1, weight_decay=0.5))
+    ours = [strategy.logits.detach().clone().requires_grad_()]
+    adam = torch.optim.Adam(ours, 0.1, (0.5, 0.999), weight_decay=0.5)
+    for step in range(3):
+        strategy._improve(step)
+        assert strategy.logits.grad is not None
+        ours[0].grad = strategy.logits.grad.clone()
+        adam.step()
+        torch.testing.assert_close(strategy.logits, ours[0])
+
+
 @pytest.mark.parametrize("order", [1, 2])
 def test_darts_follows_the_gradient_of_the_blend(order: Literal[1, 2], space: SearchSpace, known: Any) -> None:
     relaxation = known.TargetRelaxation(TARGET)
@@ -187,6 +202,10 @@ def test_learning_stops_before_too_many_skips(kind: type[GradientStrategy], know
         f"{kind.name} stopped learning in round {told}: the next step would derive more than 3 skip-connections"
     )
     assert all(torch.equal(later, logits[told - 1]) for later in logits[told:])
+    again = kind(space, 0, 30, known.TargetRelaxation(target), learning_rate=0.05, max_skips=3)
+    again.load_state_dict(copy.deepcopy(stopped.state_dict()))
+    list(again.alternate(5, 150))
+    assert torch.equal(again.logits, stopped.logits) and again.learn(rollout()).note is None
 
 
 @every_kind

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
+from controller import ranking
 from controller.ranking import FEWEST, Agreement, agreement, choose_to_rank
 
 
@@ -44,6 +45,17 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     rng = np.random.default_rng(0)
     lines = lines_of(rng.random(8).tolist(), rng.random(8).tolist())
     assert agreement(lines, seed=1) == agreement(lines, seed=1) != agreement(lines, seed=2)
+
+
+def test_many_are_resampled_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    lines = lines_of(rng.random(12).tolist(), rng.random(12).tolist())
+    at_once, shapes = agreement(lines, seed=1), []
+    monkeypatch.setattr(ranking, "AT_ONCE", 1000)
+    tau = ranking.kendall_tau
+    monkeypatch.setattr(ranking, "kendall_tau", lambda x, y: shapes.append(x.shape) or tau(x, y))
+    assert agreement(lines, seed=1) == at_once
+    assert sum(shape[0] for shape in shapes if len(shape) > 1) == 1000 and max(map(np.prod, shapes)) == 7 * 12
 
 
 def test_size_is_a_predictor_of_its_own() -> None:

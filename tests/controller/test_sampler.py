@@ -1,5 +1,6 @@
 """What the shared weights are trained on."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from child.mlp import MLPSpace
 from child.mobile import MobileSpace
 from child.recurrent import RecurrentSpace
-from child.space import Genotype, SearchSpace
+from child.space import Genotype, NetworkSpace, SearchSpace
 from controller.sampler import TrainingSampler, fair_group
 from controller.strategy import RandomSearch, Rollout, Strategy, Update
 
@@ -131,29 +132,45 @@ def test_draws_follow_from_the_seed(known: Any) -> None:
         assert first == again != other
 
 
+def largest_of(space: NetworkSpace, drawn: list[Genotype]) -> list[Genotype]:
+    """Of every four that belong together."""
+    return [max(drawn[start : start + 4], key=space.macs) for start in range(0, len(drawn), 4)]
+
+
 def test_a_sandwich_has_both_ends_and_two_between() -> None:
     space = sized()
     drawn = TrainingSampler("sandwich", RandomSearch(space, 0), seed=3)(8, 0)
     costs = [space.macs(genotype) for genotype in drawn]
     some = [space.macs(genotype) for genotype in space.sample(np.random.default_rng(0), 300)]
     for start in (0, 4):
-        assert costs[start] == max(*costs, *some) and costs[start + 1] == min(*costs, *some)
+        assert {max(*costs, *some), min(*costs, *some)} < set(costs[start : start + 4])
     assert len(set(drawn)) == 6  # the ends are the same each time, what lies between is not
     assert drawn == [TrainingSampler("sandwich", RandomSearch(space, 0), seed=3)(1, step)[0] for step in range(8)]
+
+
+def test_copies_that_learn_in_turn_each_have_their_sandwich() -> None:
+    space = sized()
+    drawn = TrainingSampler("sandwich", RandomSearch(space, 0), seed=3)(4000, 0)
+    (largest, num), (smallest, fewer) = Counter(drawn).most_common(2)
+    assert min(num, fewer) >= 1000
+    for place in range(4):
+        counts = Counter(drawn[place::4])
+        assert counts[largest] == pytest.approx(250, abs=50) and counts[smallest] == pytest.approx(250, abs=50)
 
 
 def test_a_sandwich_draws_what_has_no_size(known: Any) -> None:
     space = MLPSpace((7,), 3, num_layers=3, min_layers=3, widths=(4, 6, 8))
     drawn = TrainingSampler("sandwich", RandomSearch(space, 0), seed=3)(400, 0)
-    for genotype in drawn[::4]:
+    largest = largest_of(space, drawn)
+    for genotype in largest:
         assert [d.labels[t] for d, t in zip(space.decisions, genotype.tokens, strict=True) if d.kind == "width"] == [
             "8"
         ] * 3
     activations = {genotype.tokens[space.decisions.index(next(d for d in space.decisions if d.kind == "operation"))]
-                   for genotype in drawn[::4]}  # fmt: skip
+                   for genotype in largest}  # fmt: skip
     assert len(activations) == len(space.activations)
     deeper = MLPSpace((7,), 3, num_layers=3, min_layers=1, widths=(4, 6, 8))  # whose last layer is seldom there
-    largest = TrainingSampler("sandwich", RandomSearch(deeper, 0), seed=3)(2000, 0)[::4]
+    largest = largest_of(deeper, TrainingSampler("sandwich", RandomSearch(deeper, 0), seed=3)(2000, 0))
     place = max(place for place, d in enumerate(deeper.decisions) if d.kind == "operation")
     counts = np.bincount([genotype.tokens[place] for genotype in largest], minlength=len(deeper.activations))
     np.testing.assert_allclose(counts / 500, 1 / len(deeper.activations), atol=0.08)

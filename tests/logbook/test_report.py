@@ -412,7 +412,11 @@ def test_how_architectures_were_judged_is_told(
     write(folder / "neighbors.json", {"center": center, "num_all": 1, "neighbors": changes, "missing": None})
     text = write_report(folder).read_text()
     assert all(words in text for words in told), told
-    assert not any(words in text for words in not_told), not_told
+    assert not any(words in text for words in [*not_told, "rungs"]), not_told
+    config = json.loads((folder / "config.yaml").read_text())
+    write(folder / "config.yaml", {**config, "rungs": {"fidelities": [0.5]}})
+    text = write_report(folder).read_text()
+    assert all(words in text for words in ("and rungs of its own", "Trainings on the rungs, which the first choice"))
 
 
 @pytest.mark.parametrize(("score", "told"), [("metric", False), ("loss", True), ("combined", True)])
