@@ -55,7 +55,7 @@ def _add_evaluations(run: Record, section: Section) -> None:
         "table": ("", "the chosen ones are marked"),
         "shared weights": (
             " scored again on all validation data",
-            f"the marked networks were trained on their own{scale}, which is why they may lie far above",
+            f"the marked networks were trained on their own{scale}, which is why they may lie far off",
         ),
         "training": ("", f"the marked networks were trained for good{scale}"),
         "evaluator": ("", "the marked networks were trained for good"),
