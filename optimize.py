@@ -485,7 +485,7 @@ def distill(at: Setting, step: Step) -> float:
         inputs = at.task.preprocessing(at.task.train.inputs[:2])
 
         def begin() -> nn.Module:
-            module = fresh(at, network).to(at.device) if settings.fresh else hold(network.module)
+            module = fresh(at, network).to(at.device) if settings.fresh else held(at, network.module, settings.training)
             if settings.features is None:
                 return module
             return Pupil(module, teachers[0], settings.features, inputs)
@@ -551,11 +551,20 @@ def fine_tune(
 
 def tuned(at: Setting, stage: str, begin: Callable[[], nn.Module], how: FineTuning) -> nn.Module:
     """A network trained on, with what it was given held."""
+    settings = at.tuning(how)
+    return release(train(at, stage, lambda: held(at, begin(), settings), settings)) if how.epochs else begin()
 
-    def held() -> nn.Module:
-        return hold(begin())
 
-    return release(train(at, stage, held, at.tuning(how)) if how.epochs else held())
+def held(at: Setting, module: nn.Module, settings: TrainingSettings) -> nn.Module:
+    """A network that keeps what it was given in training, with codebooks that learn no faster than `share` tunes them.
+
+    Args:
+        at: Where it is trained.
+        module: Is changed in place.
+        settings: Of the training.
+    """
+    own = at.tuning(at.config.share.training)
+    return hold(module, min(1.0, own.learning_rate / settings.learning_rate))
 
 
 def train(

@@ -3,6 +3,7 @@
 What a network was given it keeps: `hold` looks at every weight, and where it has few values trains the codebook in
 place of the weights, where it has zeros leaves these at zero. So every later training of whatever kind, a student's
 included, goes on with the same codes and the same zeros, and `child/compact.py` finds them when it writes the file.
+A value's gradient is the sum over all its weights: at the rate that suits plain weights codebooks would be ruined.
 """
 
 from collections.abc import Iterator
@@ -111,19 +112,28 @@ def tie_alike(module: nn.Module) -> None:
 
 
 class Codebook(nn.Module):
-    """A weight as places in a table: what is trained is the table, whose gradient sums over all places of a value."""
+    """A weight as places in a table: what is trained is the table, whose gradient sums over all places of a value.
+
+    Args:
+        weight: Has few values.
+        rate: The share of that gradient that the table learns from.
+    """
 
     codes: Tensor
     live: Tensor
 
-    def __init__(self, weight: Tensor):
+    def __init__(self, weight: Tensor, rate: float):
         super().__init__()
+        self.rate = rate
         table, codes = weight.unique(return_inverse=True)
         self.register_buffer("codes", codes, persistent=False)
         self.register_buffer("live", (table != 0).to(weight.dtype), persistent=False)
 
     def forward(self, table: Tensor) -> Tensor:
-        return (table * self.live).index_select(0, self.codes.flatten()).view(self.codes.shape)
+        values = table * self.live
+        if values.requires_grad:
+            values.register_hook(lambda gradient: self.rate * gradient)
+        return values.index_select(0, self.codes.flatten()).view(self.codes.shape)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight.unique()
@@ -145,15 +155,20 @@ class Mask(nn.Module):
         return weight
 
 
-def hold(module: nn.Module) -> nn.Module:
-    """Make a network keep its shared values and its zeros in training; the same network."""
+def hold(module: nn.Module, rate: float = 1.0) -> nn.Module:
+    """Make a network keep its shared values and its zeros in training; the same network.
+
+    Args:
+        module: Is changed in place.
+        rate: At which codebooks learn, as a share of the rate of all else.
+    """
     held: dict[int, nn.Parameter] = {}
     with torch.no_grad():
         found = [(layer, name, getattr(layer, name)) for layer, name in weights_of(module)]
         for layer, name, weight in found:
             num_values = len(weight.unique())
             if 2 <= num_values <= MOST_VALUES and weight.numel() >= WEIGHTS_PER_VALUE * num_values:
-                how: nn.Module = Codebook(weight)
+                how: nn.Module = Codebook(weight, rate)
             elif bool((weight == 0).any()):
                 how = Mask(weight)
             else:

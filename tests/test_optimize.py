@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from child.onnx_module import OnnxModule, load_onnx
 from child.predict import read_network
 from child.prune import find_groups
 from child.resnet import ResNet
+from child.share import Codebook, share_values
 from child.task import SealedSplit
 from child.training import TrainingError, measure
 from conf.launch import one_line
@@ -320,6 +322,34 @@ def test_a_language_model_is_made_smaller(run_optimize: Any, tmp_path: Path) -> 
     )  # fmt: skip
     results = load(run / "results.json")
     assert results["honored"] and not results["higher_is_better"]
+
+
+def test_what_was_shared_learns_on_from_a_teacher(run_optimize: Any, tmp_path: Path) -> None:
+    """At the rate of plain weights the codebooks ruin it: a value's gradient is the sum over all its weights."""
+    run = run_optimize(
+        tmp_path, *NET, "steps=[share,distill]", "retrain.training.epochs=6", "share.training.epochs=2",
+        "distill.training.epochs=6",
+    )  # fmt: skip
+    _, shared, distilled = (row["validation"][0] for row in load(run / "results.json")["rows"])
+    assert shared > 0.85 and distilled > shared - 0.03
+
+
+def test_codebooks_learn_no_faster_than_they_are_tuned(compose_text: Any, tmp_path: Path) -> None:
+    config, text = compose_text("model.path=x", kind=OptimizeConfig, name="optimize")
+    run = Run.create(tmp_path, "run", text, 30.0, Interruption())
+    at = script.Setting(config, torch.device("cpu"), digits(seed=0), run, script.Console())
+    own = at.tuning(config.share.training)
+    for settings, wanted in (
+        (at.tuning(config.prune.training), 0.04),
+        (at.tuning(config.sparsify.training), 0.04),
+        (config.distill.training, 0.02),
+        (own, 1.0),
+        (replace(own, learning_rate=own.learning_rate / 2), 1.0),
+    ):
+        module = ResNet((1, 8, 8), 10, 8)
+        share_values(module, 4)
+        (rate,) = {part.rate for part in script.held(at, module, settings).modules() if isinstance(part, Codebook)}
+        assert rate == pytest.approx(wanted)
 
 
 def test_a_module_of_the_users(run_optimize: Any, modules: Path) -> None:

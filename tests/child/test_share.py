@@ -66,8 +66,9 @@ def test_every_weight_takes_few_values_and_zeros_stay(num: int) -> None:
             assert value.equal(before[name])
 
 
-def test_gradients_are_summed_over_each_value() -> None:
-    """By enumeration: what the table learns is the sum of what its weights would learn."""
+@pytest.mark.parametrize("rate", [1.0, 0.25])
+def test_gradients_are_summed_over_each_value(rate: float) -> None:
+    """By enumeration: what the table learns is the sum of what its weights would learn, or a share of that."""
     module = network()
     cut_connections(module, 0.2, "layer")
     share_values(module, 4)
@@ -76,7 +77,7 @@ def test_gradients_are_summed_over_each_value() -> None:
     nn.functional.cross_entropy(module(inputs), targets).backward()
     gradients = {name: (value.detach().clone(), value.grad.clone()) for name, value in plain.items()}  # type: ignore
     module.zero_grad()
-    hold(module)
+    hold(module, rate)
     nn.functional.cross_entropy(module(inputs), targets).backward()
     checked = 0
     for name, (value, gradient) in gradients.items():
@@ -86,7 +87,7 @@ def test_gradients_are_summed_over_each_value() -> None:
             continue
         checked += 1
         for place, each in enumerate(table.tolist()):
-            wanted = gradient[value == each].sum() if each != 0 else torch.tensor(0.0)
+            wanted = rate * gradient[value == each].sum() if each != 0 else torch.tensor(0.0)
             torch.testing.assert_close(table.grad[place], wanted, rtol=1e-3, atol=1e-5)
     assert checked >= 8
 
@@ -159,7 +160,7 @@ def test_every_space_answers_alike_while_it_is_held(
     names, plain = list(module.state_dict()), module(inputs)
     torch.testing.assert_close(hold(module)(inputs), plain)
     torch.testing.assert_close(release(module)(inputs), plain)
-    assert list(module.state_dict()).sort() == names.sort()
+    assert sorted(module.state_dict()) == sorted(names)
 
 
 def test_what_the_user_parametrized_stays_as_it_is() -> None:
