@@ -316,8 +316,9 @@ def check_goals(config: OptimizeConfig, module: nn.Module, groups: Sequence[Grou
                 )
         smallest = smallest_of(config, module, groups, task)
         for unit, share in targets.items():
-            count = costs_of(config, task)[unit]
-            lowest = 0.0 if unit == "bytes" else count(smallest) / count(module)  # of all steps together, below
+            whole = {"macs": count_macs(module, task.input_shape), "parameters": count_parameters(module)}
+            # Bytes are those of all steps together, below.
+            lowest = 0.0 if unit == "bytes" else costs_of(config, task)[unit](smallest) / whole[unit]
             if share < lowest:
                 key = f"goal.{unit}" if share == getattr(goal, unit) else "prune.share"
                 raise ConfigError(
@@ -402,6 +403,10 @@ def prune(at: Setting, step: Step) -> float:
     """Remove channels, in rounds, until so much is left of the original."""
     settings, seconds, whole = at.config.prune, 0.0, step.original
     targets, before = prune_targets(at.config), step.before
+    if "parameters" in targets:  # tied layers counted as one, if they will be
+        unpruned = parameters_ahead(at.config, at.load("original").module)
+        targets["parameters"] *= whole["parameters"] / unpruned
+        whole = {**whole, "parameters": unpruned}
     if "bytes" in targets:  # of the weights, as the steps to come would leave them if there were no pruning
         beside = whole["bytes"] - (at.folder("original") / WEIGHTS).stat().st_size
         module = at.load("original").module
@@ -605,9 +610,17 @@ def costs_of(config: OptimizeConfig, task: Task) -> dict[str, Callable[[nn.Modul
     """What can be told of a pruned network of this task before it is trained."""
     return {
         "macs": partial(count_macs, input_shape=task.input_shape),
-        "parameters": count_parameters,
+        "parameters": partial(parameters_ahead, config),
         "bytes": partial(bytes_ahead, config),
     }
+
+
+def parameters_ahead(config: OptimizeConfig, module: nn.Module) -> int:
+    """How many parameters a network will have once every step but pruning was taken: of those `share` may tie layers."""
+    if "share" in config.steps and config.share.tie:
+        module = copy.deepcopy(module)
+        tie_alike(module)
+    return count_parameters(module)
 
 
 def bytes_ahead(config: OptimizeConfig, module: nn.Module) -> int:

@@ -84,6 +84,19 @@ class Needy(Net):
         return super().forward({"image": x}["picture"])
 
 
+class Deep(nn.Module):
+    def __init__(self, width=32):
+        super().__init__()
+        self.first, self.last = nn.Linear(64, width), nn.Linear(width, 10)
+        self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(8)])
+
+    def forward(self, x):
+        x = self.first(x.flatten(1))
+        for layer in self.layers:
+            x = x + torch.relu(layer(x))
+        return self.last(x)
+
+
 class Two(nn.Linear):
     def __init__(self):
         super().__init__(64, 2)
@@ -441,6 +454,18 @@ def test_channels_are_pruned_until_the_bytes_are_as_few_as_wanted(
         )
         first, *_, last = load(run / "results.json")["rows"]
         assert 0.8 * limit < last["bytes"] / first["bytes"] <= limit and load(run / "choices.json")["honored"]
+
+
+@pytest.mark.parametrize(("limit", "least"), [(0.5, 0.9), (0.25, 0.1)])
+def test_what_will_be_tied_is_counted_once(run_optimize: Any, modules: Path, limit: float, least: float) -> None:
+    """Tying leaves 0.35 of the parameters: nothing is pruned where that is enough, else as much as is lacking."""
+    run = run_optimize(
+        modules, "model._target_=strange.Deep", "plugins=[strange]", "steps=[prune,share]", "share.tie=true",
+        f"goal.parameters={limit}", f"prune.least={least}", "retrain.training.epochs=1", "prune.rounds=2",
+    )  # fmt: skip
+    first, pruned, tied = (row["parameters"] for row in load(run / "results.json")["rows"])
+    assert tied <= limit * first and load(run / "choices.json")["honored"]
+    assert pruned == first if limit == 0.5 else 0.8 * limit * first < tied < pruned < first
 
 
 @pytest.mark.parametrize(("overrides", "targets"), [
