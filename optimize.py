@@ -26,7 +26,7 @@ import envs  # noqa: F401 (registers the environments)
 from child.compact import pack, unpack
 from child.cost import cost_by_layer, count_macs, count_parameters, measure_latency
 from child.distill import Ensemble, Pupil
-from child.export import check_traceable, export, export_or_tell
+from child.export import export, export_or_tell
 from child.network import (
     WEIGHTS,
     Blueprint,
@@ -245,13 +245,15 @@ def check_steps(config: OptimizeConfig, network: TrainedNetwork, groups: Sequenc
             build_strategy(config, RatioSpace(groups, config.prune.choices), 0)
         except ConfigError as error:
             raise ConfigError(f"prune.ratios=search: {error}") from None
+    two = task.preprocessing(task.train.inputs[:2])
     if "distill" in config.steps:
         teacher = find_teachers(config, task, lambda name: network.module)[0]
         if config.distill.features is not None:
-            two = task.preprocessing(task.train.inputs[:2])
             Pupil(copy.deepcopy(network.module), copy.deepcopy(teacher), config.distill.features, two)
     if "quantize" in config.steps:
-        check_traceable(network)
+        from child.quantize import check_quantizable  # needs an extra
+
+        check_quantizable(network, two, config.plugins)
 
 
 def network_for(key: str, folder: Path, task: Task, plugins: Sequence[str]) -> TrainedNetwork:
@@ -616,7 +618,7 @@ def costs_of(config: OptimizeConfig, task: Task) -> dict[str, Callable[[nn.Modul
 
 
 def parameters_ahead(config: OptimizeConfig, module: nn.Module) -> int:
-    """How many parameters a network will have once every step but pruning was taken: of those `share` may tie layers."""
+    """How many parameters a network will have once every step but pruning was taken, of which `share` may tie layers."""
     if "share" in config.steps and config.share.tie:
         module = copy.deepcopy(module)
         tie_alike(module)

@@ -117,12 +117,6 @@ def write_each(
     return written, refused
 
 
-def check_traceable(network: TrainedNetwork) -> None:
-    """Prove that a network, trained or not, can be exported at all (else ValueError)."""
-    with _one_line(network), _quiet():
-        _trace(network)
-
-
 def sample_inputs(network: TrainedNetwork, num: int, seed: int = 0) -> Tensor:
     """Random inputs of the kind that a network takes: tokens of its vocabulary, or values as normalization gives."""
     generator = torch.Generator().manual_seed(seed)

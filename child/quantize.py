@@ -9,7 +9,7 @@ DequantizeLinear), so any runtime can read it. Layers inside a loop, those of a 
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from onnxruntime import quantization
 from torch import Tensor
 
-from child.network import add_file, read_checked
+from child.cost import is_out_of_memory
+from child.export import export
+from child.network import TrainedNetwork, add_file, read_checked, save_network
 from child.onnx_module import QUANTIZED, OnnxModule
 
 BATCH = 64  # samples that are calibrated on at once: all values of the network are held for so many
@@ -63,6 +65,30 @@ def quantize(folder: Path, inputs: Tensor) -> Path:
     model.metadata_props.extend(onnx.load_from_string(data).metadata_props)
     add_file(folder, QUANTIZED, model.SerializeToString(deterministic=True))
     return folder / QUANTIZED
+
+
+def check_quantizable(network: TrainedNetwork, inputs: Tensor, plugins: Sequence[str] = ()) -> None:
+    """Prove that a network, trained or not, can be exported and quantized, by doing it.
+
+    Args:
+        network: On the processor.
+        inputs: Two preprocessed samples (2, ...).
+        plugins: Modules outside `child/` that the network's class or space is from.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        save_network(network, folder)
+        export(network, folder, ("onnx",), plugins=plugins)
+        try:
+            quantize(folder, inputs)
+        except Exception as error:  # there is no list of what onnxruntime may raise
+            if is_out_of_memory(error):
+                raise
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ValueError(f"{network.blueprint.target} cannot be quantized: {reason:.300}") from None
 
 
 @contextmanager

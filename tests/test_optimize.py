@@ -84,6 +84,11 @@ class Needy(Net):
         return super().forward({"image": x}["picture"])
 
 
+class Pooling(Net):
+    def forward(self, x):
+        return super().forward(nn.functional.adaptive_max_pool2d(x, 3))
+
+
 class Deep(nn.Module):
     def __init__(self, width=32):
         super().__init__()
@@ -564,6 +569,8 @@ def test_models_that_do_not_fit_are_told_in_one_line(
         assert told.startswith(f"model: the multiply-accumulates of {kind} cannot be counted: its forward reads values")
     told = line(compose_text, tmp_path, "model._target_=strange.Unexportable", *own, "steps=[quantize]")
     assert told.startswith("strange.Unexportable cannot be exported: ")
+    told = line(compose_text, tmp_path, "model._target_=strange.Pooling", *own, "steps=[share,quantize]")
+    assert re.match("strange.Pooling cannot be exported: No ONNX function found for .*adaptive_max_pool2d", told)
     told = line(compose_text, tmp_path, f"model.path={finished}", "env=breast_cancer")
     assert re.search(r"model.path: .* was trained for inputs of shape \(1, 8, 8\), but the task .* has \(30,\)", told)
     aside = shutil.copytree(finished / "networks", tmp_path / "again" / "networks").parent
