@@ -36,6 +36,7 @@ from child.network import (
     find_network,
     load_network,
     read_checked,
+    resize,
     save_network,
 )
 from child.onnx_module import QUANTIZED, OnnxModule, require
@@ -791,14 +792,26 @@ def find_teachers(config: OptimizeConfig, task: Task, known: Callable[[str], nn.
 
 
 def fresh(at: Setting, network: TrainedNetwork) -> nn.Module:
-    """The same network with fresh weights: as it is built, or layer by layer where it has other sizes than then."""
+    """The same network with fresh weights, in the sizes that pruning has left: built anew, and its tensors cut to them.
+
+    Layers that draw their weights themselves do so again for their sizes, since how large weights are to be goes by the
+    number of inputs.
+    """
+    module = network.blueprint.build(at.config.plugins)
     if not network.blueprint.resized:
-        return network.blueprint.build(at.config.plugins)
-    for layer in network.module.modules():
+        return module
+    whole = module.state_dict()
+    state = {
+        name: whole[name][tuple(slice(size) for size in value.shape)]
+        for name, value in network.module.state_dict().items()
+    }
+    resize(module, state)
+    module.load_state_dict(state)
+    for layer in module.modules():
         draw = getattr(layer, "reset_parameters", None)
         if callable(draw):
             draw()
-    return network.module
+    return module
 
 
 # The end

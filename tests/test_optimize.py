@@ -19,10 +19,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import optimize as script
 from child.cost import count_macs, count_parameters
-from child.network import load_network
+from child.network import Blueprint, TrainedNetwork, load_network
 from child.onnx_module import OnnxModule, load_onnx
 from child.predict import read_network
-from child.prune import find_groups
+from child.prune import find_groups, keep_shares, remove_units, score_units, uniform
 from child.resnet import ResNet
 from child.share import Codebook, share_values
 from child.task import SealedSplit
@@ -82,6 +82,17 @@ class Brittle(Net):
 class Needy(Net):
     def forward(self, x):
         return super().forward({"image": x}["picture"])
+
+
+class Attending(Net):
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.gain = nn.Parameter(torch.full((8,), 0.5))
+
+    def forward(self, x):
+        rows = x.mean(dim=1) * self.gain
+        return super().forward(x + self.attention(rows, rows, rows)[0].unsqueeze(1))
 
 
 class Pooling(Net):
@@ -317,6 +328,27 @@ def test_distilled_from_fresh_weights_by_several_teachers(finished: Path, run_op
     assert results["chosen"] == "1-distill" and results["verdict"].startswith("There was no goal")
     before, after = (load_network(out / row["folder"]).module.state_dict() for row in results["rows"])
     assert not any(before[name].equal(value) for name, value in after.items() if value.ndim > 1)
+
+
+def test_what_was_pruned_is_born_again_in_all_its_parts(modules: Path) -> None:
+    """As it is built where a layer does not draw its own weights, and in the sizes that it has now."""
+    task = digits(seed=0)
+    blueprint = Blueprint("strange.Attending", {"input_shape": [1, 8, 8], "num_outputs": 10}, resized=True)
+    module = blueprint.build(["strange"])
+    groups = find_groups(module, (1, 8, 8))
+    scores = score_units(module, (1, 8, 8), groups, "magnitude")
+    pruned = remove_units(module, (1, 8, 8), groups, scores, keep_shares(groups, uniform(groups, scores, 0.5)))
+    with torch.no_grad():
+        for parameter in pruned.parameters():
+            parameter.add_(1.0)
+    network = TrainedNetwork(pruned, blueprint, task.input_shape, task.objective, task.preprocessing)
+    at: Any = SimpleNamespace(config=SimpleNamespace(plugins=["strange"]))
+    before = {name: value.clone() for name, value in pruned.named_parameters()}
+    again = script.fresh(at, network)
+    after = dict(again.named_parameters())
+    assert groups and {name: value.shape for name, value in after.items()} == {n: v.shape for n, v in before.items()}
+    assert not any(after[name].equal(value) for name, value in before.items())
+    assert after["gain"].eq(0.5).all() and again.eval()(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
 @pytest.mark.slow
