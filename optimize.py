@@ -68,7 +68,7 @@ from child.training import (
     measure,
 )
 from conf.launch import launch, under_way
-from conf.schema import ConfigError, Goal, ModelConfig, OptimizeConfig
+from conf.schema import ConfigError, Goal, OptimizeConfig
 from controller.search import Player, search
 from controller.strategy import Strategy
 from logbook.console import Console
@@ -170,7 +170,8 @@ def main(config: OptimizeConfig, text: str) -> None:
         at = Setting(config, device, task.to(device), run, console)
         console.say(f"Luban: a smaller {blueprint.target} for {task.name}, on {device}. Run folder: {run.folder}")
         run.write_task({"task": task.name, "metric": task.metric_name, "data": task.mark(),
-                        "higher_is_better": task.objective.higher_is_better})  # fmt: skip
+                        "higher_is_better": task.objective.higher_is_better,
+                        "joined_validation": bool(notes_on(config))})  # fmt: skip
         rows = optimize(at, blueprint, original)
         rows = run.once("time", lambda: time_networks(at, rows))
         choice = run.once("choice", lambda: choose(at, rows))
@@ -619,7 +620,7 @@ def costs_of(config: OptimizeConfig, task: Task) -> dict[str, Callable[[nn.Modul
 
 
 def parameters_ahead(config: OptimizeConfig, module: nn.Module) -> int:
-    """How many parameters a network will have once every step but pruning was taken, of which `share` may tie layers."""
+    """How many parameters a network will have once every step but pruning was taken: `share` may tie layers."""
     if "share" in config.steps and config.share.tie:
         module = copy.deepcopy(module)
         tie_alike(module)
@@ -908,7 +909,7 @@ def test(at: Setting, rows: Sequence[Row], choice: Mapping[str, Any]) -> dict[st
         "goal": {name: limit for name, limit in vars(at.config.goal).items() if limit is not None},
         **{key: choice[key] for key in ("chosen", "honored", "verdict")},
         "rows": tested,
-        "notes": notes_on(at.config.model),
+        "notes": notes_on(at.config),
         "seconds": {row["name"]: row["seconds"] for row in rows},
     }
     networks = {name: at.load(name).module for name in ("original", choice["chosen"])}
@@ -917,17 +918,33 @@ def test(at: Setting, rows: Sequence[Row], choice: Mapping[str, Any]) -> dict[st
     return results
 
 
-def notes_on(model: ModelConfig) -> list[str]:
-    """What a reader must know of the original."""
-    if model.path is None:
-        return []
-    config = find_network(model.path).resolve().parent.parent / "config.yaml"
-    if not config.is_file() or not OmegaConf.select(OmegaConf.load(config), "retrain.join_validation"):
-        return []
-    return [
-        "The original was trained on the validation data too: what it has on them is too good, and what steps lose "
-        "against it is less than it seems. The test column is fair."
-    ]
+def notes_on(config: OptimizeConfig) -> list[str]:
+    """What a reader must know of the original and of the teachers."""
+    notes = []
+    if config.model.path is not None and joined_validation(Path(config.model.path)):
+        notes.append(
+            "The original was trained on the validation data too: what it has on them is too good, and what steps lose "
+            "against it is less than it seems. The test column is fair."
+        )
+    teachers = [] if "distill" not in config.steps else config.distill.teachers
+    if any(joined_validation(Path(name)) for name in teachers if name not in KNOWN_TEACHERS):
+        notes.append(
+            "A teacher was trained on the validation data too: what its students have on them is too good. The test "
+            "column is fair."
+        )
+    return notes
+
+
+def joined_validation(folder: Path) -> bool:
+    """Whether the run of a network, or one that this run began from, trained on the validation data too.
+
+    Args:
+        folder: The run's, or that of one of its networks.
+    """
+    run = folder if (folder / "config.yaml").is_file() else folder.resolve().parent.parent
+    config, about = run / "config.yaml", read_object(run / "task.json", ()) or {}
+    own = config.is_file() and OmegaConf.select(OmegaConf.load(config), "retrain.join_validation")
+    return bool(own or about.get("joined_validation"))
 
 
 def export_chosen(at: Setting, results: dict[str, Any]) -> dict[str, Any]:

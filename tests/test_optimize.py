@@ -28,7 +28,7 @@ from child.share import Codebook, share_values
 from child.task import SealedSplit
 from child.training import TrainingError, measure
 from conf.launch import one_line
-from conf.schema import ConfigError, ModelConfig, OptimizeConfig
+from conf.schema import ConfigError, OptimizeConfig
 from envs.digits import digits
 from logbook.interrupt import Interrupted, Interruption
 from logbook.run import Run
@@ -621,18 +621,39 @@ def test_models_that_do_not_fit_are_told_in_one_line(
     assert re.match(r"cannot read .*SHA256SUMS", line(compose_text, tmp_path, f"model.path={tmp_path}"))
 
 
-def test_an_original_that_has_learned_the_validation_data_is_told_of(tmp_path: Path) -> None:
+def test_who_has_learned_the_validation_data_is_told_of(tmp_path: Path, compose_text: Any) -> None:
+    """The run of the original or of a teacher, or one before it."""
     run, network = tmp_path / "run", tmp_path / "run" / "networks" / "student"
     network.mkdir(parents=True)
-    for joined in (True, False):
-        (run / "config.yaml").write_text(f"retrain: {{join_validation: {joined}}}")
+
+    def notes(*overrides: str) -> list[str]:
+        return notes_on(compose_text(*overrides, kind=OptimizeConfig, name="optimize")[0])
+
+    for config, about, joined in (
+        ("true", {}, True),
+        ("false", {"joined_validation": True}, True),
+        ("false", {}, False),
+    ):
+        (run / "config.yaml").write_text(f"retrain: {{join_validation: {config}}}")
+        (run / "task.json").write_text(json.dumps(about))
         for path in (run, network):
-            notes = notes_on(ModelConfig(str(path), None, None))
-            assert [note.startswith("The original was trained on the validation data too") for note in notes] == [
-                True
-            ] * joined
-    assert notes_on(ModelConfig(str(tmp_path / "elsewhere"), None, None)) == []
-    assert notes_on(ModelConfig(None, None, None)) == []
+            told = notes(f"model.path={path}", "steps=[share]")
+            assert [note.startswith("The original was trained on the validation") for note in told] == [True] * joined
+            teachers = f"distill.teachers=[self,{path}]"
+            told = notes(*NET, "steps=[distill]", teachers)
+            assert [note.startswith("A teacher was trained on the validation") for note in told] == [True] * joined
+            assert notes(*NET, "steps=[share]", teachers) == []
+    assert notes(f"model.path={tmp_path / 'elsewhere'}") == []
+
+
+def test_that_a_run_began_from_validation_data_goes_with_it(finished: Path, run_optimize: Any, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(finished / "networks", source / "networks")
+    shutil.copy(finished / "task.json", source)
+    (source / "config.yaml").write_text("retrain: {join_validation: true}")
+    for name in ("first", "second"):
+        source = run_optimize(tmp_path, f"model.path={source}", "steps=[share]", "share.training.epochs=0", name=name)
+        assert load(source / "results.json")["notes"][0].startswith("The original was trained on the validation data")
 
 
 def test_weights_of_ones_own_are_not_trained_again(run_optimize: Any, tmp_path: Path) -> None:
