@@ -4,10 +4,11 @@ dense      as it is
 codebook   few different values: the table of them, and for each weight its place in the table, packed to bits
            (Han et al. 2016, "Deep Compression", section 3)
 sparse     many zeros: a bit per weight that says where the others are, and these, dense or by a codebook
-same       a tensor that is, or equals, one that came before: its name alone
+equal      a tensor that equals one that came before: its name alone
+same       a tensor that is one that came before, since several modules have it: its name alone
 
 Nothing is rounded, so that what is read is bit for bit what was written: to be small is up to the weights. Pruning
-connections makes zeros, sharing weights makes few values, and tying layers makes equal tensors.
+connections makes zeros, sharing weights makes few values, and tying layers makes one tensor of several.
 The metadata of the file says how each packed tensor is to be read; a file without any is a plain safetensors file.
 """
 
@@ -41,12 +42,11 @@ def pack(state: Mapping[str, Tensor]) -> bytes:
             continue
         places[place] = name
         value = value.detach().cpu().contiguous()
-        # Vectors are left out, and what is all one value: fresh normalizations are equal, but they are not the same.
+        # Vectors are left out, and what is all one value: they are small as they are.
         if value.dtype == torch.float32 and value.ndim > 1 and len(value.unique()) > 1:
             key = (tuple(value.shape), value.numpy().tobytes())
             if key in seen:
-                packed[name] = {"same": seen[key]}
-                places[place] = seen[key]
+                packed[name] = {"equal": seen[key]}
                 continue
             seen[key] = name
         parts = _smallest(value) if value.dtype == torch.float32 else {}
@@ -59,7 +59,7 @@ def pack(state: Mapping[str, Tensor]) -> bytes:
 
 
 def unpack(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The state in a file, and which of its tensors are the same as another one.
+    """The state in a file, and which of its tensors are one with another; those that only equal it are not.
 
     Raises:
         SafetensorError: It is no such file.
@@ -71,14 +71,14 @@ def unpack(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     packed = json.loads(metadata.get("packed", "{}"))
     names = {name.rpartition(":")[0] for name in stored if name.rpartition(":")[0] in packed}
     state = {name: value for name, value in stored.items() if name.rpartition(":")[0] not in names}
-    same = {}
     try:
+        same = {name: how["same"] for name, how in packed.items() if "same" in how}
+        equal = {name: how["equal"] for name, how in packed.items() if "equal" in how}
         for name, how in packed.items():
-            if "same" in how:
-                same[name] = how["same"]
-            else:
+            if name not in same and name not in equal:
                 codes, mask = (stored.get(f"{name}:{part}") for part in ("codes", "mask"))
                 state[name] = _restore(tuple(how["shape"]), stored[f"{name}:values"], codes, mask)
+        state |= {name: state[other].clone() for name, other in equal.items()}
         state |= {name: state[other] for name, other in same.items()}
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
         raise ValueError(f"its packed weights cannot be read: {error!r}") from None
