@@ -31,6 +31,7 @@ from child.network import (
     WEIGHTS,
     Blueprint,
     TrainedNetwork,
+    check_state,
     check_storable,
     chosen_networks,
     find_network,
@@ -221,6 +222,7 @@ def build(config: OptimizeConfig) -> tuple[torch.device, Task, Blueprint, nn.Mod
         given = {"input_shape": list(task.input_shape), "num_outputs": task.num_outputs}
         blueprint = Blueprint(model.part.target, model.part.complete(config.plugins, **given))
         module = blueprint.build(config.plugins)
+        check_state(blueprint, module)
         original = None if model.weights is None else with_weights(module, Path(model.weights))
     check_fit("model", lambda: module, task)
     untrained = copy.deepcopy(module)

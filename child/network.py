@@ -217,6 +217,23 @@ def check_storable(task: Task) -> None:
             )
 
 
+def check_state(blueprint: Blueprint, module: nn.Module) -> None:
+    """Prove that the state of a fresh network is made of tensors of known sizes (else ValueError), as files hold it."""
+    parameters = dict(module.named_parameters()) | dict(module.named_buffers())
+    lazy = [name for name, value in parameters.items() if nn.parameter.is_lazy(value)]
+    if lazy:
+        raise ValueError(
+            f"{blueprint.target} does not know the size of {lazy[0]} before it is used; put a layer that is not lazy in "
+            "its place"
+        )
+    strange = [name for name, value in module.state_dict().items() if not isinstance(value, Tensor)]
+    if strange:
+        raise ValueError(
+            f"{blueprint.target} keeps {strange[0]}, which is no tensor, and no network on disk could be stored with it; "
+            "keep it in a buffer"
+        )
+
+
 def save_network(network: TrainedNetwork, folder: Path) -> None:
     """Write `network.json`, `weights.safetensors` and their `SHA256SUMS`."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -95,6 +95,20 @@ class Attending(Net):
         return super().forward(x + self.attention(rows, rows, rows)[0].unsqueeze(1))
 
 
+class Lazy(Net):
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self.classifier = nn.LazyLinear(10)
+
+
+class Counting(Net):
+    def get_extra_state(self):
+        return {"count": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
 class Pooling(Net):
     def forward(self, x):
         return super().forward(nn.functional.adaptive_max_pool2d(x, 3))
@@ -601,6 +615,10 @@ def test_models_that_do_not_fit_are_told_in_one_line(
         assert told.startswith(f"model: the multiply-accumulates of {kind} cannot be counted: its forward reads values")
     told = line(compose_text, tmp_path, "model._target_=strange.Unexportable", *own, "steps=[quantize]")
     assert told.startswith("strange.Unexportable cannot be exported: ")
+    told = line(compose_text, tmp_path, "model._target_=strange.Lazy", *own, "steps=[share]")
+    assert told.startswith("strange.Lazy does not know the size of classifier.weight before it is used")
+    told = line(compose_text, tmp_path, "model._target_=strange.Counting", *own, "steps=[share]")
+    assert told.startswith("strange.Counting keeps _extra_state, which is no tensor")
     told = line(compose_text, tmp_path, "model._target_=strange.Pooling", *own, "steps=[share,quantize]")
     assert re.match("strange.Pooling cannot be exported: No ONNX function found for .*adaptive_max_pool2d", told)
     told = line(compose_text, tmp_path, f"model.path={finished}", "env=breast_cancer")
