@@ -17,6 +17,9 @@ from torch.nn import functional
 from child.task import Task, WithAuxiliary
 from child.training import LossOf
 
+CHANNELS_FIRST = nn.Conv1d | nn.ConvTranspose1d | nn.BatchNorm1d | nn.GroupNorm
+FEATURES_LAST = nn.Linear | nn.LayerNorm | nn.Embedding | nn.RNNBase | nn.MultiheadAttention
+
 
 @dataclass(frozen=True)
 class SoftTargets:
@@ -185,11 +188,8 @@ class Pupil(nn.Module):
 
     def _listen(self, side: int, name: str):
         def hear(module: nn.Module, inputs: object, outputs: Any) -> None:
-            if not isinstance(outputs, Tensor):
-                return
-            sequence = outputs.ndim == 3 and isinstance(module, nn.Conv1d | nn.BatchNorm1d | nn.GroupNorm)
-            # Channels come before positions there, as in an image, of height 1.
-            self._heard[side, name] = outputs.unsqueeze(2) if sequence else outputs
+            if isinstance(outputs, Tensor):
+                self._heard[side, name] = as_image(module, outputs)
 
         return hear
 
@@ -225,6 +225,20 @@ class Pupil(nn.Module):
             )
         num = min(self.transfer.num_layers, len(alike))
         return [alike[round((place + 1) * len(alike) / num) - 1] for place in range(num)]
+
+
+def as_image(module: nn.Module, outputs: Tensor) -> Tensor:
+    """What a module gives, as (B, C, H, W) where it has channels at positions: a sequence is an image of height 1.
+
+    Of three axes the last are features (B, T, F), unless what the module ends with has channels before positions.
+    """
+    parts = [part for part in module.modules() if isinstance(part, CHANNELS_FIRST | FEATURES_LAST)]
+    if outputs.ndim == 3 and parts and isinstance(parts[-1], CHANNELS_FIRST):
+        return outputs.unsqueeze(2)
+    # A subclass of LayerNorm is often one for channels that come first.
+    if outputs.ndim == 4 and (isinstance(module, nn.Linear) or type(module) is nn.LayerNorm):
+        return outputs.permute(0, 3, 1, 2)
+    return outputs
 
 
 def attention(features: Tensor) -> Tensor:

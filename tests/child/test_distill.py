@@ -280,6 +280,50 @@ def test_channels_of_sequences_come_before_their_positions(kind: Any) -> None:
     torch.testing.assert_close(pupil.distance(), expected)
 
 
+def test_a_block_of_a_sequence_is_heard_as_its_last_layer_is() -> None:
+    torch.manual_seed(0)
+    student, teacher = (
+        nn.Sequential(nn.Sequential(nn.Conv1d(3, width, 3), nn.BatchNorm1d(width), nn.ReLU()), nn.Flatten())
+        for width in (4, 6)
+    )
+    cut_connections(student, 0.5, "layer")
+    pupil = Pupil(hold(student), teacher, FeatureTransfer("hint", layers=("0",)), torch.randn(2, 3, 9))
+    (change,) = pupil.maps
+    assert isinstance(change, nn.Conv2d) and change.weight.shape == (6, 4, 1, 1)
+
+
+class Last(nn.Module):
+    """Channels come last, as in ConvNeXt and Swin."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm, self.mix, self.head = nn.LayerNorm(3), nn.Linear(3, width), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mix(self.norm(x.permute(0, 2, 3, 1))).mean(dim=(1, 2)))
+
+
+@pytest.mark.parametrize("kind", ["hint", "attention"])
+def test_channels_that_come_last_in_an_image_are_channels(kind: Any) -> None:
+    torch.manual_seed(0)
+    student, teacher = Last(4), Last(6)
+    images = torch.randn(2, 3, 8, 5)
+    pupil = Pupil(student, teacher, FeatureTransfer(kind), images)
+    assert [name for name, _ in pupil.pairs] == ["norm", "mix"]
+    pupil(images)
+    teacher(images)
+    own, wanted = (each.mix(each.norm(images.permute(0, 2, 3, 1))) for each in (student, teacher))  # (B, H, W, C)
+    same = student.norm(images.permute(0, 2, 3, 1))
+    if kind == "hint":
+        expected = 0.0
+        for change, mine, its in zip(pupil.maps, (same, own), (same, wanted), strict=True):
+            expected += (change(mine.permute(0, 3, 1, 2)) - its.permute(0, 3, 1, 2)).pow(2).mean()
+    else:
+        maps = [nn.functional.normalize(each.pow(2).mean(dim=3).flatten(1), dim=1) for each in (own, wanted)]
+        expected = (maps[0] - maps[1]).pow(2).mean()
+    torch.testing.assert_close(pupil.distance(), expected / 2)
+
+
 def test_several_teachers_speak_as_one(task: Task) -> None:
     """The mean of logits: the geometric mean of what they predict."""
     teacher = Ensemble([Says(GIVEN), Says(WANTED)])
