@@ -223,13 +223,13 @@ def check_state(blueprint: Blueprint, module: nn.Module) -> None:
     lazy = [name for name, value in parameters.items() if nn.parameter.is_lazy(value)]
     if lazy:
         raise ValueError(
-            f"{blueprint.target} does not know the size of {lazy[0]} before it is used; put a layer there that is not lazy"
+            f"{blueprint.target} does not know the size of {lazy[0]} before it is used; take a layer that is not lazy"
         )
     strange = [name for name, value in module.state_dict().items() if not isinstance(value, Tensor)]
     if strange:
         raise ValueError(
-            f"{blueprint.target} keeps {strange[0]}, which is no tensor, so that no network on disk could be stored with "
-            "it; keep it in a buffer"
+            f"{blueprint.target} keeps {strange[0]}, which is no tensor, and which no network on disk could be stored "
+            "with; keep it in a buffer"
         )
 
 
