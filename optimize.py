@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
+from safetensors.torch import save
 from torch import Tensor, nn
 
 import envs  # noqa: F401 (registers the environments)
@@ -639,9 +640,16 @@ def bytes_ahead(config: OptimizeConfig, module: nn.Module) -> int:
             tie_alike(module)
         share_values(module, config.share.values)
     state = module.state_dict()
-    if "quantize" in config.steps:
-        state = {name: value.to(torch.int8) if value.ndim > 1 else value for name, value in state.items()}
-    return len(pack(state))
+    if "quantize" not in config.steps:
+        return len(pack(state))
+    from child.quantize import read_in_loops  # needs an extra
+
+    left = read_in_loops(module)
+    state = {
+        name: value.to(torch.int8) if value.ndim > 1 and name not in left else value.clone()
+        for name, value in state.items()
+    }
+    return len(save({name: value.contiguous() for name, value in state.items()}))  # such a file packs nothing
 
 
 def units_of(at: Setting, stage: str, module: nn.Module) -> tuple[list[Group], dict[str, Tensor]]:

@@ -16,12 +16,13 @@ from pathlib import Path
 import onnx
 from numpy.typing import NDArray
 from onnxruntime import quantization
-from torch import Tensor
+from torch import Tensor, nn
 
 from child.cost import is_out_of_memory
 from child.export import export
 from child.network import TrainedNetwork, add_file, read_checked, save_network
 from child.onnx_module import QUANTIZED, OnnxModule
+from child.recurrent import RecurrentNetwork
 
 BATCH = 64  # samples that are calibrated on at once: all values of the network are held for so many
 
@@ -65,6 +66,17 @@ def quantize(folder: Path, inputs: Tensor) -> Path:
     model.metadata_props.extend(onnx.load_from_string(data).metadata_props)
     add_file(folder, QUANTIZED, model.SerializeToString(deterministic=True))
     return folder / QUANTIZED
+
+
+def read_in_loops(module: nn.Module) -> set[str]:
+    """Names of the weights that stay as they are, since a loop reads them: those of recurrent layers and cells."""
+    found = set()
+    for path, layer in module.named_modules():
+        if isinstance(layer, nn.RNNBase):
+            found |= {f"{path}.{name}".lstrip(".") for name, _ in layer.named_parameters()}
+        elif isinstance(layer, RecurrentNetwork):  # which multiplies its inputs before the loop
+            found |= {f"{path}.weights.{name}".lstrip(".") for name in layer.weights if name != "input"}
+    return found
 
 
 def check_quantizable(network: TrainedNetwork, inputs: Tensor, plugins: Sequence[str] = ()) -> None:

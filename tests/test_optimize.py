@@ -95,6 +95,15 @@ class Attending(Net):
         return super().forward(x + self.attention(rows, rows, rows)[0].unsqueeze(1))
 
 
+class Recurring(nn.Module):
+    def __init__(self, width=32):
+        super().__init__()
+        self.layers, self.last = nn.GRU(8, width, batch_first=True), nn.Linear(width, 10)
+
+    def forward(self, x):
+        return self.last(self.layers(x[:, 0])[0][:, -1])
+
+
 class Lazy(Net):
     def __init__(self, *arguments, **named):
         super().__init__(*arguments, **named)
@@ -619,6 +628,8 @@ def test_models_that_do_not_fit_are_told_in_one_line(
     assert told.startswith("strange.Lazy does not know the size of classifier.weight before it is used")
     told = line(compose_text, tmp_path, "model._target_=strange.Counting", *own, "steps=[share]")
     assert told.startswith("strange.Counting keeps _extra_state, which is no tensor")
+    told = line(compose_text, tmp_path, "model._target_=strange.Recurring", *own, "steps=[quantize]", "goal.bytes=0.4")
+    assert told.startswith("goal.bytes: 0.4 of the bytes cannot be reached by these steps")
     told = line(compose_text, tmp_path, "model._target_=strange.Pooling", *own, "steps=[share,quantize]")
     assert re.match("strange.Pooling cannot be exported: No ONNX function found for .*adaptive_max_pool2d", told)
     told = line(compose_text, tmp_path, f"model.path={finished}", "env=breast_cancer")

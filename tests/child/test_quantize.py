@@ -6,13 +6,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
 
 from child.export import export
 from child.network import Blueprint, TrainedNetwork, read_checked, save_network
 from child.onnx_module import QUANTIZED, OnnxModule, load_onnx
-from child.quantize import quantize
-from child.task import Task
+from child.quantize import quantize, read_in_loops
+from child.recurrent import RecurrentSpace
+from child.task import Language, Task
 from child.training import Training, TrainingSettings, measure
+from child.transforms import Tokens
 from envs.digits import digits
 
 CPU = torch.device("cpu")
@@ -75,3 +78,18 @@ def test_mistakes(folder: Path, tmp_path: Path) -> None:
         quantize(folder, torch.zeros(0, 1, 8, 8))
     with pytest.raises(ValueError, match=r"cannot read .*SHA256SUMS"):
         quantize(tmp_path, torch.zeros(4, 1, 8, 8))
+
+
+def test_weights_that_a_loop_reads_stay_as_they_are(tmp_path: Path) -> None:
+    names = tuple("abcdefghij")
+    space = RecurrentSpace((8,), len(names), num_nodes=3, width=8, context=0)
+    blueprint = Blueprint.of(space, space.sample(np.random.default_rng(0), 1)[0])
+    network = TrainedNetwork(blueprint.build(), blueprint, (8,), Language(names, "characters"), Tokens())
+    save_network(network, tmp_path)
+    export(network, tmp_path, ["onnx"])
+    model = onnx.load(quantize(tmp_path, torch.randint(len(names), (2, 8))))
+    left = {each.name for each in model.graph.initializer if len(each.dims) > 1 and each.data_type == 1}
+    assert left == read_in_loops(network.module) and "weights.state" in left
+    assert read_in_loops(nn.Sequential(nn.GRU(3, 4), nn.Linear(4, 4))) == {
+        "0.weight_ih_l0", "0.weight_hh_l0", "0.bias_ih_l0", "0.bias_hh_l0"
+    }  # fmt: skip
