@@ -298,7 +298,14 @@ def resize(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
                 own = held is layer._parameters
                 held[name] = nn.Parameter(fresh, requires_grad=value.requires_grad) if own else fresh
         _adopt_sizes(layer)
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    order_channels_last(module)
+
+
+def order_channels_last(module: nn.Module) -> None:
+    """Lay the weights of images out as images are; unlike `Module.to`, this bears convolutions of three dimensions."""
+    for value in (*module.parameters(), *module.buffers()):
+        if value.ndim == 4:
+            value.data = value.data.to(memory_format=torch.channels_last)
 
 
 def _adopt_sizes(layer: nn.Module) -> None:

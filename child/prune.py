@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from child.network import resize
+from child.network import order_channels_last, resize
 from child.norm import batch_norms, statistics_anew
 from child.share import FineTuning
 from child.space import derive_seed
@@ -213,8 +213,8 @@ def remove_units(
     for name, parameter in module.named_parameters():
         parameter.grad = None
         parameter.requires_grad_(name not in frozen)
-    # What was cut out of a tensor lies in another order in memory.
-    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    order_channels_last(module)  # what was cut out of a tensor lies in another order in memory
+    return module
 
 
 def keep_shares(
