@@ -30,7 +30,7 @@ from child.prune import (
 from child.recurrent import RecurrentSpace
 from child.resnet import ResNet
 from child.space import NetworkSpace
-from child.task import Classification, Task
+from child.task import Classification, Task, WithAuxiliary
 from child.transforms import Normalize
 
 SHAPE = (3, 8, 8)
@@ -90,6 +90,171 @@ class Row(nn.Module):
         x = self.reader(x, x, x)[0] if isinstance(self.reader, nn.MultiheadAttention) else self.reader(x)
         x = x[0] if isinstance(self.reader, nn.LSTM) else x
         return self.last(torch.relu(self.hidden(x.mean(dim=1))))
+
+
+class Between(nn.Module):
+    """Something between two convolutions, of 16 channels or as many as it gives."""
+
+    def __init__(self, body: Callable[[Tensor], Tensor], norm: nn.Module | None = None, given: int = 16) -> None:
+        super().__init__()
+        self.stem, self.norm, self.body = nn.Conv2d(3, 16, 3), norm or nn.Identity(), body
+        self.head, self.last = nn.Conv2d(given, 8, 1), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(torch.relu(self.norm(self.stem(x))))
+        return self.last(torch.relu(self.head(x)).mean(dim=(2, 3)))
+
+
+class Fused(nn.Module):
+    """Attention of two heads over pixels, by one linear map for queries, keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.project(x.flatten(2).transpose(1, 2))
+        query, key, value = (each.unflatten(-1, (2, -1)).transpose(1, 2) for each in maps)
+        y = nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return x + self.out(y).transpose(1, 2).unflatten(2, x.shape[2:])
+
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.qkv(x).chunk(3, dim=-1)
+
+
+class Separate(Fused):
+    """The same by three linear maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.qkv = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.query(x), self.key(x), self.qkv(x)
+
+
+class NonLocal(nn.Module):
+    """Every pixel sees all (Wang et al. 2018)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta, self.phi, self.g, self.out = (nn.Conv2d(*sizes, 1) for sizes in ((16, 8),) * 3 + ((8, 16),))
+
+    def forward(self, x: Tensor) -> Tensor:
+        theta, phi, g = (layer(x).flatten(2) for layer in (self.theta, self.phi, self.g))
+        y = g @ (theta.transpose(1, 2) @ phi).softmax(dim=-1).transpose(1, 2)
+        return x + self.out(y.unflatten(2, x.shape[2:]))
+
+
+class Gated(nn.Module):
+    """One half of a layer opens the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(16, 32, 1), nn.Conv2d(16, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.wide(x).chunk(2, dim=1)
+        return x + self.narrow(first * nn.functional.gelu(second))
+
+
+class Ghost(nn.Module):
+    """Half of the channels are made from the other half (Han et al. 2020)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.primary, self.cheap = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.primary(x))
+        return torch.cat([x, self.cheap(x)], dim=1)
+
+
+class ChannelsLast(nn.Module):
+    """A layer normalization and a small perceptron of each pixel, scaled (Liu et al. 2022)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.wide, self.narrow = nn.LayerNorm(16), nn.Linear(16, 32), nn.Linear(32, 16)
+        self.gamma = nn.Parameter(torch.full((16,), 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.narrow(nn.functional.gelu(self.wide(self.norm(x.permute(0, 2, 3, 1)))))
+        return x + (self.gamma * y).permute(0, 3, 1, 2)
+
+
+class Beside(nn.Module):
+    """A concatenation with half of it made anew, normalized as a whole."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.side, self.norm = nn.Conv2d(16, 8, 1), norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(torch.cat([x, self.side(x)], dim=1))
+
+
+class Solid(nn.Module):
+    """Convolutions of three dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv3d(1, 8, 3), nn.Conv3d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x[:, None]))).mean(dim=2)
+
+
+class Twins(nn.Module):
+    """Two layers of the same weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+class Helped(nn.Module):
+    """With an auxiliary head in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+        self.last, self.auxiliary = nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor | WithAuxiliary:
+        x = torch.relu(self.first(x))
+        y = self.last(torch.relu(self.second(x)).mean(dim=(2, 3)))
+        return WithAuxiliary(y, self.auxiliary(x.mean(dim=(2, 3))), 0.4) if self.training else y
+
+
+class BothWays(nn.Module):
+    """Rows of an image, read both ways by a recurrent layer."""
+
+    def __init__(self, kind: Callable[..., nn.RNNBase]) -> None:
+        super().__init__()
+        self.first = kind(8, 8, 2, batch_first=True, bidirectional=True)
+        self.second, self.last = nn.Linear(16, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.second(self.first(x[:, 0])[0].mean(dim=1))))
+
+
+class Symbols(nn.Module):
+    """Reads symbols, of which the first is nothing, and reverses features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 8, padding_idx=0)
+        self.first, self.second = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+        self.last = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(self.embedding(x.long()))).flip(-1)
+        return self.last(torch.relu(self.second(x)))
 
 
 def pruned(module: nn.Module, shape: tuple[int, ...], share: float = 0.5) -> nn.Module:
@@ -246,6 +411,89 @@ def test_what_could_not_be_built_again_is_left_alone(make: Callable[[], nn.Modul
     assert [group.name for group in find_groups(module, SHAPE)] == left
     smaller, inputs = pruned(module, SHAPE).eval(), torch.rand(2, *SHAPE)
     assert rebuilt(module, smaller.state_dict())(inputs).equal(smaller(inputs))
+
+
+@pytest.mark.parametrize("norm", [lambda: None, lambda: nn.BatchNorm2d(16), lambda: nn.GroupNorm(1, 16)],
+                         ids=["plain", "batch", "group"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("body", "given"),
+    [
+        (lambda x: x.flip(1), 16),
+        (lambda x: x.roll(1, 1), 16),
+        (nn.ChannelShuffle(4), 16),
+        (nn.Sequential(nn.ChannelShuffle(2), nn.ConvTranspose2d(16, 16, 2)), 16),
+        (lambda x: torch.cat(x.chunk(2, dim=1)[::-1], dim=1), 16),
+        (lambda x: x.sort(1).values, 16),
+        (lambda x: x.softmax(1), 16),
+        (lambda x: nn.functional.normalize(x, dim=1), 16),
+        (lambda x: nn.functional.glu(x, dim=1), 8),
+        (lambda x: x[:, ::2], 8),
+    ],
+    ids=["flip", "roll", "shuffle", "shuffle, transposed", "swap", "sort", "softmax", "l2", "glu", "slice"],
+)
+def test_channels_whose_place_or_company_matters_are_left_alone(
+    norm: Callable[[], nn.Module | None], body: Any, given: int
+) -> None:
+    torch.manual_seed(0)
+    assert "stem" not in [group.name for group in find_groups(Between(body, norm(), given), SHAPE)]
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda: Between(Fused()), ["body.out", "head"]),
+        (lambda: Between(Separate()), ["body.out", "head"]),
+        (lambda: Between(NonLocal()), ["body.out", "head"]),
+        (lambda: Between(Gated()), ["body.narrow", "head"]),
+        (lambda: Between(Ghost()), ["stem", "body.cheap", "head"]),
+        (lambda: Between(ChannelsLast()), ["body.wide", "body.narrow", "head"]),
+        (lambda: Between(lambda x: torch.cat([x, -x], dim=1), nn.GroupNorm(4, 16), 32), ["stem", "head"]),
+        (lambda: Between(Beside(nn.BatchNorm2d(24)), given=24), ["stem", "body.side", "head"]),
+        (lambda: Between(Beside(nn.GroupNorm(1, 24)), given=24), ["stem", "body.side", "head"]),
+        (lambda: Between(Beside(nn.GroupNorm(4, 24)), given=24), ["head"]),
+        (lambda: Between(nn.Sequential(nn.ConvTranspose2d(16, 16, 2, 2), nn.PReLU(16))), ["stem", "body.0", "head"]),
+        (lambda: Between(Twins()), ["head"]),
+        (lambda: Between(nn.utils.spectral_norm(nn.Conv2d(16, 16, 1))), ["head"]),
+        (lambda: Between(Solid(), given=8), ["body.first", "body.second", "head"]),
+        (Helped, ["second"]),
+        (lambda: BothWays(nn.LSTM), ["second"]),
+        (lambda: BothWays(nn.GRU), ["second"]),
+    ],
+    ids=["attention", "attention by three", "non-local", "gated", "ghost", "channels last", "negatives", "concatenated",
+         "concatenated, one group", "concatenated, groups", "transposed", "twins", "spectral", "solid", "auxiliary",
+         "lstm", "gru"],
+)  # fmt: skip
+def test_blocks_lose_what_can_be_told_apart(make: Callable[[], nn.Module], found: list[str]) -> None:
+    """Exactly so many channels as they should, and they answer and learn as the network that is built again."""
+    torch.manual_seed(0)
+    module = make()
+    groups = find_groups(module, SHAPE)
+    assert [group.name for group in groups] == found
+    scores = score_units(module, SHAPE, groups, "magnitude")
+    for share in (0.8, 0.4):
+        kept = keep_shares(groups, uniform(groups, scores, share))
+        smaller, inputs = remove_units(module, SHAPE, groups, scores, kept).eval(), torch.rand(2, *SHAPE)
+        for group in groups:
+            layer: Any = smaller.get_submodule(group.name)
+            left = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+            assert left == kept[group.name] * group.num_parts < group.num_channels
+        again = rebuilt(module, smaller.state_dict())
+        torch.testing.assert_close(again(inputs), smaller(inputs))
+        assert again.train()(inputs) is not None
+
+
+def test_symbols_are_tried_with_more_than_the_first() -> None:
+    torch.manual_seed(0)
+    assert [group.name for group in find_groups(Symbols(), (6,))] == ["second"]
+
+
+def test_a_trial_leaves_the_network_and_the_random_numbers_as_they_were() -> None:
+    torch.manual_seed(0)
+    module = Between(nn.Sequential(nn.Dropout(0.5), nn.utils.spectral_norm(nn.Conv2d(16, 16, 1))), nn.BatchNorm2d(16))
+    before, state = copy.deepcopy(module.state_dict()), torch.get_rng_state()
+    find_groups(module, SHAPE)
+    assert all(value.equal(before[name]) for name, value in copy.deepcopy(module).state_dict().items())
+    assert torch.get_rng_state().equal(state)
 
 
 def test_grouped_convolutions_are_pruned_on_when_each_group_has_one_channel() -> None:
