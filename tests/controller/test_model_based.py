@@ -186,6 +186,42 @@ def test_half_of_the_candidates_are_uniform(known: Any, monkeypatch: pytest.Monk
     assert len(np.unique(found[101:], axis=0)) > 60  # 83 of 256 are expected
 
 
+def test_imagined_rewards_are_hopeful_and_lower_for_what_is_known(known: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy = ModelBased(known.FlatSpace(2, 3), 0, POLICY, num_random=2, imagined=64, optimism=2.0, known_penalty=5.0)
+    tell(strategy, np.array([[0, 1], [2, 2], [1, 0]]), [0.1, 0.2, 0.3])
+    asked: list[np.ndarray[Any, Any]] = []
+    told: list[np.ndarray[Any, Any]] = []
+
+    def predict(tokens: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        asked.append(tokens)
+        return tokens[:, 0] * 1.0, tokens[:, 1] * 0.5
+
+    monkeypatch.setattr(strategy.model, "predict", predict)
+    monkeypatch.setattr("controller.model_based.normal_scores", lambda x: told.append(x) or normal_scores(x))
+    strategy._imagine()
+    (tokens,), (rewards,) = asked, told
+    seen = [row in ([0, 1], [2, 2], [1, 0]) for row in tokens.tolist()]
+    assert rewards.tolist() == (tokens[:, 0] + 2.0 * 0.5 * tokens[:, 1] - 5.0 * np.array(seen)).tolist()
+    assert 0 < sum(seen) < 64
+
+
+def test_two_models_choose_in_turn(known: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy = ModelBased(known.FlatSpace(3, 3), 0, POLICY, num_random=2)
+    tell(strategy, np.array([[0, 1, 2], [2, 2, 0], [1, 0, 0]]), [0.1, 0.2, 0.3])
+    asked: list[str] = []
+    for name in ("model", "steady"):
+        model = getattr(strategy, name)
+        predict = model.predict
+        monkeypatch.setattr(
+            model, "predict", lambda tokens, name=name, predict=predict: asked.append(name) or predict(tokens)
+        )
+    for round_number, name in ((7, "model"), (8, "steady")):
+        asked.clear()
+        strategy.propose(1, round_number)
+        assert set(asked) == {name}
+    assert not np.array_equal(strategy.model.log_weights.detach(), strategy.steady.log_weights.detach())
+
+
 def test_shared_weights_are_trained_on_what_the_policy_draws(known: Any) -> None:
     strategy = known.build_controller("model_based", known.FlatSpace(3, 4), 10)
     assert strategy.sample(20, 3) is None  # nothing is learned yet
