@@ -171,13 +171,14 @@ def main(config: OptimizeConfig, text: str) -> None:
         device, task, blueprint, original = built
         at = Setting(config, device, task.to(device), run, console)
         console.say(f"Luban: a smaller {blueprint.target} for {task.name}, on {device}. Run folder: {run.folder}")
+        notes = notes_on(config)
         run.write_task({"task": task.name, "metric": task.metric_name, "data": task.mark(),
                         "higher_is_better": task.objective.higher_is_better,
-                        "joined_validation": bool(notes_on(config))})  # fmt: skip
+                        "joined_validation": bool(notes)})  # fmt: skip
         rows = optimize(at, blueprint, original)
         rows = run.once("time", lambda: time_networks(at, rows))
         choice = run.once("choice", lambda: choose(at, rows))
-        results = run.once("test", lambda: test(at, rows, choice))
+        results = run.once("test", lambda: test(at, rows, choice, notes))
         results = export_chosen(at, results)
     console.table(steps_table(results))
     console.say(results["verdict"])
@@ -321,11 +322,12 @@ def check_goals(config: OptimizeConfig, module: nn.Module, groups: Sequence[Grou
                 raise ConfigError(
                     f"prune.share: {share:g} of the {unit} contradicts goal.{unit}={limit:g}; leave it out"
                 )
-        smallest = smallest_of(config, module, groups, task)
+        smallest, costs = smallest_of(config, module, groups, task), costs_of(config, task)
         for unit, share in targets.items():
-            whole = {"macs": count_macs(module, task.input_shape), "parameters": count_parameters(module)}
-            # Bytes are those of all steps together, below.
-            lowest = 0.0 if unit == "bytes" else costs_of(config, task)[unit](smallest) / whole[unit]
+            if unit == "bytes":  # of all steps together, below
+                continue
+            whole = count_parameters(module) if unit == "parameters" else costs[unit](module)
+            lowest = costs[unit](smallest) / whole
             if share < lowest:
                 key = f"goal.{unit}" if share == getattr(goal, unit) else "prune.share"
                 raise ConfigError(
@@ -410,19 +412,18 @@ def prune(at: Setting, step: Step) -> float:
     """Remove channels, in rounds, until so much is left of the original."""
     settings, seconds, whole = at.config.prune, 0.0, step.original
     targets, before = prune_targets(at.config), step.before
-    if "parameters" in targets:  # tied layers counted as one, if they will be
-        unpruned = parameters_ahead(at.config, at.load("original").module)
-        targets["parameters"] *= whole["parameters"] / unpruned
-        whole = {**whole, "parameters": unpruned}
-    if "bytes" in targets:  # of the weights, as the steps to come would leave them if there were no pruning
-        beside = whole["bytes"] - (at.folder("original") / WEIGHTS).stat().st_size
-        module = at.load("original").module
-        groups = find_groups(module, at.task.input_shape)
-        unpruned, fewest = (
-            bytes_ahead(at.config, each) for each in (module, smallest_of(at.config, module, groups, at.task))
-        )
-        targets["bytes"] = max(fewest, targets["bytes"] * whole["bytes"] - beside) / unpruned
-        whole = {**whole, "bytes": unpruned}
+    if ahead := [unit for unit in targets if unit != "macs"]:
+        # As the steps to come would leave them if there were no pruning: tied, if they will be, and the weights packed.
+        module, costs = at.load("original").module, costs_of(at.config, at.task)
+        unpruned = {unit: costs[unit](module) for unit in ahead}
+        if "parameters" in ahead:
+            targets["parameters"] *= whole["parameters"] / unpruned["parameters"]
+        if "bytes" in ahead:
+            beside = whole["bytes"] - (at.folder("original") / WEIGHTS).stat().st_size
+            groups = find_groups(module, at.task.input_shape)
+            fewest = costs["bytes"](smallest_of(at.config, module, groups, at.task))
+            targets["bytes"] = max(fewest, targets["bytes"] * whole["bytes"] - beside) / unpruned["bytes"]
+        whole = {**whole, **unpruned}
     ratios = (read_object(at.run.folder / "ratios.json", ()) or {}) if settings.ratios == "search" else {}
     for number in range(1, settings.rounds + 1):
         last = number == settings.rounds
@@ -899,7 +900,7 @@ def points(lost: float, task: Task) -> float:
     return 100 * lost if task.metric_name == "accuracy" else lost
 
 
-def test(at: Setting, rows: Sequence[Row], choice: Mapping[str, Any]) -> dict[str, Any]:
+def test(at: Setting, rows: Sequence[Row], choice: Mapping[str, Any], notes: Sequence[str]) -> dict[str, Any]:
     """Open the test set, now that the choice is written down, and measure the original and the chosen network once."""
     task = at.task
     task.test.unseal()
@@ -919,7 +920,7 @@ def test(at: Setting, rows: Sequence[Row], choice: Mapping[str, Any]) -> dict[st
         "goal": {name: limit for name, limit in vars(at.config.goal).items() if limit is not None},
         **{key: choice[key] for key in ("chosen", "honored", "verdict")},
         "rows": tested,
-        "notes": notes_on(at.config),
+        "notes": list(notes),
         "seconds": {row["name"]: row["seconds"] for row in rows},
     }
     networks = {name: at.load(name).module for name in ("original", choice["chosen"])}

@@ -71,11 +71,14 @@ def unpack(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     packed = json.loads(metadata.get("packed", "{}"))
     names = {name.rpartition(":")[0] for name in stored if name.rpartition(":")[0] in packed}
     state = {name: value for name, value in stored.items() if name.rpartition(":")[0] not in names}
+    same, equal = {}, {}
     try:
-        same = {name: how["same"] for name, how in packed.items() if "same" in how}
-        equal = {name: how["equal"] for name, how in packed.items() if "equal" in how}
         for name, how in packed.items():
-            if name not in same and name not in equal:
+            if "same" in how:
+                same[name] = how["same"]
+            elif "equal" in how:
+                equal[name] = how["equal"]
+            else:
                 codes, mask = (stored.get(f"{name}:{part}") for part in ("codes", "mask"))
                 state[name] = _restore(tuple(how["shape"]), stored[f"{name}:values"], codes, mask)
         state |= {name: state[other].clone() for name, other in equal.items()}

@@ -98,11 +98,11 @@ def write_each(
     }
     written: dict[str, int] = {}
     refused: dict[str, str] = {}
-    with _one_line(network), _quiet():
+    with one_line(network), _quiet():
         program = _trace(network)
     for kind in formats:
         try:
-            with _one_line(network), _quiet():
+            with one_line(network), _quiet():
                 if kind == "onnx":
                     data = _to_onnx(program, metadata)
                     answer = OnnxModule(data)
@@ -198,16 +198,16 @@ def _to_onnx(program: ExportedProgram, metadata: dict[str, str]) -> bytes:
 
 
 @contextmanager
-def _one_line(network: TrainedNetwork) -> Iterator[None]:
-    """Turn whatever goes wrong into a ValueError that names the network and says why in its first line."""
+def one_line(network: TrainedNetwork, what: str = "exported") -> Iterator[None]:
+    """Turn whatever goes wrong into a ValueError that names the network, `what` it cannot be, and why, in a line."""
     try:
         yield
-    except Exception as error:  # there is no list of what tracing somebody's Python may raise
+    except Exception as error:  # there is no list of what somebody's Python, or onnxruntime, may raise
         while error.__cause__ is not None and isinstance(error, torch.onnx.OnnxExporterError):
             error = error.__cause__  # it tells its steps and its advice first
         lines = COLORS.sub("", str(error)).splitlines()
         reason = next((line.strip() for line in lines if line.strip()), type(error).__name__)
-        raise ValueError(f"{network.blueprint.target} cannot be exported: {reason:.300}") from None
+        raise ValueError(f"{network.blueprint.target} cannot be {what}: {reason:.300}") from None
 
 
 @contextmanager

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from onnxruntime import quantization
 from torch import Tensor, nn
 
-from child.cost import is_out_of_memory
-from child.export import export
+from child.export import export, one_line
 from child.network import TrainedNetwork, add_file, read_checked, save_network
 from child.onnx_module import QUANTIZED, OnnxModule
 from child.recurrent import RecurrentNetwork
@@ -94,13 +93,8 @@ def check_quantizable(network: TrainedNetwork, inputs: Tensor, plugins: Sequence
         folder = Path(scratch)
         save_network(network, folder)
         export(network, folder, ("onnx",), plugins=plugins)
-        try:
+        with one_line(network, "quantized"):
             quantize(folder, inputs)
-        except Exception as error:  # there is no list of what onnxruntime may raise
-            if is_out_of_memory(error):
-                raise
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise ValueError(f"{network.blueprint.target} cannot be quantized: {reason:.300}") from None
 
 
 @contextmanager

@@ -260,9 +260,8 @@ class SupernetEvaluator:
     def _samples(self) -> Tensor:
         """What untrained networks are to tell apart: no two alike, which none could."""
         drawn = self.task.train.draw(4 * IMAGES, derive_seed(self.seed, "expressivity")).inputs
-        kinds = drawn.flatten(1).unique(dim=0, return_inverse=True)[1].tolist()
-        first = [place for place, kind in enumerate(kinds) if kind not in kinds[:place]]
-        return self.task.preprocessing(drawn[first[:IMAGES]])
+        first = np.sort(np.unique(drawn.flatten(1).cpu().numpy(), axis=0, return_index=True)[1])
+        return self.task.preprocessing(drawn[first[:IMAGES].tolist()])
 
     def _tells_apart(self, genotype: Genotype) -> float:
         if genotype not in self._expressivity:
