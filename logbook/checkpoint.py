@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -20,11 +21,22 @@ MAGIC = b"luban checkpoint 2"
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a state of nested dictionaries, lists, numbers, texts and tensors; whole, or not at all."""
+    """Write a state of nested dictionaries, lists, numbers (NumPy's too), texts and tensors; whole, or not at all."""
     tensors: dict[str, Tensor] = {}
     plain = json.dumps(_encode(state, tensors))
     payload = save(tensors, metadata={"state": plain})
     write_atomically(path, _header(payload) + b"\n" + payload)
+
+
+def plain_number(value: Any) -> Any:
+    """For JSON: a number of NumPy's or PyTorch's, such as an evaluator of the user's own may give, as Python's.
+
+    Raises:
+        TypeError: It is no number.
+    """
+    if isinstance(value, np.generic | Tensor):
+        return value.item()
+    raise TypeError(f"JSON holds plain data, not {type(value).__name__}")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -91,6 +103,8 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
             return {"tuple": [_encode(each, tensors) for each in value]}
         case list():
             return [_encode(each, tensors) for each in value]
+        case np.generic():  # as it is, so that a resumed run computes in the same precision
+            return {"numpy": value.dtype.str, "value": value.item()}
         case None | bool() | int() | float() | str():
             return value
     raise TypeError(f"a checkpoint holds plain data and tensors, not {type(value).__name__}")
@@ -100,6 +114,8 @@ def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
     match value:
         case {"tensor": name, "channels_last": channels_last}:
             return tensors[name].contiguous(memory_format=torch.channels_last) if channels_last else tensors[name]
+        case {"numpy": dtype, "value": number}:
+            return np.dtype(dtype).type(number)
         case {"dict": mapping}:
             return {key: _decode(each, tensors) for key, each in mapping.items()}
         case {"pairs": pairs}:

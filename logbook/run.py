@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue] (generated)
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from logbook.checkpoint import read_checkpoint, write_atomically, write_checkpoint
+from logbook.checkpoint import plain_number, read_checkpoint, write_atomically, write_checkpoint
 from logbook.interrupt import Interruption
 from logbook.record import read_object
 
@@ -154,7 +154,7 @@ class Run:
         """A line of JSON for each record at the end of `<journal>.jsonl`; a number that is not finite becomes null."""
         if journal not in self._journals:
             self._journals[journal] = (self.folder / f"{journal}.jsonl").open("ab")
-        lines = [orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records]
+        lines = [orjson.dumps(record, plain_number, orjson.OPT_APPEND_NEWLINE) for record in records]
         self._journals[journal].write(b"".join(lines))
 
     def read(self, journal: str) -> list[dict[str, Any]]:
@@ -166,7 +166,8 @@ class Run:
 
     def write(self, name: str, data: Any) -> None:
         """A JSON file in the run folder, there whole or not at all."""
-        write_atomically(self.folder / name, json.dumps(data, indent=1, allow_nan=False).encode() + b"\n")
+        text = json.dumps(data, indent=1, allow_nan=False, default=plain_number)
+        write_atomically(self.folder / name, text.encode() + b"\n")
 
     def write_task(self, about: Mapping[str, Any]) -> None:
         """`task.json`; of a run that goes on, first proved to be about the same data.

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -163,6 +164,29 @@ def test_a_number_that_json_lacks_is_null_in_a_journal_and_refused_elsewhere(tmp
             run.write("results.json", {"reward": number})
     assert run.read("history") == [{"reward": None}] * 2 and not (run.folder / "results.json").exists()
     run.close()
+
+
+NUMPY = {"quality": np.float32(1 / 3), "cost": np.int64(2**40), "reward": np.float64(0.1), "known": np.bool_(True)}
+"""What an evaluator of the user's own may give."""
+
+
+def test_numbers_of_numpy_and_pytorch_are_written_as_any_other(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    run.append("history", {**NUMPY, "loss": torch.tensor(0.5), "failed": np.float32("nan")})
+    run.write("results.json", {**NUMPY, "loss": torch.tensor(0.5)})
+    plain = {name: value.item() for name, value in NUMPY.items()} | {"loss": 0.5}
+    assert run.read("history") == [{**plain, "failed": None}]
+    assert json.loads((run.folder / "results.json").read_text()) == plain
+    for write in (run.append, run.write):
+        with pytest.raises(TypeError):
+            write("other.json", {"what": object()})
+    run.close()
+
+
+def test_numbers_of_numpy_come_back_in_their_precision(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "state.ckpt", {"finished": {"row": NUMPY}})
+    read = read_checkpoint(tmp_path / "state.ckpt")["finished"]["row"]
+    assert read == NUMPY and [type(each) for each in read.values()] == [type(each) for each in NUMPY.values()]
 
 
 def test_the_last_three_checkpoints_stay(tmp_path: Path) -> None:
