@@ -209,9 +209,9 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
     else:
         if not isinstance(space, NetworkSpace):
             raise ConfigError(f"space: {config.space.target} has no networks that could be trained on {task.name}")
-        check_storable(task)
         shape = {"input_shape": list(task.input_shape), "num_outputs": task.num_outputs}
         drawn = space.sample(np.random.default_rng(0), 1)[0]
+        check_storable(Blueprint.of(space, drawn), task)
         check_fit("space", partial(space.network, drawn), task)
         for key, other in (("retrain.space", final_space), ("rungs.space", rungs_space)):
             if other is not space:

@@ -214,7 +214,6 @@ def build(config: OptimizeConfig) -> tuple[torch.device, Task, Blueprint, nn.Mod
     if not config.steps:
         raise ConfigError(f"steps: expected a list of one or more of {', '.join(STEPS)}, got none")
     task: Task = config.env.task.build(config.plugins, seed=config.seed)
-    check_storable(task)
     model = config.model
     if model.path is not None:
         network = network_for("model.path", find_network(model.path), task, config.plugins)
@@ -226,6 +225,7 @@ def build(config: OptimizeConfig) -> tuple[torch.device, Task, Blueprint, nn.Mod
         module = blueprint.build(config.plugins)
         check_state(blueprint, module)
         original = None if model.weights is None else with_weights(module, Path(model.weights))
+    check_storable(blueprint, task)
     check_fit("model", lambda: module, task)
     untrained = copy.deepcopy(module)
     try:

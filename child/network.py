@@ -207,14 +207,23 @@ def restore(
         raise ValueError(f"{source} is not a network description: {error!r}") from None
 
 
-def check_storable(task: Task) -> None:
-    """Prove that a network of this task could be written down (else ValueError), before one is trained."""
+def check_storable(blueprint: Blueprint, task: Task) -> None:
+    """Prove that such a network of this task could be written down (else ValueError), before one is trained."""
     for part, known in ((task.objective, OBJECTIVES), (task.preprocessing, PREPROCESSINGS)):
         if type(part) not in known.values():
             raise ValueError(
                 f"env.task: {task.name} has a {type(part).__name__}, which no network on disk could be stored with; "
                 f"allowed: {', '.join(known)}"
             )
+    parts = [blueprint.arguments, part_to_json(task.objective), part_to_json(task.preprocessing)]
+    for owner, part in zip((blueprint.target, task.name, task.name), parts, strict=True):
+        try:
+            json.dumps(part)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"a network on disk could not be stored with what {owner} has: {error}; make that Python's own numbers "
+                f"and texts: {part!s:.200}"
+            ) from None
 
 
 def check_state(blueprint: Blueprint, module: nn.Module) -> None:

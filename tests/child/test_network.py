@@ -100,13 +100,19 @@ def test_a_run_without_a_student_is_told(tmp_path: Path) -> None:
         find_network(tmp_path)
 
 
-def test_a_task_that_no_file_could_hold_is_told(task: Task) -> None:
+def test_what_no_file_could_hold_is_told(task: Task) -> None:
     class Mine(Normalize):
         pass
 
-    check_storable(task)
+    blueprint = Blueprint("mine.Net", {"width": 8})
+    check_storable(blueprint, task)
     with pytest.raises(ValueError, match=r"has a Mine, which no network on disk could be stored with; allowed: Normal"):
-        check_storable(dataclasses.replace(task, preprocessing=Mine(1.0, (0.0,), (1.0,))))
+        check_storable(blueprint, dataclasses.replace(task, preprocessing=Mine(1.0, (0.0,), (1.0,))))
+    with pytest.raises(ValueError, match=r"with what mine\.Net has: .*int64 is not JSON serializable; .*'width': "):
+        check_storable(Blueprint("mine.Net", {"width": np.int64(8)}), task)
+    single: Any = np.float32(1)
+    with pytest.raises(ValueError, match=rf"with what {task.name} has: .*float32 is not JSON .*'scale': "):
+        check_storable(blueprint, dataclasses.replace(task, preprocessing=Normalize(single, (0.0,), (1.0,))))
 
 
 def test_it_comes_back_the_same(trained: TrainedNetwork, folder: Path, images: np.ndarray) -> None:
