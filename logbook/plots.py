@@ -177,7 +177,8 @@ def operation_shares(history: Evaluations, decisions: Decisions) -> Figure:
         )
         for row, label in enumerate(labels):
             shares[row, column] = used[label] / max(1, used.total())
-    x = list(rounds) if len(rounds) > 1 else [next(iter(rounds)) - 0.5, next(iter(rounds)) + 0.5]
+    numbers = [number + 1 for number in rounds]
+    x = numbers if len(numbers) > 1 else [numbers[0] - 0.5, numbers[0] + 0.5]
     shares = shares if len(rounds) > 1 else np.repeat(shares, 2, axis=1)
     colors = label_colors(labels)
     axes.stackplot(x, shares, colors=list(colors.values()), alpha=0.8, linewidth=0)
@@ -188,7 +189,7 @@ def operation_shares(history: Evaluations, decisions: Decisions) -> Figure:
         axes.text(1.02, height, "■", transform=axes.transAxes, va="center", color=colors[label], fontsize=9)
         axes.text(1.065, height, label, transform=axes.transAxes, va="center", fontsize=9)
     axes.set(xlabel="round", ylabel="share", xlim=(min(x), max(x)), ylim=(0, 1))
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True) if len(rounds) > 1 else FixedLocator(list(rounds)))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True) if len(numbers) > 1 else FixedLocator(numbers))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     return figure
 
@@ -271,7 +272,8 @@ def controller_over_rounds(updates: Sequence[Mapping[str, Any]]) -> Figure:
     ):
         rounds = _by_key([update for update in updates if update.get(key) is not None], "round")
         mean = [float(np.mean([update[key] for update in group])) for group in rounds.values()]
-        axes.plot(list(rounds), mean, color=color, linewidth=2, marker="o" if len(rounds) == 1 else None)
+        numbers = [number + 1 for number in rounds]
+        axes.plot(numbers, mean, color=color, linewidth=2, marker="o" if len(numbers) == 1 else None)
         axes.set_ylim(0, 1.08 * max(mean))
         axes.set_title(label, loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -363,8 +365,9 @@ def reward_curves(
         rounds = sorted({number for run in runs for number in run})
         values = [[run[number] for run in runs if number in run] for number in rounds]
         low, median, high = (np.array([np.quantile(v, share) for v in values]) for share in (0.25, 0.5, 0.75))
-        axes.fill_between(rounds, low, high, color=color, alpha=0.22, linewidth=0)
-        axes.plot(rounds, median, color=color, linewidth=2.2, label=name)
+        numbers = [number + 1 for number in rounds]
+        axes.fill_between(numbers, low, high, color=color, alpha=0.22, linewidth=0)
+        axes.plot(numbers, median, color=color, linewidth=2.2, label=name)
     axes.set(xlabel="round", ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     legend_above(axes)

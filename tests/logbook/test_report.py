@@ -535,8 +535,17 @@ def test_layers_beyond_the_chosen_depth_have_no_share() -> None:
     deep = {**evaluation("reinforce", 1, 2, [1, 1, 0], 0.9, 1), "open": [0, 1, 2]}
     areas = plots.operation_shares([shallow, deep], decisions).axes[0].collections
     conv3 = np.asarray(areas[0].get_paths()[0].vertices)
-    assert {float(height) for x, height in conv3 if x == 0} == {0.0}
-    assert {float(height) for x, height in conv3 if x == 1} == {0.0, 0.5}
+    assert {float(height) for x, height in conv3 if x == 1} == {0.0}
+    assert {float(height) for x, height in conv3 if x == 2} == {0.0, 0.5}
+
+
+def test_rounds_count_from_one_in_every_picture(finished: Path) -> None:
+    run = read_run(finished)
+    assert run.decisions is not None
+    curves = plots.reward_curves({"A": [dict.fromkeys(range(ROUNDS), 0.5)]}).axes[0].lines
+    lines = [*(axes.lines[0] for axes in plots.controller_over_rounds(run.updates).axes), *curves]
+    assert [np.asarray(line.get_xdata()).tolist() for line in lines] == [list(range(1, ROUNDS + 1))] * 3
+    assert plots.operation_shares(run.history, run.decisions).axes[0].get_xlim() == (1, ROUNDS)
 
 
 def test_decisions_of_other_kinds_have_a_picture(tmp_path: Path) -> None:
