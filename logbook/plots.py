@@ -147,7 +147,7 @@ def quality_against_cost(
         axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.xaxis.set_major_formatter(cost_tick)
     choices = [*(quality for _, _, quality in networks), *(line["quality"] for line in rescored)]
     below = _frame(axes, [line["quality"] for line in scored], choices, hidden=0.5)
     axes.set(xlabel=cost_label + below, ylabel="quality")
@@ -301,7 +301,7 @@ def against_standalone(architectures: Evaluations, key: str, label: str, judged:
     axes.margins(0.1)
     axes.set(xlabel=label, ylabel=f"quality when trained alone, {judged}")
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=" ") if key == "macs" else axes.xaxis.get_major_formatter())
+    axes.xaxis.set_major_formatter(cost_tick if key == "macs" else axes.xaxis.get_major_formatter())
     axes.yaxis.set_major_locator(MaxNLocator(6))
     legend_above(axes)
     return figure
@@ -414,6 +414,11 @@ def canvas(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
     """An empty plot, in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
+
+
+def cost_tick(value: float, _: float) -> str:
+    """A cost beside an axis: `20 k`, `1.5 M`; a fraction, as of a millisecond, as it is."""
+    return f"{value:g}" if abs(value) < 1 else EngFormatter(sep=" ")(value)
 
 
 def ordered(names: Iterable[str]) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from logbook import plots
 from logbook.numbers import COSTS
@@ -98,6 +98,6 @@ def draw_fronts(groups: Groups, cost_label: str) -> Figure:
                 axes.step(costs, qualities, where="post", color=color, lw=1.5, alpha=0.75, marker=".", label=label)
     axes.set(xlabel=cost_label, ylabel="quality")
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.xaxis.set_major_formatter(plots.cost_tick)
     plots.legend_above(axes)
     return figure

@@ -525,6 +525,15 @@ def test_a_single_evaluation_is_drawn_before_there_are_candidates() -> None:
     assert axes.get_ylim() == pytest.approx((0.9, 0.9), abs=1e-3)
 
 
+def test_costs_of_less_than_one_have_no_prefix() -> None:
+    networks = [("small", 0.5, 0.9), ("large", 2.0, 0.95)]
+    figure = plots.quality_against_cost([], [], networks, "latency in milliseconds")
+    figure.draw_without_rendering()
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert [float(label) for label in labels] == pytest.approx(figure.axes[0].get_xticks())  # 0.5, and not 500 m
+    assert plots.cost_tick(1_500_000, 0) == "1.5 M"
+
+
 def test_layers_beyond_the_chosen_depth_have_no_share() -> None:
     decisions = [
         {"name": "layers", "kind": "depth", "labels": ["1", "2"]},
