@@ -25,6 +25,7 @@ INK = "#757575"  # contrast 4.6 on white and on black
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, "#8A8A8A", "#8C6D1F", "#7B6FD0")
 WIDTH = 4.8  # inches; narrow, so that the letters stay legible on a phone
+LETTER = 0.075  # inches, of a tick's label
 STYLE = {
     "svg.fonttype": "none",  # text stays text: searchable, and in the page's own font
     "svg.hashsalt": "luban",  # equal data, equal file
@@ -470,7 +471,9 @@ def _spread(wanted: Any, gap: float) -> list[float]:
 
 
 def _heatmap(cells: Mapping[tuple[int, int], float], rows: list[str], columns: list[str], xlabel: str = "") -> Figure:
-    figure, axes = canvas(0.55 + 0.29 * len(rows))
+    longest = LETTER * max(map(len, columns))
+    crowded = longest * len(columns) > WIDTH - LETTER * max(map(len, rows))
+    figure, axes = canvas(0.55 + 0.29 * len(rows) + 0.5 * longest * crowded)
     for (row, column), share in cells.items():
         # Opacity is the probability: the cell blends into whatever ground the picture lies on.
         axes.add_patch(Rectangle((column - 0.47, row - 0.46), 0.94, 0.92, facecolor=(BLUE, share), linewidth=0))
@@ -480,7 +483,6 @@ def _heatmap(cells: Mapping[tuple[int, int], float], rows: list[str], columns: l
         color = "white" if share > 0.8 else INK
         axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center_baseline", fontsize=8, color=color)
     axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5), xlabel=xlabel)
-    crowded = sum(map(len, columns)) > 55
     axes.set_xticks(range(len(columns)), columns, rotation=40 if crowded else 0, ha="right" if crowded else "center")
     axes.set_yticks(range(len(rows)), rows)
     axes.xaxis.set_label_position("top")

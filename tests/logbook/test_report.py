@@ -534,6 +534,21 @@ def test_costs_of_less_than_one_have_no_prefix() -> None:
     assert plots.cost_tick(1_500_000, 0) == "1.5 M"
 
 
+@pytest.mark.parametrize(("name", "labels"), [
+    ("edge01", ["none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"]),
+    ("reduction.node4.operation2", ["sepconv3", "sepconv5", "avgpool3", "maxpool3", "identity"]),
+    ("layer1.operation", OPERATIONS),
+], ids=["nasbench201", "micro", "macro"])  # fmt: skip
+def test_the_names_of_operations_do_not_run_into_each_other(name: str, labels: list[str]) -> None:
+    decision = {"name": name, "kind": "operation", "labels": labels}
+    figure = plots.operation_probabilities([decision], [[1 / len(labels)] * len(labels)])
+    figure.draw_without_rendering()
+    names = figure.axes[0].get_xticklabels()
+    if names[0].get_rotation() == 0:  # else they stand side by side on a slant
+        boxes = [label.get_window_extent() for label in names]
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+
+
 def test_layers_beyond_the_chosen_depth_have_no_share() -> None:
     decisions = [
         {"name": "layers", "kind": "depth", "labels": ["1", "2"]},
