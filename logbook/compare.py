@@ -229,7 +229,8 @@ def verdict(parts: Sequence[Part], judged: Sequence[Sequence[Json]]) -> str:
             groups = f"between these {len(part.groups)} groups"
             which = " that can be tested" if len(tested) < len(between) else ""
             differences = "difference" if len(tested) == 1 else "differences"
-            text = f"of {len(tested)} {differences} {groups}{which}, {beyond} lie beyond noise"
+            lie = "lies" if beyond == 1 else "lie"
+            text = f"of {len(tested)} {differences} {groups}{which}, {beyond} {lie} beyond noise"
             if not tested:
                 text = f"no difference {groups} can be tested (too few runs, or no spread)"
         elif num_runs == 1:

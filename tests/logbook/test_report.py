@@ -687,6 +687,17 @@ def test_single_runs_and_equal_differences_are_not_judged(repetitions: list[Path
     assert re.match("Of 1 differences? between these 2 groups that can be tested, 0 lies? beyond noise;", told)
 
 
+def test_the_page_tells_how_many_tests_there_were(repetitions: list[Path], tmp_path: Path) -> None:
+    """Differences without spread, or of single runs, have no p-value that a correction could count."""
+    (part,) = read_parts(repetitions)
+    tested = [row for row in compare.tests(part) if row["p"] != "-"]
+    assert 1 < len(tested) < len(compare.tests(part))
+    text = write_comparison(repetitions, tmp_path / "six.html").read_text()
+    assert f"p is corrected for the {len(tested)} tests that could be made (Holm)" in text
+    text = write_comparison([repetitions[0], repetitions[3]], tmp_path / "two.html").read_text()
+    assert "None of these can be tested" in text and "Holm" not in text
+
+
 def test_other_tasks_stand_in_columns_of_their_own(repetitions: list[Path], tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", num_layers=2)
     results = {**json.loads((other / "results.json").read_text()), "task": "plays", "metric": "perplexity"}
