@@ -35,7 +35,7 @@ def steps_table(results: Mapping[str, Any]) -> Table:
     Args:
         results: The content of `results.json`.
     """
-    table = Table(title=Text(f"{results['task']}: {results['metric']}"), title_justify="left", pad_edge=False)
+    table = Table(title=Text(f"{results['task']}: {_metric(results)}"), title_justify="left", pad_edge=False)
     table.add_column("network", overflow="fold")
     for key in COLUMNS:
         table.add_column(TITLES.get(key, key), justify="right", no_wrap=True)
@@ -102,7 +102,7 @@ def write_optimization(folder: Path) -> Path:
         task=results["task"],
         run=folder.resolve().name,
         verdict=results["verdict"],
-        metric=results["metric"],
+        metric=_metric(results),
         goal=results["goal"],
         notes=results["notes"],
         rows=_cells(results),
@@ -145,10 +145,13 @@ def on_front(place: int, networks: Sequence[tuple[str, float, float]]) -> bool:
     )
 
 
+def _metric(results: Mapping[str, Any]) -> str:
+    return results["metric"] + ("" if results["higher_is_better"] else " (lower is better)")
+
+
 def _cells(results: Mapping[str, Any]) -> list[dict[str, str]]:
     metric, rows = results["metric"], []
     sign = 1 if results["higher_is_better"] else -1
-    scale = 100 if metric == "accuracy" else 1
     for row in results["rows"]:
         first = results["rows"][0]
         cells = {
@@ -157,7 +160,8 @@ def _cells(results: Mapping[str, Any]) -> list[dict[str, str]]:
             "note": row["note"],
             "validation": _with_error(row, metric),
         }
-        cells["loss"] = f"{scale * sign * (first['validation'][0] - row['validation'][0]) + 0.0:+.2f}"
+        lost = sign * (first["validation"][0] - row["validation"][0]) + 0.0
+        cells["loss"] = f"{100 * lost:+.2f}" if metric == "accuracy" else f"{lost:+.3g}"
         cells["test"] = score(row["test"][0], metric, 2) if row["test"] else "-"
         for key in ("macs", "parameters", "bytes"):
             cells[key] = human(row[key]) + ("" if row is first else f" ({row[key] / max(1, first[key]):.1%})")

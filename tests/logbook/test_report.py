@@ -472,6 +472,24 @@ def test_brackets_in_a_tasks_name_are_no_markup(tmp_path: Path) -> None:
         assert console.export_text().startswith(f"{task}: accuracy")
 
 
+@pytest.mark.parametrize(("metric", "higher_is_better", "told"), [
+    ("accuracy", True, ["digits: accuracy ", "+0.00", "+0.43"]),
+    ("R squared", True, ["digits: R squared ", "+0 ", "+0.0043 "]),
+    ("bits per character", False, ["bits per character (lower is better)", "+0 ", "-0.0043 "]),
+])  # fmt: skip
+def test_what_a_smaller_model_loses_is_told_in_digits_that_tell(
+    metric: str, higher_is_better: bool, told: list[str]
+) -> None:
+    line = {"validation": [0.9], "standard_error": 0.01, "test": [], "macs": 9, "parameters": 9, "bytes": 9}
+    rows = [{**line, "name": "original", "title": "Original", "note": None},
+            {**line, "name": "1-prune", "title": "1. prune", "note": None, "validation": [0.8957]}]  # fmt: skip
+    results = {"task": "digits", "metric": metric, "higher_is_better": higher_is_better, "rows": rows, "chosen": None}
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(steps_table(results))
+    text = console.export_text()
+    assert all(words in text for words in told), text
+
+
 def test_other_metrics_are_not_given_in_percent(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     results = json.loads((folder / "results.json").read_text())
