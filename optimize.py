@@ -868,7 +868,7 @@ def choose(at: Setting, rows: Sequence[Row]) -> dict[str, Any]:
     elif goal == Goal():
         verdict = f"There was no goal; the result is that of the last step, {title}."
     else:
-        verdict = f"{title} is the best network that honors the goal."
+        verdict = f"{title} is the {'best' if sizes else 'smallest'} network that honors the goal."
     shutil.copytree(at.folder(chosen["name"]), at.folder("student"), dirs_exist_ok=True)
     notes = {name: "; ".join(words for _, words in found) for name, found in misses.items() if found}
     choice = {"chosen": chosen["name"], "honored": bool(honoring), "verdict": verdict, "notes": notes}

@@ -725,8 +725,8 @@ def row(macs: int, loss: float, latency: float = 1.0) -> dict[str, Any]:
     ({"macs": 0.5}, "50", "T50 is the best network that honors the goal."),
     ({"macs": 0.5, "max_loss": 0.5}, "50", "No network honors the goal. T50 comes nearest: 1 points lost"),
     ({"macs": 0.1}, "20", "T20 comes nearest: 20.0% of the multiply-accumulates where 10.0% are wanted."),
-    ({"max_loss": 1.0}, "50", "T50 is the best network that honors the goal."),
-    ({"max_loss": 3.0}, "20", "T20 is the best network that honors the goal."),
+    ({"max_loss": 1.0}, "50", "T50 is the smallest network that honors the goal."),
+    ({"max_loss": 3.0}, "20", "T20 is the smallest network that honors the goal."),
     ({"latency_ms": 0.5}, "50", "comes nearest: 1 ms for 64 samples where 0.5 are wanted"),
     ({}, "20", "There was no goal; the result is that of the last step, T20."),
 ])  # fmt: skip
