@@ -18,7 +18,7 @@ from logbook.record import Record, read_object, read_run
 from logbook.sections.answers import answers_section
 from logbook.sections.decisions import decisions_section, neighbors_section
 from logbook.sections.networks import layers_section, network_section
-from logbook.sections.search import cost_unit, ranking_section, search_section
+from logbook.sections.search import cost_unit, ranking_section, rescored, search_section
 from logbook.sections.section import Picture
 from logbook.significance import ALPHA, welch
 
@@ -142,6 +142,7 @@ def write_report(folder: Path) -> Path:
         sections=sections,
         usage=_usage(run, usable[0]) if usable else None,
         candidates=_candidate_rows(run),
+        rescored=rescored(run),
         hypervolume=candidates.get("hypervolume") or {},
         hypervolume_reference=candidates.get("hypervolume_reference"),
         reward_formula=candidates.get("reward_formula"),

@@ -51,17 +51,13 @@ def _add_evaluations(run: Record, section: Section) -> None:
     score = (run.config.get("evaluator") or {}).get("score")
     two_scales = score == "combined" or (score == "loss" and run.metric == "accuracy")  # other metrics are of the loss
     scale = f" and are judged by their {run.metric}, not by their loss as the others are" if two_scales else ""
-    again, marked = {
-        "table": ("", "the chosen ones are marked"),
-        "shared weights": (
-            " scored again on all validation data",
-            f"the marked networks were trained on their own{scale}, which is why they may lie far off",
-        ),
-        "training": ("", f"the marked networks were trained for good{scale}"),
-        "evaluator": ("", "the marked networks were trained for good"),
+    marked = {
+        "table": "the chosen ones are marked",
+        "shared weights": f"the marked networks were trained on their own{scale}, which is why they may lie far off",
+        "training": f"the marked networks were trained for good{scale}",
+        "evaluator": "the marked networks were trained for good",
     }[run.judged_by]
-    if run.on_rungs:
-        again += ", or on the rungs"
+    again = f" {rescored(run)}" if rescored(run) else ""
     if run.candidates is None:
         section.missing.append("The candidates have not been scored again yet (candidates.json is missing).")
     section.pictures.append(
@@ -91,6 +87,17 @@ def _add_evaluations(run: Record, section: Section) -> None:
                 plots.operation_shares(mine, run.decisions),
             )
         )
+
+
+def rescored(run: Record) -> str:
+    """How candidates were judged, more thoroughly than the search saw them; nothing where a table knows no more."""
+    how = {
+        "table": "",
+        "shared weights": "scored again on all validation data",
+        "training": "trained for their full time",
+        "evaluator": "evaluated in full",
+    }[run.judged_by]
+    return f"{how}, or on the rungs" if run.on_rungs else how
 
 
 def _add_controller(run: Record, section: Section) -> None:

@@ -395,12 +395,15 @@ def test_the_verdict_claims_no_more_than_its_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("target", "told", "not_told"), [
-    ("child.supernet.SupernetEvaluator", ["random search with the same shared weights", "scored with the same shared"],
+    ("child.supernet.SupernetEvaluator", ["random search with the same shared weights", "scored with the same shared",
+     "rings the candidates scored again on all validation data", "12 candidates, scored again on all validation data<"],
      ["looked up"]),
-    ("child.standalone.StandaloneEvaluator", ["which trains its architectures in the same way", "each trained on its"],
-     ["shared weights:", "looked up"]),
-    ("mine.Evaluator", ["random search with the same evaluator", "judged by the same evaluator"],
-     ["with the same shared weights", "looked up"]),
+    ("child.standalone.StandaloneEvaluator", ["which trains its architectures in the same way", "each trained on its",
+     "rings the candidates trained for their full time", "12 candidates, trained for their full time<"],
+     ["shared weights:", "looked up", "on all validation data"]),
+    ("mine.Evaluator", ["random search with the same evaluator", "judged by the same evaluator",
+     "rings the candidates evaluated in full", "12 candidates, evaluated in full<"],
+     ["with the same shared weights", "looked up", "on all validation data"]),
 ], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
 def test_how_architectures_were_judged_is_told(
     target: str, told: list[str], not_told: list[str], tmp_path: Path
