@@ -104,13 +104,18 @@ def _add_controller(run: Record, section: Section) -> None:
     if not run.updates:
         section.missing.append("The controller has not been updated (updates.jsonl is missing or empty).")
         return
-    if any(update.get("entropy") is not None or update.get("supernet_loss") is not None for update in run.updates):
+    readings = {
+        "entropy": "Entropy says how open the controller still is: a slow fall is learning, a sudden one is a choice "
+        "made too early.",
+        "supernet_loss": "The lower the loss, the more the shared weights have learned of their training data.",
+    }
+    told = [key for key in readings if any(update.get(key) is not None for update in run.updates)]
+    if told:
         section.pictures.append(
             Picture(
                 "controller",
-                "The controller over the rounds",
-                "Entropy says how open the controller still is: a slow fall is learning, a sudden one is a choice made "
-                "too early.",
+                f"The {'controller' if 'entropy' in told else 'shared weights'} over the rounds",
+                " ".join(readings[key] for key in told),
                 plots.controller_over_rounds(run.updates),
             )
         )

@@ -329,6 +329,20 @@ def test_a_run_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
     assert "No architecture has been evaluated yet" in page(tmp_path)
 
 
+@pytest.mark.parametrize(("without", "told", "not_told"), [
+    ("supernet_loss", ["The controller over the rounds", "Entropy says"], ["The lower the loss"]),
+    ("entropy", ["The shared weights over the rounds", "The lower the loss"], ["Entropy says", "The controller over"]),
+])  # fmt: skip
+def test_what_a_strategy_does_not_tell_is_not_explained(
+    without: str, told: list[str], not_told: list[str], tmp_path: Path
+) -> None:
+    folder = write_run(tmp_path / "run", num_layers=2)
+    lines = [json.loads(line) for line in (folder / "updates.jsonl").read_text().splitlines()]
+    write_lines(folder / "updates.jsonl", [{**line, without: None} for line in lines])
+    text = write_report(folder).read_text()
+    assert all(words in text for words in told) and not any(words in text for words in not_told)
+
+
 def test_evaluations_that_failed_are_counted_and_not_drawn(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
