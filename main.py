@@ -140,14 +140,15 @@ def main(config: RunConfig, text: str) -> None:
     with under_way(config, text, "main.py", build) as (run, console, parts):
         remember_trainings(parts.evaluator, run)
         space = parts.space
-        name = parts.task.name if parts.task else config.env.id
+        about = about_task(parts)
         console.say(
-            f"Luban: {name}, space {space.name}, seed {config.seed}, on {parts.device}. Run folder: {run.folder}"
+            f"Luban: {about['task']}, space {space.name}, seed {config.seed}, on {parts.device}. "
+            f"Run folder: {run.folder}"
         )
         console.say(f"Reward: {reward_text(config, parts.reward)}")
         run.once("target", lambda: getattr(parts.reward, "target", None))
         run.write("space.json", space.to_json())
-        run.write_task({**about_task(parts), "data": data_of(parts).mark()})
+        run.write_task({**about, "data": data_of(parts).mark()})
         if isinstance(parts.evaluator, TableEvaluator):
             results = search_table(config, parts, parts.evaluator, run, console)
         else:

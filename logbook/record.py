@@ -120,6 +120,12 @@ class Record:
         return "training" if target.endswith(".StandaloneEvaluator") else "evaluator"
 
     @property
+    def noisy(self) -> bool:
+        """Whether an architecture evaluated again could get another quality: from a table only where it has noise."""
+        evaluator = self.config.get("evaluator") or {}
+        return self.judged_by != "table" or bool(evaluator.get("noise")) or isinstance(evaluator.get("signal"), list)
+
+    @property
     def on_rungs(self) -> bool:
         """Whether the best were trained on their own for a short time while the search went on."""
         return bool((self.config.get("rungs") or {}).get("fidelities"))

@@ -189,7 +189,8 @@ def _key_figures(run: Record) -> list[tuple[str, str, str]]:
     figures, rows, results = [], run.rows, run.results or {}
     for name, part in ((run.teacher, "teacher"), ("student", "student")):
         if name in rows and known(rows[name]["test"]):
-            remark = f"{human(rows[name]['macs'])} MACs, {human(rows[name]['parameters'])} parameters"
+            sizes = {"MACs": rows[name]["macs"], "parameters": rows[name]["parameters"]}
+            remark = ", ".join(f"{human(size)} {unit}" for unit, size in sizes.items() if size is not None)
             figures.append((f"{part}, test {run.metric}", score(fmean(known(rows[name]["test"])), run.metric), remark))
     if run.history:
         per_strategy = [f"{sum(line['strategy'] == s for line in run.evaluations)} {s}" for s in run.strategies]

@@ -73,6 +73,19 @@ def test_a_run_on_a_table(controller: str, overrides: list[str], compose_text: C
     assert {"search/reward_mean", "search/spent", "final/teacher_test"} <= set(events.Tags()["scalars"])
 
 
+@pytest.mark.parametrize("noise", [0, 3])
+def test_what_is_said_of_a_table_is_what_it_has(
+    noise: int, overrides: list[str], compose_text: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["search.budget=640", f"evaluator.noise={noise}", "evaluator.cost=null", f"output={tmp_path}"]
+    main(*compose_text(*overrides, *given))
+    assert capsys.readouterr().out.startswith("Luban: mine, space flat")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "- parameters" not in page and "- MACs" not in page  # of which the table says nothing
+    assert ("their interplay and the noise of the evaluations" in page) == bool(noise)
+    assert "what is left is their interplay" in page
+
+
 @pytest.mark.parametrize("controller", GRADIENT)
 def test_a_table_has_no_gradient(controller: str, overrides: list[str], compose_text: Compose, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"controller: {controller} learns by gradients, which takes evaluator=super"):

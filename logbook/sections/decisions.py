@@ -63,17 +63,15 @@ def _add_effects(run: Record, decisions: Sequence[Json], section: Section) -> No
         "reward's variance than chance would"
     )
     conditional = any("open" in line for line in lines)
+    rest = "their interplay and the noise of the evaluations" if run.noisy else "their interplay"
     if conditional:
         section.intro += ", each counted over the architectures that have it"
     if uniform and conditional:
-        section.intro += ". The rest of the variance is their interplay and the noise of the evaluations."
+        section.intro += f". The rest of the variance is {rest}."
     elif uniform:
         # A share is an unbiased estimate, so one by chance below 0 offsets another by chance above.
         alone = min(1.0, max(0.0, sum(effect.share for effect in tellable)))
-        section.intro += (
-            f"; the decisions taken one by one explain {alone:.0%}, and what is left is their interplay and the noise "
-            "of the evaluations."
-        )
+        section.intro += f"; the decisions taken one by one explain {alone:.0%}, and what is left is {rest}."
     else:
         section.intro += (
             f". {run.searching} did not draw them independently, so that a decision may get the credit of another that "

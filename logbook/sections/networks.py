@@ -22,7 +22,7 @@ def network_section(run: Record) -> Section:
     colors = plots.label_colors(plots.operation_labels(run.decisions)) if run.decisions else None
     for row in drawn:
         said = cells(row, run.metric)
-        reading = f"{said['test']} at {said['macs']} MACs"
+        reading = said["test"] + ("" if row["macs"] is None else f" at {said['macs']} MACs")
         graph = row["graph"]
         drawing = plots.network_drawing(graph["nodes"], graph["edges"], colors)
         section.pictures.append(
