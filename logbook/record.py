@@ -148,7 +148,7 @@ class Record:
         if (self.folder / "choices.json").is_file():
             return "every network trained and chosen, not yet tested"
         trained = len(list((self.folder / "networks").glob("*/network.json")))
-        return f"search done, {trained} final network{'' if trained == 1 else 's'} trained"
+        return f"search done, {trained} network{'' if trained == 1 else 's'} trained"  # short trials among them
 
 
 def read_run(folder: Path) -> Record:

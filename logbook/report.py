@@ -32,7 +32,7 @@ def verdict(run: Record) -> str:
     best = tests.get(run.teacher)
     if not best:
         return (
-            f"This run has no final networks yet; so far it has evaluated {len(run.evaluations)} "
+            f"This run has tested no network yet; so far it has evaluated {len(run.evaluations)} "
             f"architecture{'s' if len(run.evaluations) != 1 else ''} ({run.reached})."
         )
     reached = f"{score(fmean(best), metric)} test {metric}"

@@ -32,7 +32,7 @@ def network_section(run: Record) -> Section:
         if row not in drawn and row.get("text"):
             section.missing.append(f"{row['title']} is not drawn; in words it is {row['text']}")
     if not run.rows:
-        section.missing.append("There are no final networks to draw yet (results.json is missing).")
+        section.missing.append("There are no tested networks to draw yet (results.json is missing).")
     return section
 
 

@@ -324,9 +324,18 @@ def test_the_ranking_is_told_where_it_was_checked(tmp_path: Path) -> None:
 
 def test_a_run_that_has_just_begun_has_a_report(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 0\n")
-    assert "no final networks yet" in verdict(read_run(tmp_path))
+    assert "tested no network yet" in verdict(read_run(tmp_path))
     write_report(tmp_path)
     assert "No architecture has been evaluated yet" in page(tmp_path)
+
+
+def test_a_run_that_trains_its_networks_is_not_said_to_have_none(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", num_layers=2)
+    (folder / "results.json").unlink()
+    told = verdict(read_run(folder))
+    assert told.startswith("This run has tested no network yet;") and "search done, 5 networks trained" in told
+    write_report(folder)
+    assert "no final network" not in page(folder) and "No network has been tested yet" in page(folder)
 
 
 @pytest.mark.parametrize(("without", "told", "not_told"), [
