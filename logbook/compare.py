@@ -4,7 +4,7 @@ Runs of different tasks stand side by side; only runs of one task and metric are
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -145,16 +145,21 @@ def _grouped(runs: Sequence[Record], first: int) -> list[Group]:
 
 
 def _follows(key: str, differing: Sequence[str], configs: Sequence[Json]) -> bool:
-    """Whether a key differs only because the part that it belongs to was swapped for another."""
-    for target in differing:
-        part = target.removesuffix("_target_")
-        if part != target != key and key.startswith(part):
-            values: dict[str, set[str]] = {}
-            for config in configs:
-                values.setdefault(str(config.get(target)), set()).add(json.dumps(config.get(key), default=str))
-            if all(len(each) == 1 for each in values.values()):
-                return True
-    return False
+    """Whether a key differs only because its part was swapped, or because a search stands beside a smaller model."""
+
+    def told_by(other: Callable[[Json], object]) -> bool:
+        values: dict[str, set[str]] = {}
+        for config in configs:
+            values.setdefault(str(other(config)), set()).add(json.dumps(config.get(key), default=str))
+        return all(len(each) == 1 for each in values.values())
+
+    if "steps" in differing and key != "steps" and told_by(lambda config: "steps" in config):
+        return True
+    parts = [target for target in differing if target.endswith("_target_") and target != key]
+    return any(
+        key.startswith(target.removesuffix("_target_")) and told_by(lambda config, target=target: config.get(target))
+        for target in parts
+    )
 
 
 def _flatten(config: Mapping[str, object], prefix: str = "") -> Json:

@@ -767,6 +767,22 @@ def test_a_run_that_was_killed_is_compared_as_far_as_it_came(repetitions: list[P
     assert "no architecture evaluated yet" in write_comparison([killed], tmp_path / "one.html").read_text()
 
 
+def test_searches_beside_smaller_models_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+    smaller = {"prune": {"rounds": 1, "least": 0.1}, "search": {"rounds": 100}}
+    configs = [
+        {"search": {"rounds": 60}, "lr": 0.1}, {"search": {"rounds": 60}, "lr": 0.2},
+        {"steps": ["prune"], **smaller}, {"steps": ["prune", "share"], **smaller},
+    ]  # fmt: skip
+    folders = [write_run(tmp_path / f"{number}", num_layers=2, **config) for number, config in enumerate(configs)]
+    for folder in folders:
+        (folder / "results.json").unlink()
+        write(folder / "task.json", {"task": "digits", "metric": "accuracy", "higher_is_better": True})
+    (part,) = read_parts(folders)
+    assert [group.description for group in part.groups] == [
+        "lr=0.1, no steps", "lr=0.2, no steps", "no lr, steps=['prune']", "no lr, steps=['prune', 'share']",
+    ]  # fmt: skip
+
+
 def test_one_run_twice_is_no_repetition(repetitions: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="given twice"):
         write_comparison([repetitions[0], repetitions[0]], tmp_path / "comparison.html")
