@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from logbook.console import human
-from logbook.numbers import gap, known, mean, score
+from logbook.numbers import gap, known, mean, score, which_way
 from logbook.record import Json, Record, read_run
 from logbook.report import template
 from logbook.sections.comparison import curves_section
@@ -89,8 +89,12 @@ class Part:
     groups: list[Group]
 
     @property
+    def measure(self) -> str:
+        return which_way(self.metric, self.higher_is_better)
+
+    @property
     def title(self) -> str:
-        return f"{self.task}: {self.metric}" + ("" if self.higher_is_better else " (lower is better)")
+        return f"{self.task}: {self.measure}"
 
 
 def with_interval(values: Sequence[float], metric: str) -> str:

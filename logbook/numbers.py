@@ -28,6 +28,11 @@ def scores(values: Sequence[float | None], metric: str) -> str:
     return f"{score(fmean(kept), metric, decimals=2)} ± {spread}"
 
 
+def which_way(metric: str, higher_is_better: bool) -> str:
+    """A metric, its name or its value, with what is better where that is not more: `perplexity (lower is better)`."""
+    return metric if higher_is_better else f"{metric} (lower is better)"
+
+
 def gap(difference: float, metric: str) -> str:
     """A difference of the metric without its sign: `0.2 points`; `0.02 points` where one decimal would say nothing."""
     if metric != "accuracy":
@@ -51,8 +56,8 @@ def results_table(results: Mapping[str, Any]) -> Table:
         results: The content of `results.json`.
     """
     metric = results["metric"]
-    better = "" if results.get("higher_is_better", True) else " (lower is better)"
-    table = Table(title=Text(f"{results['task']}: {metric}{better}"), title_justify="left", pad_edge=False)
+    title = f"{results['task']}: {which_way(metric, results.get('higher_is_better', True))}"
+    table = Table(title=Text(title), title_justify="left", pad_edge=False)
     table.add_column("network", overflow="fold")
     for title in ("validation", "test", "n", "MACs", "parameters", "latency ms"):
         table.add_column(title, justify="right", no_wrap=True)

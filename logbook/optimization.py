@@ -9,7 +9,7 @@ from rich.text import Text
 
 from logbook import plots
 from logbook.console import duration, human
-from logbook.numbers import score
+from logbook.numbers import score, which_way
 from logbook.record import Json, Record, read_run
 from logbook.report import template, write_plots
 from logbook.sections.decisions import decisions_section
@@ -35,7 +35,8 @@ def steps_table(results: Mapping[str, Any]) -> Table:
     Args:
         results: The content of `results.json`.
     """
-    table = Table(title=Text(f"{results['task']}: {_metric(results)}"), title_justify="left", pad_edge=False)
+    title = f"{results['task']}: {which_way(results['metric'], results['higher_is_better'])}"
+    table = Table(title=Text(title), title_justify="left", pad_edge=False)
     table.add_column("network", overflow="fold")
     for key in COLUMNS:
         table.add_column(TITLES.get(key, key), justify="right", no_wrap=True)
@@ -102,7 +103,7 @@ def write_optimization(folder: Path) -> Path:
         task=results["task"],
         run=folder.resolve().name,
         verdict=results["verdict"],
-        metric=_metric(results),
+        metric=which_way(results["metric"], results["higher_is_better"]),
         goal=results["goal"],
         notes=results["notes"],
         rows=_cells(results),
@@ -143,10 +144,6 @@ def on_front(place: int, networks: Sequence[tuple[str, float, float]]) -> bool:
         for other, (_, c, q) in enumerate(networks)
         if other != place
     )
-
-
-def _metric(results: Mapping[str, Any]) -> str:
-    return results["metric"] + ("" if results["higher_is_better"] else " (lower is better)")
 
 
 def _cells(results: Mapping[str, Any]) -> list[dict[str, str]]:

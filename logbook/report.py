@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from logbook import plots
 from logbook.console import duration, human
-from logbook.numbers import cells, gap, known, score
+from logbook.numbers import cells, gap, known, score, which_way
 from logbook.record import Record, read_object, read_run
 from logbook.sections.answers import answers_section
 from logbook.sections.decisions import decisions_section, neighbors_section
@@ -36,8 +36,7 @@ def verdict(run: Record) -> str:
             f"architecture{'s' if len(run.evaluations) != 1 else ''} ({run.reached})."
         )
     reached = f"{score(fmean(best), metric)} test {metric}"
-    better = "" if run.higher_is_better else " (lower is better)"
-    clauses = [f"On {run.task} the best network found reaches {reached}{better}"]
+    clauses = [f"On {run.task} the best network found reaches {which_way(reached, run.higher_is_better)}"]
     if tests.get("student"):
         loss = fmean(best) - fmean(tests["student"])
         where = f"{gap(loss, metric)} {'below' if loss >= 0 else 'above'} it"

@@ -28,11 +28,15 @@ def curves_section(title: str, name: str, groups: Groups) -> Section:
     if not means:
         section.missing.append("None of these runs has evaluated an architecture yet.")
         return section
+    unlike = (
+        " The runs are not rewarded alike, so that heights compare within a group alone." if _unlike(groups) else ""
+    )
     section.pictures += [
         Picture(
             f"{name}-reward-curves",
             "Mean reward of each round",
-            "A line is the median over a group's runs, its band spans their quartiles: a policy that learns rises.",
+            "A line is the median over a group's runs, its band spans their quartiles: a policy that learns rises."
+            + unlike,
             plots.reward_curves(means),
         ),
         Picture(
@@ -58,6 +62,17 @@ def curves_section(title: str, name: str, groups: Groups) -> Section:
             )
         )
     return section
+
+
+def _unlike(groups: Groups) -> bool:
+    """Whether what is rewarded, or by what quality is judged, differs between the groups."""
+    searches = [run.config for runs in groups.values() for run in runs if run.history]
+    judges = [config.get("evaluator") or {} for config in searches]
+    rewards = [
+        [config.get("reward"), judge.get("_target_"), judge.get("score")]
+        for config, judge in zip(searches, judges, strict=True)
+    ]
+    return any(reward != rewards[0] for reward in rewards)
 
 
 def _curves(groups: Groups) -> tuple[dict[str, list[dict[int, float]]], dict[str, list[dict[int, float]]]]:

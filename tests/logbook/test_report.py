@@ -783,6 +783,19 @@ def test_searches_beside_smaller_models_are_told_apart_by_what_differs(tmp_path:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("changed", "alike"), [
+    ({"controller": {"_target_": "controller.ppo.PPO"}}, True),
+    ({"reward": {"_target_": "envs.reward.Soft"}}, False),
+    ({"evaluator": {"_target_": "child.supernet.SupernetEvaluator", "score": "metric"}}, False),
+], ids=["controller", "reward", "score"])  # fmt: skip
+def test_rewards_of_different_kinds_are_not_compared_without_a_word(
+    changed: dict[str, Any], alike: bool, tmp_path: Path
+) -> None:
+    runs = [write_run(tmp_path / str(n), num_layers=2, **config) for n, config in enumerate(({}, changed))]
+    page = write_comparison(runs, tmp_path / "comparison.html").read_text()
+    assert ("heights compare within a group alone" not in page) == alike
+
+
 def test_one_run_twice_is_no_repetition(repetitions: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="given twice"):
         write_comparison([repetitions[0], repetitions[0]], tmp_path / "comparison.html")
