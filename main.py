@@ -34,7 +34,17 @@ from child.export import export_or_tell
 from child.network import Blueprint, TrainedNetwork, check_storable, load_network, save_network
 from child.retrain import retrain
 from child.rungs import Rungs
-from child.space import CostUnit, Evaluator, Genotype, Graph, NetworkSpace, Relaxation, SearchSpace, derive_seed
+from child.space import (
+    CheckedEvaluator,
+    CostUnit,
+    Evaluator,
+    Genotype,
+    Graph,
+    NetworkSpace,
+    Relaxation,
+    SearchSpace,
+    derive_seed,
+)
 from child.standalone import StandaloneEvaluator
 from child.supernet import SupernetEvaluator
 from child.task import Classification, Task
@@ -229,6 +239,8 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
             num_steps=config.search.num_batches,
         )  # fmt: skip
     relaxation = relax(evaluator, reward)
+    if not isinstance(evaluator, SupernetEvaluator | StandaloneEvaluator | TableEvaluator):
+        evaluator = CheckedEvaluator(evaluator)
     if task is not None and config.rungs.fidelities:
         assert isinstance(rungs_space, NetworkSpace)
         cost = CostModel(rungs_space, "macs", task.input_shape, device)  # what is told is that of the cheap score

@@ -5,6 +5,7 @@ Letters: B architectures, T decisions (tokens) per architecture, C the largest n
 """
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -404,6 +405,58 @@ class Evaluator(Trainable, Protocol):
     def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
         """Evaluate each on the same data, drawn by `seed`; a pure function of genotypes, weights and arguments."""
         ...
+
+
+class CheckedEvaluator:
+    """An evaluator of the user's own, whose evaluations are proven to be of what was asked for before they are used."""
+
+    def __init__(self, own: Evaluator):
+        self.own = own
+
+    def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
+        """What the evaluator gives; one whose quality is not a number has failed, even where it does not say so.
+
+        Raises:
+            ValueError: There are more or fewer, one is of another architecture, or it says what cannot be.
+        """
+        given = self.own.evaluate(genotypes, fidelity, seed)
+        if not isinstance(given, Sequence) or len(given) != len(genotypes):
+            got = f"{len(given)} evaluations" if isinstance(given, Sequence) else f"{given!r:.100}, no list of them,"
+            raise ValueError(f"the evaluator gave {got} of {len(genotypes)} architectures")
+        return [self._checked(each, genotype) for each, genotype in zip(given, genotypes, strict=True)]
+
+    def _checked(self, given: Any, genotype: Genotype) -> Evaluation:
+        if not isinstance(given, Evaluation) or given.genotype != genotype:
+            got = f"that of {given.genotype}" if isinstance(given, Evaluation) else f"{given!r:.100}"
+            raise ValueError(
+                f"expected the Evaluation of {genotype}, got {got}; they come in the order of the architectures"
+            )
+        quality, cost, failure = given.quality, given.cost, given.failure
+        try:
+            unknown = math.isnan(quality)
+            sound = (0 <= quality <= 1 or unknown) and (0 <= cost < math.inf or (failure and math.isnan(cost)))
+            sound = sound and 0 <= given.charge < math.inf and isinstance(failure, str | None)
+        except (TypeError, ValueError):  # what cannot be compared is no number
+            unknown = sound = False
+        if not sound:
+            told = f"quality {quality!r}, cost {cost!r}, charge {given.charge!r} and failure {failure!r}"
+            raise ValueError(
+                "expected an Evaluation with a quality in [0, 1], a cost and a charge that are finite and at least 0, "
+                f"and as its failure None or a text, got {told}"
+            )
+        return given._replace(failure=f"quality {quality} is not a number") if unknown and not failure else given
+
+    def improve(self, sampler: Sampler, num_batches: int) -> Improvement | None:
+        """Train what the evaluator shares, if anything."""
+        return self.own.improve(sampler, num_batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes in it."""
+        return self.own.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to what `state_dict` gave."""
+        self.own.load_state_dict(state)
 
 
 class Relaxation(Protocol):

@@ -151,7 +151,7 @@ def replay(
     """
     rollout = play(environments(len(genotypes)), Replay(space, genotypes), 0, seed)
     evaluations = rollout.evaluations
-    if any(math.isnan(evaluation.cost) for evaluation in evaluations):
+    if any(math.isnan(each.cost) and not each.failure for each in evaluations):
         evaluations = evaluator.evaluate(genotypes, 1.0, seed)
     return list(zip(evaluations, rollout.rewards.tolist(), strict=True))
 

@@ -141,7 +141,7 @@ class Player:
         spent = self.ledger.spent if self.ledger else 0.0
         rollout = play(self.envs, self.strategy, round_number, seed)
         if self.ledger is not None:
-            if any(math.isnan(evaluation.cost) for evaluation in rollout.evaluations):
+            if any(math.isnan(each.cost) and not each.failure for each in rollout.evaluations):
                 raise ValueError(
                     "search.budget: this environment tells rewards but no evaluations (info['evaluation']), so that "
                     "what a budget pays for is not known; set search.budget=null"

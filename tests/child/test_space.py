@@ -3,9 +3,11 @@
 import importlib
 import inspect
 import json
+import math
 import pkgutil
 import re
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import child
-from child.space import Decision, Genotype, NetworkSpace, SearchSpace, derive_seed, nearest
+from child.space import (
+    CheckedEvaluator,
+    Decision,
+    Evaluation,
+    Genotype,
+    NetworkSpace,
+    SearchSpace,
+    derive_seed,
+    nearest,
+)
 
 searching = settings(max_examples=60)
 
@@ -390,3 +401,40 @@ def test_derived_seeds_differ_by_key() -> None:
 def test_nearest_names_all_and_hints_at_one() -> None:
     assert nearest("con3", ["conv3", "maxpool3"]) == "allowed: conv3, maxpool3; did you mean 'conv3'?"
     assert nearest("zzz", ["conv3", "maxpool3"]) == "allowed: conv3, maxpool3"
+
+
+def checked(given: Any, asked: list[Genotype]) -> list[Evaluation]:
+    """What is made of what an evaluator of the user's own gives."""
+    own: Any = SimpleNamespace(evaluate=lambda genotypes, fidelity, seed: given)
+    return CheckedEvaluator(own).evaluate(asked, 1.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"quality": 97.3}, "quality 97.3"), ({"quality": None}, "quality None"), ({"quality": "0.5"}, "quality '0.5'"),
+        ({"cost": -1.0}, "cost -1.0"), ({"cost": math.inf}, "cost inf"), ({"cost": math.nan}, "cost nan"),
+        ({"charge": None}, "charge None"), ({"failure": ValueError()}, "failure ValueError()"),
+        ({"genotype": Genotype("s", (1,))}, "got that of Genotype(space='s', tokens=(1,))"),
+    ],
+)  # fmt: skip
+def test_evaluations_that_cannot_be_are_named(wrong: dict[str, Any], told: str) -> None:
+    asked = [Genotype("s", (0,)), Genotype("s", (2,))]
+    first, second = (Evaluation(genotype, 0.5, 3.0, 1.0, 0) for genotype in asked)
+    assert checked([first, second], asked) == [first, second]
+    with pytest.raises(ValueError, match=re.escape(told)):
+        checked([first, second._replace(**wrong)], asked)
+
+
+def test_an_evaluation_without_quality_has_failed() -> None:
+    asked = [Genotype("s", (0,)), Genotype("s", (2,))]
+    silent, honest = (Evaluation(genotype, math.nan, 3.0, 1.0, 0) for genotype in asked)
+    honest = honest._replace(cost=math.nan, failure="out of memory")
+    found = checked([silent, honest], asked)
+    assert [each.failure for each in found] == ["quality nan is not a number", "out of memory"]
+
+
+@pytest.mark.parametrize("given", [None, 0.5, {}, "no", [0.5], [None]])
+def test_what_are_no_evaluations_is_named(given: Any) -> None:
+    with pytest.raises(ValueError, match=r"the evaluator gave .* of 1 architectures|expected the Evaluation of"):
+        checked(given, [Genotype("s", (0,))])

@@ -12,7 +12,7 @@ import torch
 
 from child.cost import CostModel
 from child.nasbench201 import NASBench201Space
-from child.space import Evaluation, Genotype, SearchSpace, derive_seed
+from child.space import CheckedEvaluator, Evaluation, Genotype, SearchSpace, derive_seed
 from child.supernet import SupernetEvaluator
 from child.task import Task
 from child.training import TrainingSettings
@@ -189,6 +189,45 @@ def test_failures_are_written_down(known: Any, tmp_path: Path) -> None:
         assert second["failure"] == "reward nan is not finite" and second["reward"] is second["quality"] is None
         assert third["failure"] is None
     assert [line["num_skipped"] for line in run.read("updates")] == [1] * 4
+    run.close()
+
+
+@pytest.mark.parametrize("budget", [None, 20.0])
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda made: made[:-1], "gave 2 evaluations of 3"),
+        (lambda made: made[::-1], "expected the Evaluation of"),
+        (lambda made: [each._replace(quality=50.0) for each in made], r"quality in \[0, 1\], .* got quality 50\.0"),
+    ],
+)
+def test_evaluations_of_something_else_end_the_search_at_once(
+    spoil: Any, told: str, budget: float | None, known: Any, tmp_path: Path
+) -> None:
+    class Spoiled(known.TargetEvaluator):
+        def evaluate(self, genotypes: Any, fidelity: float, seed: int) -> list[Evaluation]:
+            return spoil(super().evaluate(genotypes, fidelity, seed))
+
+    run = make_run(tmp_path / "run")
+    with pytest.raises(ValueError, match=told):
+        play_search(
+            reinforce(known.FlatSpace(4, 4)), CheckedEvaluator(Spoiled(Genotype("flat", (0, 0, 0, 0)))), run,
+            SearchSettings(episodes=3, budget=budget),
+        )  # fmt: skip
+    assert run.read("history") == []
+    run.close()
+
+
+def test_a_failure_of_unknown_cost_is_charged_as_any_other(known: Any, tmp_path: Path) -> None:
+    class Fails(known.TargetEvaluator):
+        def evaluate(self, genotypes: Any, fidelity: float, seed: int) -> list[Evaluation]:
+            first, *rest = super().evaluate(genotypes, fidelity, seed)
+            return [first._replace(quality=math.nan, cost=math.nan, failure="it broke"), *rest]
+
+    run = make_run(tmp_path / "run")
+    settings = SearchSettings(rounds=4, episodes=3, warmup_batches=0, budget=9)
+    play_search(reinforce(known.FlatSpace(4, 4)), Fails(Genotype("flat", (0, 0, 0, 0))), run, settings)
+    assert sum(line["charge"] for line in run.read("history") if line["strategy"] == "reinforce") == 9
     run.close()
 
 
