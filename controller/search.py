@@ -101,15 +101,16 @@ def play(envs: VectorEnv[Any, Any, Any], strategy: Strategy, round_number: int, 
     strategy.begin(envs.num_envs, round_number)
     seeds: Any = [seed] * envs.num_envs  # Gymnasium takes a list too, which its annotation leaves out
     observation, _ = envs.reset(seed=seeds)
-    masks = []
+    masks, num_steps = [], len(strategy.space.decisions)
     while True:
         masks.append(observation["action_mask"])
         observation, rewards, terminated, truncated, info = envs.step(strategy.act(observation))
-        if b"\1" in terminated.tobytes() or b"\1" in truncated.tobytes():  # ten times faster than any()
+        ended = b"\1" in terminated.tobytes() or b"\1" in truncated.tobytes()  # ten times faster than any()
+        if ended or len(masks) == num_steps:
             break
-    if not (terminated | truncated).all() or len(masks) != len(strategy.space.decisions):
+    if not (terminated | truncated).all() or len(masks) != num_steps:
         raise ValueError(
-            f"the environment ended an episode after {len(masks)} of {len(strategy.space.decisions)} tokens; every "
+            f"the environment ended {'an' if ended else 'no'} episode after {len(masks)} of {num_steps} tokens; every "
             "episode must end with the last decision"
         )
     tokens = np.asarray(observation["tokens"], np.int64)

@@ -366,22 +366,23 @@ def test_an_unknown_id_is_named(pieces: Pieces) -> None:
         make_environments(config, pieces["space"], pieces["evaluator"], pieces["reward"], 2, 1.0)
 
 
-def test_an_environment_that_ends_early_is_named(known: Any) -> None:
-    class EndsEarly(OnlyRewards):
+@pytest.mark.parametrize(("over", "told"), [(True, "an episode after 1 of 4"), (False, "no episode after 4 of 4")])
+def test_an_environment_that_ends_early_or_never_is_named(over: bool, told: str, known: Any) -> None:
+    class EndsElsewhere(OnlyRewards):
         def step(self, action: Any) -> Any:
             observation, _, _, _, info = super().step(action)
-            return observation, 1.0, True, False, info
+            return observation, 1.0, over, False, info
 
-    gymnasium.register("mine/EndsEarly-v0", entry_point=EndsEarly)
+    gymnasium.register("mine/EndsElsewhere-v0", entry_point=EndsElsewhere)
     try:
         space = known.FlatSpace(4, 3)
         evaluator = known.TargetEvaluator(Genotype("flat", (0, 0, 0, 0)))
-        config = compose("env.id=mine/EndsEarly-v0")
+        config = compose("env.id=mine/EndsElsewhere-v0")
         envs = make_environments(config, space, evaluator, REWARD, 2, 1.0)
-        with pytest.raises(ValueError, match="ended an episode after 1 of 4 tokens"):
+        with pytest.raises(ValueError, match=f"the environment ended {told} tokens"):
             play(envs, RandomSearch(space, 0), 0, seed=0)
     finally:
-        del gymnasium.registry["mine/EndsEarly-v0"]
+        del gymnasium.registry["mine/EndsElsewhere-v0"]
 
 
 @pytest.fixture
