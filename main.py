@@ -47,7 +47,7 @@ from child.space import (
 )
 from child.standalone import StandaloneEvaluator
 from child.supernet import SupernetEvaluator
-from child.task import Classification, Task
+from child.task import Classification, Task, check_task
 from child.training import LossOf, TrainingError, TrainingSettings, check_fit, choose_device
 from conf.launch import launch, under_way
 from conf.schema import ConfigError, Part, RunConfig, read
@@ -205,7 +205,7 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
     device = choose_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    task = config.env.task.build(config.plugins, seed=config.seed) if config.env.task else None
+    task = check_task(config.env.task.build(config.plugins, seed=config.seed)) if config.env.task else None
     shapes = {"input_shape": task.input_shape, "num_outputs": task.num_outputs} if task else {}
     space: SearchSpace = config.space.build(config.plugins, **shapes)
     final_space = build_resized(config, "retrain.space", config.retrain.space, space, shapes)

@@ -59,7 +59,7 @@ from child.retrain import retrain
 from child.share import FineTuning, hold, release, share_values, tie_alike
 from child.space import derive_seed, nearest
 from child.sparsify import cut_connections
-from child.task import Task
+from child.task import Task, check_task
 from child.training import (
     LossOf,
     TrainingError,
@@ -213,7 +213,7 @@ def build(config: OptimizeConfig) -> tuple[torch.device, Task, Blueprint, nn.Mod
         require("onnx", "onnxscript", "onnxruntime")
     if not config.steps:
         raise ConfigError(f"steps: expected a list of one or more of {', '.join(STEPS)}, got none")
-    task: Task = config.env.task.build(config.plugins, seed=config.seed)
+    task = check_task(config.env.task.build(config.plugins, seed=config.seed))
     model = config.model
     if model.path is not None:
         network = network_for("model.path", find_network(model.path), task, config.plugins)

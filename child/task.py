@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -424,6 +424,43 @@ class Task:
     def standard_error(self, quality: float) -> float:
         """Of a quality measured on all validation data."""
         return self.objective.standard_error(quality, self.validation.targets)
+
+
+def check_task(made: Any) -> Task:
+    """Prove that a task, which may be of the user's own making, can be learned and judged by.
+
+    The sealed test set stays unread; that it has samples is all that is asked.
+
+    Raises:
+        ValueError: It is no task, or a set is empty, has other samples than training, a value that is not finite, or
+            answers that the objective does not know.
+    """
+    if not isinstance(made, Task) or not isinstance(made.test, SealedSplit):
+        got = f"one whose test is a {type(made.test).__name__}" if isinstance(made, Task) else type(made).__name__
+        raise ValueError(
+            f"env.task: expected a Task with a SealedSplit as its test, such as envs.arrays.array_task makes, got {got}"
+        )
+    if not len(made.test):
+        raise ValueError(f"env.task: the test set of {made.name} has no samples")
+    shape, axes = made.train.inputs.shape[1:], 1 + isinstance(made.objective, Language)
+    for name, split in (("training", made.train), ("validation", made.validation)):
+        inputs, targets, where = split.inputs, split.targets, f"env.task: the {name} set of {made.name}"
+        if not len(inputs) == len(targets) > 0:
+            raise ValueError(f"{where} has {len(inputs)} samples and {len(targets)} answers; expected one for each")
+        if inputs.shape[1:] != shape:
+            raise ValueError(f"{where} has samples of shape {tuple(inputs.shape[1:])}, that of training {tuple(shape)}")
+        if not all(bool(values.isfinite().all()) for values in (inputs, targets) if values.is_floating_point()):
+            raise ValueError(f"{where} has a value that is missing or not finite")
+        if targets.ndim != axes:
+            raise ValueError(f"{where} has answers of shape {tuple(targets.shape)}; expected {axes} dimensions")
+        if isinstance(made.objective, Regression):
+            continue
+        if targets.dtype != torch.int64 or targets.min() < 0 or targets.max() >= made.num_outputs:
+            raise ValueError(
+                f"{where} has answers from {targets.min()} to {targets.max()} ({targets.dtype}); expected int64 from 0 "
+                f"to {made.num_outputs - 1}"
+            )
+    return made
 
 
 def _soft_divergence(outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:

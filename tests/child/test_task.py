@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from child.task import SealedSplit, Split, Task
+from child.task import Regression, SealedSplit, Split, Task, check_task
 from child.transforms import Augmentation, Normalize
 
 
@@ -324,3 +324,69 @@ def test_samples_are_taken_by_indices_on_their_own_device_and_groups_on_the_proc
     split = Split(torch.zeros(3, 2), torch.zeros(3), torch.tensor([4, 5, 6])).to(torch.device("meta"))
     groups = split.take([0, 2]).groups
     assert found == [torch.device("meta")] and groups is not None and groups.tolist() == [4, 6]
+
+
+# A task of the user's own making.
+
+
+def changed(split: Split, what: str) -> Split:
+    """A split with a mistake."""
+    inputs, targets = split.inputs.float(), split.targets.clone()
+    match what:
+        case "no samples":
+            return split.take([])
+        case "answers missing":
+            return Split(inputs, targets[:-1])
+        case "another shape":
+            return Split(inputs[..., :-1], targets)
+        case "not finite":
+            inputs[1] = math.nan
+            return Split(inputs, targets)
+        case "unknown class":
+            targets[0] = 3
+            return Split(inputs, targets)
+        case "another type":
+            return Split(inputs, targets.int())
+    raise AssertionError(what)
+
+
+@pytest.mark.parametrize("name", ["training", "validation"])
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("no samples", "0 samples and 0 answers"), ("answers missing", "expected one for each"),
+        ("another shape", "samples of shape"), ("not finite", "missing or not finite"),
+        ("unknown class", r"answers from 0 to 3 .* from 0 to 2"), ("another type", "int32.*expected int64"),
+    ],
+)  # fmt: skip
+def test_a_set_that_nothing_can_be_learned_from_or_judged_by_is_named(
+    what: str, told: str, name: str, small_task: Task
+) -> None:
+    task = check_task(small_task)
+    splits = {"training": task.train, "validation": task.validation}
+    splits[name] = changed(splits[name], what)
+    blamed = "validation" if what == "another shape" else name
+    with pytest.raises(ValueError, match=rf"env\.task: the {blamed} set of small .*{told}"):
+        check_task(task.with_splits(*splits.values()))
+
+
+def test_what_is_no_task_is_named(small_task: Task) -> None:
+    unsealed: Any = small_task.validation
+    for made, told in (
+        (None, "NoneType"),
+        ((1, 2), "tuple"),
+        (replace(small_task, test=unsealed), "whose test is a Spl"),
+    ):
+        with pytest.raises(ValueError, match=rf"env\.task: expected a Task .*, got .*{told}"):
+            check_task(made)
+    with pytest.raises(ValueError, match=r"env\.task: the test set of small has no samples"):
+        check_task(replace(small_task, test=SealedSplit(small_task.validation.take([]))))
+
+
+def test_numbers_to_predict_are_one_for_each_sample(small_task: Task) -> None:
+    """A column of them would be compared with every answer of its batch."""
+
+    columns = [Split(s.inputs, s.targets.float()[:, None]) for s in (small_task.train, small_task.validation)]
+    task = replace(small_task.with_splits(*columns), objective=Regression("y", 0.0, 1.0))
+    with pytest.raises(ValueError, match=r"training set of small has answers of shape \(\d+, 1\); expected 1 dim"):
+        check_task(task)
