@@ -31,7 +31,7 @@ from child.cost import (
     width_of_like_cost,
 )
 from child.export import export_or_tell
-from child.network import Blueprint, TrainedNetwork, check_storable, load_network, save_network
+from child.network import Blueprint, TrainedNetwork, check_rebuilt, check_storable, load_network, save_network
 from child.retrain import retrain
 from child.rungs import Rungs
 from child.space import (
@@ -224,6 +224,8 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
         drawn = space.sample(np.random.default_rng(0), 1)[0]
         check_storable(Blueprint.of(space, drawn), task)
         check_fit("space", partial(space.network, drawn), task)
+        assert isinstance(final_space, NetworkSpace)
+        check_rebuilt(final_space, drawn, config.plugins)
         for key, other in (("retrain.space", final_space), ("rungs.space", rungs_space)):
             if other is not space:
                 assert isinstance(other, NetworkSpace)

@@ -226,6 +226,24 @@ def check_storable(blueprint: Blueprint, task: Task) -> None:
             ) from None
 
 
+def check_rebuilt(space: NetworkSpace, genotype: Genotype, plugins: Sequence[str]) -> None:
+    """Prove that a space's `arguments` build the network of an architecture again, as final ones are built and loaded.
+
+    Raises:
+        ValueError: They do not, or give one of other weights.
+    """
+    blueprint = Blueprint.of(space, genotype)
+    with torch.random.fork_rng(devices=[]):
+        own, again = space.network(genotype).state_dict(), blueprint.build(plugins).state_dict()
+    for name in {**own, **again}:
+        its, other = (tuple(state[name].shape) if name in state else "nothing" for state in (own, again))
+        if its != other:
+            raise ValueError(
+                f"space: the arguments that {blueprint.target} keeps build another network again: its {name} has {its} "
+                f"there and {other} here; keep all that the space was made with, got {blueprint.arguments}"
+            )
+
+
 def check_state(blueprint: Blueprint, module: nn.Module) -> None:
     """Prove that the state of a fresh network is made of tensors of known sizes (else ValueError), as files hold it."""
     parameters = dict(module.named_parameters()) | dict(module.named_buffers())

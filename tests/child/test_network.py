@@ -22,6 +22,7 @@ from child.macro import MacroSpace
 from child.network import (
     Blueprint,
     TrainedNetwork,
+    check_rebuilt,
     check_storable,
     find_network,
     load_network,
@@ -113,6 +114,23 @@ def test_what_no_file_could_hold_is_told(task: Task) -> None:
     single: Any = np.float32(1)
     with pytest.raises(ValueError, match=rf"with what {task.name} has: .*float32 is not JSON .*'scale': "):
         check_storable(blueprint, dataclasses.replace(task, preprocessing=Normalize(single, (0.0,), (1.0,))))
+
+
+def test_a_space_that_its_arguments_do_not_build_again_is_told(macro: MacroSpace) -> None:
+    drawn = macro.sample(np.random.default_rng(0), 1)[0]
+    check_rebuilt(macro, drawn, ())
+    kept = macro.arguments
+    for arguments, told in (
+        (
+            {**kept, "channels": 2 * kept["channels"]},
+            r"space: the arguments that child\.macro\.MacroSpace keeps build an",
+        ),
+        ({**kept, "num_layers": 2, "min_layers": 1}, r"cannot build 'child\.macro\.MacroSpace' .* tokens, got"),
+        ({**kept, "width": 8}, r"cannot build 'child\.macro\.MacroSpace' .* unexpected keyword argument 'width'"),
+    ):
+        macro.arguments = arguments
+        with pytest.raises(ValueError, match=told):
+            check_rebuilt(macro, drawn, ())
 
 
 def test_it_comes_back_the_same(trained: TrainedNetwork, folder: Path, images: np.ndarray) -> None:
