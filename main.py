@@ -43,6 +43,7 @@ from child.space import (
     NetworkSpace,
     Relaxation,
     SearchSpace,
+    check_masks,
     derive_seed,
 )
 from child.standalone import StandaloneEvaluator
@@ -221,6 +222,7 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
         if not isinstance(space, NetworkSpace):
             raise ConfigError(f"space: {config.space.target} has no networks that could be trained on {task.name}")
         shape = {"input_shape": list(task.input_shape), "num_outputs": task.num_outputs}
+        check_masks(space)
         drawn = space.sample(np.random.default_rng(0), 1)[0]
         check_storable(Blueprint.of(space, drawn), task)
         check_fit("space", partial(space.network, drawn), task)

@@ -302,6 +302,25 @@ class SearchSpace(ABC):
         return Graph(nodes, edges)
 
 
+def check_masks(space: SearchSpace) -> None:
+    """Prove on random architectures that a space whose masks are said to be the same for every prefix has such masks.
+
+    Else a search would draw what is not legal, and only what follows it would notice.
+
+    Raises:
+        ValueError: A mask differs.
+    """
+    if space.masks_depend_on_prefix:
+        return
+    tokens = np.array([genotype.tokens for genotype in space.sample(np.random.default_rng(0), 64)])
+    for step, decision in enumerate(space.decisions):
+        if not (space.mask(tokens[:, :step]) == space.full_masks[step]).all():
+            raise ValueError(
+                f"space: which choices of {decision.name!r} are legal depends by its mask on the decisions before; set "
+                f"masks_depend_on_prefix = True in {type(space).__name__}"
+            )
+
+
 def plan(fixed: Plan | None, read: Callable[[Genotype], Plan], genotype: Genotype | None) -> Plan:
     """What a network runs: all that a fixed one has, or what a supernet reads from a genotype.
 

@@ -23,6 +23,7 @@ from child.space import (
     Genotype,
     NetworkSpace,
     SearchSpace,
+    check_masks,
     derive_seed,
     nearest,
 )
@@ -438,3 +439,14 @@ def test_an_evaluation_without_quality_has_failed() -> None:
 def test_what_are_no_evaluations_is_named(given: Any) -> None:
     with pytest.raises(ValueError, match=r"the evaluator gave .* of 1 architectures|expected the Evaluation of"):
         checked(given, [Genotype("s", (0,))])
+
+
+def test_masks_that_depend_on_what_was_chosen_without_saying_so_are_named(
+    known: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_masks(known.FlatSpace(3, 4))
+    space = known.CellSpace()
+    check_masks(space)
+    monkeypatch.setattr(space, "masks_depend_on_prefix", False)
+    with pytest.raises(ValueError, match=r"'n2\.op' .*; set masks_depend_on_prefix = True in CellSpace"):
+        check_masks(space)
