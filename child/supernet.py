@@ -19,7 +19,7 @@ from child.expressivity import expressivity
 from child.norm import batch_norms, statistics_anew
 from child.space import Evaluation, Genotype, Improvement, NetworkSpace, Relaxation, RelaxedSpace, Sampler, derive_seed
 from child.task import Split, Task
-from child.training import Training, TrainingSettings, judge, quality_or_failure
+from child.training import Training, TrainingSettings, check_fit, judge, quality_or_failure
 
 Statistics = Literal["batch", "recalibrated"]
 Score = Literal["metric", "loss", "combined"]
@@ -92,6 +92,22 @@ class Copy:
     past: deque[Weights]
 
 
+class _Several(nn.Module):
+    """A supernet that runs several architectures at once, as every scoring does; its outputs are the last one's."""
+
+    def __init__(self, network: Any, genotypes: Sequence[Genotype]):
+        super().__init__()
+        self.network: Any = network
+        self.genotypes = genotypes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs (B, K) for (B, ...)."""
+        outputs = self.network.forward_many(x, self.genotypes)
+        if len(outputs) != len(self.genotypes):
+            raise ValueError(f"forward_many gives {len(outputs)} outputs for {len(self.genotypes)} architectures")
+        return torch.stack(list(outputs))[-1]
+
+
 class SupernetEvaluator:
     """Quality from shared weights, on validation data.
 
@@ -121,7 +137,8 @@ class SupernetEvaluator:
 
     Raises:
         ValueError: One of these three or `recalibration_batches` is below 1, there are too few steps for so many
-            snapshots or too few samples for so many copies, or the score is combined and the networks have no ReLU.
+            snapshots or too few samples for so many copies, the score is combined and the networks have no ReLU, or the
+            supernet does not answer for several architectures at once.
     """
 
     def __init__(
@@ -172,6 +189,8 @@ class SupernetEvaluator:
                 "evaluator.score=loss"
             )
         self.copies = [self._copy(number, num_each, deque(maxlen=snapshots - 1)) for number in range(copies)]
+        drawn = space.sample(np.random.default_rng(0), 3)
+        check_fit(f"the supernet of {space.name}", lambda: _Several(self.network, drawn), self.task)
 
     def _copy(self, number: int, num_steps: int, past: deque[Weights]) -> Copy:
         key = [str(number)] if number else []

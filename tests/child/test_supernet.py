@@ -117,6 +117,22 @@ def count_calls(network: nn.Module, names: Sequence[str], run: Callable[[], obje
     return dict(calls)
 
 
+@pytest.mark.parametrize(("spoil", "told"), [
+    (lambda outputs: outputs[:-1], "forward_many gives 2 outputs for 3 architectures"),
+    (lambda outputs: [each[:, :-1] for each in outputs], "it gives 2 outputs, and 3 are needed"),
+    (lambda outputs: [outputs[0][:, :-1], *outputs[1:]], "stack expects each tensor to be equal size"),
+    (lambda outputs: None, "NoneType"),
+])  # fmt: skip
+def test_a_supernet_that_does_not_answer_for_several_is_named_before_it_is_trained(
+    spoil: Any, told: str, make_evaluator: Callable[..., SupernetEvaluator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = type(make_evaluator().network)
+    many = network.forward_many
+    monkeypatch.setattr(network, "forward_many", lambda self, x, genotypes: spoil(many(self, x, genotypes)))
+    with pytest.raises(ValueError, match=f"^the supernet of macro: does not fit the task .*{told}"):
+        make_evaluator()
+
+
 def test_equal_architectures_are_run_once(network_space: NetworkSpace, inputs_of: Callable[..., Tensor]) -> None:
     supernet: Any = network_space.network().eval()
     inputs = inputs_of(network_space)
