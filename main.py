@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import median, stdev
 from typing import Any
 
 import gymnasium
@@ -77,7 +78,7 @@ from envs.table import TableEvaluator
 from logbook.analysis import worst_confusions
 from logbook.board import describe_run, describe_search
 from logbook.console import Console
-from logbook.numbers import results_table
+from logbook.numbers import gap, results_table, score
 from logbook.report import write_report
 from logbook.run import Run
 
@@ -932,10 +933,13 @@ def beside_random(rows: Sequence[Mapping[str, Any]], random: Sequence[str], teac
     """How the teacher's test metric stands among those of random architectures of like MACs, in a sentence."""
     tested = {row["name"]: float(np.mean(row["test"])) for row in rows}
     others = [tested[name] for name in random]
-    spread = f", standard deviation {np.std(others, ddof=1):.4f}" if len(others) > 1 else ""
+    spread = f", standard deviation {gap(stdev(others), metric)}" if len(others) > 1 else ""
+    middle, least, most, own = (
+        score(v, metric, 2) for v in (median(others), min(others), max(others), tested[teacher])
+    )
     return (
-        f"{len(others)} random architectures of like MACs, trained in the same way: median {metric} "
-        f"{np.median(others):.4f}{spread}, from {min(others):.4f} to {max(others):.4f}; teacher: {tested[teacher]:.4f}."
+        f"{len(others)} random architectures of like MACs, trained in the same way: median {metric} {middle}{spread}, "
+        f"from {least} to {most}; teacher: {own}."
     )
 
 

@@ -702,10 +702,10 @@ def test_random_architectures_may_stand_beside_the_teacher_instead_of_a_hand_des
     assert len({row["text"] for row in (rows["teacher"], *others)}) == 4
     tests = [row["test"][0] for row in others]
     assert (
-        f"3 random architectures of like MACs, trained in the same way: median accuracy {np.median(tests):.4f}, "
+        f"3 random architectures of like MACs, trained in the same way: median accuracy {100 * np.median(tests):.2f}%, "
         in (results["notes"][-1])
     )
-    assert results["notes"][-1].endswith(f"teacher: {rows['teacher']['test'][0]:.4f}.")
+    assert results["notes"][-1].endswith(f"teacher: {100 * rows['teacher']['test'][0]:.2f}%.")
 
 
 @pytest.mark.usefixtures("no_report")
