@@ -368,7 +368,8 @@ def reward_curves(
         low, median, high = (np.array([np.quantile(v, share) for v in values]) for share in (0.25, 0.5, 0.75))
         numbers = [number + 1 for number in rounds]
         axes.fill_between(numbers, low, high, color=color, alpha=0.22, linewidth=0)
-        axes.plot(numbers, median, color=color, linewidth=2.2, label=name)
+        marker = "o" if len(numbers) == 1 else None
+        axes.plot(numbers, median, color=color, linewidth=2.2, marker=marker, label=name)
     axes.set(xlabel="round", ylabel=label)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     legend_above(axes)

@@ -607,6 +607,11 @@ def test_layers_beyond_the_chosen_depth_have_no_share() -> None:
     assert {float(height) for x, height in conv3 if x == 2} == {0.0, 0.5}
 
 
+def test_a_search_of_one_round_is_seen_beside_others() -> None:
+    lines = plots.reward_curves({"A": [{0: 0.5}], "B": [{0: 0.5, 1: 0.6}]}).axes[0].lines
+    assert [line.get_marker() for line in lines] == ["o", "None"]
+
+
 def test_rounds_count_from_one_in_every_picture(finished: Path) -> None:
     run = read_run(finished)
     assert run.decisions is not None
