@@ -244,7 +244,9 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
             num_steps=config.search.num_batches,
         )  # fmt: skip
     relaxation = relax(evaluator, reward)
-    if not isinstance(evaluator, SupernetEvaluator | StandaloneEvaluator | TableEvaluator):
+    if isinstance(evaluator, SupernetEvaluator):
+        evaluator.check_supernet()
+    elif not isinstance(evaluator, StandaloneEvaluator | TableEvaluator):
         evaluator = CheckedEvaluator(evaluator)
     if task is not None and config.rungs.fidelities:
         assert isinstance(rungs_space, NetworkSpace)

@@ -137,8 +137,7 @@ class SupernetEvaluator:
 
     Raises:
         ValueError: One of these three or `recalibration_batches` is below 1, there are too few steps for so many
-            snapshots or too few samples for so many copies, the score is combined and the networks have no ReLU, or the
-            supernet does not answer for several architectures at once.
+            snapshots or too few samples for so many copies, or the score is combined and the networks have no ReLU.
     """
 
     def __init__(
@@ -189,8 +188,6 @@ class SupernetEvaluator:
                 "evaluator.score=loss"
             )
         self.copies = [self._copy(number, num_each, deque(maxlen=snapshots - 1)) for number in range(copies)]
-        drawn = space.sample(np.random.default_rng(0), 3)
-        check_fit(f"the supernet of {space.name}", lambda: _Several(self.network, drawn), self.task)
 
     def _copy(self, number: int, num_steps: int, past: deque[Weights]) -> Copy:
         key = [str(number)] if number else []
@@ -200,6 +197,11 @@ class SupernetEvaluator:
         return Copy(
             network, Training(network, self.task, self.settings, num_steps, self.seed, stage, self.device), past
         )
+
+    def check_supernet(self) -> None:
+        """Prove that it answers for several architectures at once (else ValueError), before it is trained."""
+        drawn = self.space.sample(np.random.default_rng(0), 3)
+        check_fit(f"the supernet of {self.space.name}", lambda: _Several(self.network, drawn), self.task)
 
     @property
     def network(self) -> Any:

@@ -126,11 +126,13 @@ def count_calls(network: nn.Module, names: Sequence[str], run: Callable[[], obje
 def test_a_supernet_that_does_not_answer_for_several_is_named_before_it_is_trained(
     spoil: Any, told: str, make_evaluator: Callable[..., SupernetEvaluator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = type(make_evaluator().network)
+    evaluator = make_evaluator()
+    evaluator.check_supernet()
+    network = type(evaluator.network)
     many = network.forward_many
     monkeypatch.setattr(network, "forward_many", lambda self, x, genotypes: spoil(many(self, x, genotypes)))
     with pytest.raises(ValueError, match=f"^the supernet of macro: does not fit the task .*{told}"):
-        make_evaluator()
+        evaluator.check_supernet()
 
 
 def test_equal_architectures_are_run_once(network_space: NetworkSpace, inputs_of: Callable[..., Tensor]) -> None:
