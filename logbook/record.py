@@ -110,9 +110,14 @@ class Record:
         return any(update.get("supernet_loss") is not None for update in self.updates)
 
     @property
+    def evaluator(self) -> Json:
+        """The config of what judged the architectures."""
+        return self.config.get("evaluator") or {}
+
+    @property
     def judged_by(self) -> Literal["table", "shared weights", "training", "evaluator"]:
         """Where qualities come from: a table, shared weights, a training of each architecture, or the user's own."""
-        target = str((self.config.get("evaluator") or {}).get("_target_"))
+        target = str(self.evaluator.get("_target_"))
         if self.looked_up or target.endswith(".TableEvaluator"):
             return "table"
         if target.endswith(".SupernetEvaluator"):
@@ -122,8 +127,8 @@ class Record:
     @property
     def noisy(self) -> bool:
         """Whether an architecture evaluated again could get another quality: from a table only where it has noise."""
-        evaluator = self.config.get("evaluator") or {}
-        return self.judged_by != "table" or bool(evaluator.get("noise")) or isinstance(evaluator.get("signal"), list)
+        noise, signal = self.evaluator.get("noise"), self.evaluator.get("signal")
+        return self.judged_by != "table" or bool(noise) or isinstance(signal, list)
 
     @property
     def on_rungs(self) -> bool:

@@ -66,11 +66,9 @@ def curves_section(title: str, name: str, groups: Groups) -> Section:
 
 def _unlike(groups: Groups) -> bool:
     """Whether what is rewarded, or by what quality is judged, differs between the groups."""
-    searches = [run.config for runs in groups.values() for run in runs if run.history]
-    judges = [config.get("evaluator") or {} for config in searches]
+    searches = [run for runs in groups.values() for run in runs if run.history]
     rewards = [
-        [config.get("reward"), judge.get("_target_"), judge.get("score")]
-        for config, judge in zip(searches, judges, strict=True)
+        (run.config.get("reward"), run.evaluator.get("_target_"), run.evaluator.get("score")) for run in searches
     ]
     return any(reward != rewards[0] for reward in rewards)
 

@@ -48,7 +48,7 @@ def _add_evaluations(run: Record, section: Section) -> None:
         )
     )
     unit = cost_unit(run)
-    score = (run.config.get("evaluator") or {}).get("score")
+    score = run.evaluator.get("score")
     two_scales = score == "combined" or (score == "loss" and run.metric == "accuracy")  # other metrics are of the loss
     scale = f" and are judged by their {run.metric}, not by their loss as the others are" if two_scales else ""
     marked = {
@@ -57,7 +57,8 @@ def _add_evaluations(run: Record, section: Section) -> None:
         "training": f"the marked networks were trained for good{scale}",
         "evaluator": "the marked networks were trained for good",
     }[run.judged_by]
-    again = f" {rescored(run)}" if rescored(run) else ""
+    how = rescored(run)
+    again = f" {how}" if how else ""
     if run.candidates is None:
         section.missing.append("The candidates have not been scored again yet (candidates.json is missing).")
     section.pictures.append(
