@@ -44,7 +44,7 @@ from child.space import (
     NetworkSpace,
     Relaxation,
     SearchSpace,
-    check_masks,
+    check_space,
     derive_seed,
 )
 from child.standalone import StandaloneEvaluator
@@ -210,6 +210,7 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
     task = check_task(config.env.task.build(config.plugins, seed=config.seed)) if config.env.task else None
     shapes = {"input_shape": task.input_shape, "num_outputs": task.num_outputs} if task else {}
     space: SearchSpace = config.space.build(config.plugins, **shapes)
+    check_space(space)
     final_space = build_resized(config, "retrain.space", config.retrain.space, space, shapes)
     rungs_space = build_resized(config, "rungs.space", config.rungs.space, space, shapes)
     if task is None:
@@ -223,7 +224,6 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
         if not isinstance(space, NetworkSpace):
             raise ConfigError(f"space: {config.space.target} has no networks that could be trained on {task.name}")
         shape = {"input_shape": list(task.input_shape), "num_outputs": task.num_outputs}
-        check_masks(space)
         drawn = space.sample(np.random.default_rng(0), 1)[0]
         check_storable(Blueprint.of(space, drawn), task)
         check_fit("space", partial(space.network, drawn), task)
@@ -552,12 +552,12 @@ def write_candidates(
     fronts = {
         name: front_of(group, key=lambda c: (c.evaluation.quality, c.evaluation.cost)) for name, group in groups.items()
     }
-    costs = [line["cost"] for line in history if line["cost"] is not None]
-    worst = max(costs or [candidate.evaluation.cost for candidate in listed])
+    costs = [line["cost"] for line in history if line["cost"] is not None] or [c.evaluation.cost for c in listed]
+    worst = max(costs)
     volumes = {
         name: hypervolume(((c.evaluation.quality, c.evaluation.cost) for c in group), worst)
         for name, group in groups.items()
-        if worst > 0  # else nothing costs anything
+        if min(costs) < worst  # else all cost the same, or nothing
     }
     run.write("candidates.json", {
         "cost_unit": parts.reward.unit,

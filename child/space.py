@@ -302,22 +302,42 @@ class SearchSpace(ABC):
         return Graph(nodes, edges)
 
 
-def check_masks(space: SearchSpace) -> None:
-    """Prove on random architectures that a space whose masks are said to be the same for every prefix has such masks.
+def check_space(space: SearchSpace) -> None:
+    """Prove on random architectures that a space, which may be of the user's own making, keeps what it promises.
 
-    Else a search would draw what is not legal, and only what follows it would notice.
+    Else a search would draw what is not legal, or write down what cannot be read or built again, and only what follows
+    it would notice.
 
     Raises:
-        ValueError: A mask differs.
+        ValueError: It has no decisions or no arguments, masks said to be the same for every prefix are not, or its text
+            does not lead back to the architecture.
     """
-    if space.masks_depend_on_prefix:
-        return
-    tokens = np.array([genotype.tokens for genotype in space.sample(np.random.default_rng(0), 64)])
-    for step, decision in enumerate(space.decisions):
+    kind = type(space).__name__
+    if not space.decisions:
+        raise ValueError(f"space: {kind} has no decisions, and so nothing to search")
+    if isinstance(space, NetworkSpace) and not isinstance(getattr(space, "arguments", None), dict):
+        raise ValueError(
+            f"space: {kind} keeps no arguments, with which its networks are built again from disk; set self.arguments "
+            "to the keyword arguments that it was made with"
+        )
+    drawn = space.sample(np.random.default_rng(0), 64)
+    tokens = np.array([genotype.tokens for genotype in drawn])
+    for step, decision in enumerate(space.decisions if not space.masks_depend_on_prefix else ()):
         if not (space.mask(tokens[:, :step]) == space.full_masks[step]).all():
             raise ValueError(
                 f"space: which choices of {decision.name!r} are legal depends by its mask on the decisions before; set "
-                f"masks_depend_on_prefix = True in {type(space).__name__}"
+                f"masks_depend_on_prefix = True in {kind}"
+            )
+    for genotype in drawn:
+        text = space.text(genotype)
+        try:
+            again = space.parse(text)
+        except ValueError as error:
+            raise ValueError(f"space: {kind} cannot read its own text {text!r:.200}: {error}") from None
+        if again != genotype:
+            raise ValueError(
+                f"space: {kind} writes {genotype.tokens} as {text!r:.200}, but reads {again.tokens} there; give the "
+                "choices of a decision names that differ"
             )
 
 

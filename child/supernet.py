@@ -105,7 +105,13 @@ class _Several(nn.Module):
         outputs = self.network.forward_many(x, self.genotypes)
         if len(outputs) != len(self.genotypes):
             raise ValueError(f"forward_many gives {len(outputs)} outputs for {len(self.genotypes)} architectures")
-        return torch.stack(list(outputs))[-1]
+        together = torch.stack(list(outputs))
+        if len(together) > 1 and bool((together == together[0]).all()):
+            raise ValueError(
+                f"it gives the same for {len(together)} different architectures; each must run the choices that it "
+                "makes"
+            )
+        return together[-1]
 
 
 class SupernetEvaluator:
@@ -199,9 +205,21 @@ class SupernetEvaluator:
         )
 
     def check_supernet(self) -> None:
-        """Prove that it answers for several architectures at once (else ValueError), before it is trained."""
-        drawn = self.space.sample(np.random.default_rng(0), 3)
-        check_fit(f"the supernet of {self.space.name}", lambda: _Several(self.network, drawn), self.task)
+        """Prove that it answers for several architectures at once, and not for all the same, before it is trained.
+
+        It is asked with weights somewhat off its own, some of which may begin at zero and so tell nothing apart.
+
+        Raises:
+            ValueError: It does not.
+        """
+        drawn = list(dict.fromkeys(self.space.sample(np.random.default_rng(0), 8)))
+        generator = torch.Generator().manual_seed(0)
+        weights = {
+            name: weight.detach() + 0.1 * torch.randn(weight.shape, generator=generator).to(weight)
+            for name, weight in self.network.named_parameters()
+        }
+        with with_weights(self.network, weights):
+            check_fit(f"the supernet of {self.space.name}", lambda: _Several(self.network, drawn), self.task)
 
     @property
     def network(self) -> Any:

@@ -129,7 +129,8 @@ def resolve(composed: DictConfig, overrides: list[str], kind: type[Config] = Run
     Raises:
         ConfigError: A key or value is wrong, or an override sets what is not read, or differs from the run to go on.
     """
-    keys = {each.key_or_group.replace("/", ".") for each in OverridesParser.create().parse_overrides(overrides)}
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    keys = {key for each in parsed for key in _keys(each.key_or_group.replace("/", "."), each.value())}
     for key in sorted(keys):
         if any(f"{key}.".startswith(f"{unread}.") for unread in kind.UNREAD):
             raise ConfigError(f"{key}: nothing here reads it; it is of a search by main.py, so leave it out")
@@ -156,6 +157,15 @@ def resolve(composed: DictConfig, overrides: list[str], kind: type[Config] = Run
         except ImportError as error:
             raise ConfigError(f"plugins: cannot import {plugin!r} ({error}); is its folder on PYTHONPATH?") from None
     return read(kind, plain, ""), OmegaConf.to_yaml(data, resolve=True)
+
+
+def _keys(key: str, value: Any) -> Iterator[str]:
+    """What an override sets: the key itself, or where its value is a mapping the keys within it."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _keys(f"{key}.{name}", inner)
+    else:
+        yield key
 
 
 def _refuse_changes(saved: DictConfig, composed: DictConfig, keys: set[str], free: Sequence[str]) -> None:

@@ -101,9 +101,10 @@ class Linear(_TargetedReward):
         return self.alpha * task_loss - self.beta * score
 
     def formula(self) -> str:
+        quality = "quality" if self.alpha == 1 else f"{self.alpha:g} * quality"
         if not self.beta:
-            return f"{self.alpha:g} * quality"
-        return f"{self.alpha:g} * quality + {self.beta:g} / (1 + ({self.unit} / {self.target:g})^{self.sharpness:g})"
+            return quality
+        return f"{quality} + {self.beta:g} / (1 + ({self.unit} / {self.target:g})^{self.sharpness:g})"
 
 
 @dataclass(frozen=True)

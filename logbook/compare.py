@@ -214,7 +214,7 @@ def _told(found: Estimate, corrected: float | None, metric: str) -> dict[str, st
         "p": "-" if found.p is None else f"{found.p:.3g}",
         "corrected": "-" if corrected is None else f"{corrected:.3g}",
         "n": str(found.num),
-        "how": "paired" if found.paired else "Welch",
+        "how": "-" if found.p is None else "paired" if found.paired else "Welch",
         "judged": judged,
     }
 

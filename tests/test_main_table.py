@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -167,6 +168,16 @@ def test_costs_stand_under_their_unit_if_there_are_any(
     assert [key for key in ("macs", "parameters", "latency_ms") if row[key] is not None] == ([unit] if unit else [])
     volumes = json.loads((tmp_path / "run" / "candidates.json").read_text())["hypervolume"]
     assert list(volumes) == (["random"] if unit else [])
+
+
+def test_a_front_has_no_size_where_all_cost_the_same(
+    overrides: list[str], compose_text: Compose, tmp_path: Path
+) -> None:
+    path = tmp_path / "alike.csv"
+    table = Path(overrides[1].removeprefix("env.path=")).read_text()
+    path.write_text(re.sub(r"\d+,10$", "7,10", table, flags=re.MULTILINE))
+    main(*compose_text(*overrides, f"env.path={path}", "controller=random", f"output={tmp_path}"))
+    assert json.loads((tmp_path / "run" / "candidates.json").read_text())["hypervolume"] == {}
 
 
 def test_a_run_goes_on_with_its_own_table_alone(overrides: list[str], compose_text: Compose, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import child
+from child.macro import MacroSpace
 from child.space import (
     CheckedEvaluator,
     Decision,
@@ -23,7 +24,7 @@ from child.space import (
     Genotype,
     NetworkSpace,
     SearchSpace,
-    check_masks,
+    check_space,
     derive_seed,
     nearest,
 )
@@ -444,9 +445,39 @@ def test_what_are_no_evaluations_is_named(given: Any) -> None:
 def test_masks_that_depend_on_what_was_chosen_without_saying_so_are_named(
     known: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_masks(known.FlatSpace(3, 4))
+    check_space(known.FlatSpace(3, 4))
     space = known.CellSpace()
-    check_masks(space)
+    check_space(space)
     monkeypatch.setattr(space, "masks_depend_on_prefix", False)
     with pytest.raises(ValueError, match=r"'n2\.op' .*; set masks_depend_on_prefix = True in CellSpace"):
-        check_masks(space)
+        check_space(space)
+
+
+def test_a_registered_space_keeps_what_it_promises(space: SearchSpace) -> None:
+    check_space(space)
+
+
+@pytest.mark.parametrize(
+    ("decisions", "told"),
+    [
+        ((), "has no decisions"),
+        ([("a", "xy"), ("a", "xy")], "cannot read its own text 'a=. a=.': decision 'a' is given twice"),
+        ([("a", "xyx")], r"writes \(2,\) as 'a=x', but reads \(0,\) there; give"),
+        ([("a b", "xy")], "cannot read its own text 'a b=.': unknown decision 'a'"),
+        ([("a", (8, 16))], "cannot read its own text 'a=[0-9]+': decision 'a' is '[0-9]+'"),
+    ],
+)
+def test_a_space_that_cannot_be_searched_or_written_down_is_named(decisions: Any, told: str) -> None:
+    class Mine(SearchSpace):
+        name = "mine"
+
+    space = Mine()
+    space.decisions = tuple(Decision(name, "operation", tuple(labels)) for name, labels in decisions)
+    with pytest.raises(ValueError, match=f"^space: Mine {told}"):
+        check_space(space)
+
+
+def test_a_space_of_networks_without_arguments_is_named(macro: MacroSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(macro, "arguments")
+    with pytest.raises(ValueError, match=r"^space: MacroSpace keeps no arguments, .*; set self\.arguments to"):
+        check_space(macro)

@@ -167,6 +167,7 @@ def test_mistakes_are_one_line(override: str, expected: list[str]) -> None:
         ("+ranking.extra=1", "ranking.extra"),
         ("~baseline.network", "baseline.network"),
         ("retrain.top=2", "retrain.top"),
+        ("retrain={top: 2}", "retrain.top"),
         ("distill.budget=0.5", "distill.budget"),
         ("reward.target=1e6", "reward.target"),
     ],

@@ -45,7 +45,7 @@ def test_formulas_by_hand(reward: Any, quality: float, cost: float, expected: fl
 @pytest.mark.parametrize(
     ("reward", "text"),
     [
-        (Linear(target=32976, beta=0.05), "1 * quality + 0.05 / (1 + (macs / 32976)^4)"),
+        (Linear(target=32976, beta=0.05), "quality + 0.05 / (1 + (macs / 32976)^4)"),
         (Soft(target=2.5, unit="latency_ms"), "quality * (latency_ms / 2.5)^-0.07"),
         (Hard(target=1000, unit="parameters"), "quality * min((parameters / 1000)^-1, 1)"),
         (Absolute(target=100, weight=-0.1), "quality - 0.1 * |macs / 100 - 1|"),

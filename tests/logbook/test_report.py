@@ -726,12 +726,12 @@ def test_the_best_of_several_teachers_is_one_network_in_every_run(tmp_path: Path
 def test_single_runs_and_equal_differences_are_not_judged(repetitions: list[Path]) -> None:
     (part,) = read_parts([repetitions[0], repetitions[3]])
     row = next(row for row in compare.tests(part) if row["network"] == "teacher")
-    assert row["judged"] == "too few runs to tell" and row["p"] == "-"
+    assert row["judged"] == "too few runs to tell" and row["p"] == row["how"] == "-"
     told = compare.verdict([part], [compare.tests(part)])
     assert told == "No difference between these 2 groups can be tested (too few runs, or no spread)."
     (part,) = read_parts(repetitions)
     alike = next(row for row in compare.tests(part) if row["network"] == "student")  # the same in every run
-    assert alike["judged"] == "no spread to judge by"
+    assert alike["judged"] == "no spread to judge by" and alike["how"] == "-"
     told = compare.verdict([part], [compare.tests(part)])
     assert re.match("Of 1 differences? between these 2 groups that can be tested, 0 lies? beyond noise;", told)
 
