@@ -477,7 +477,7 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     config, run, space, strategy = at.config, at.run, at.space, parts.strategy
     search(parts.join, strategy, parts.evaluator, config.search, config.seed, run, at.console)
     searched = run.seconds
-    history = run.read("history")
+    history, drifts = run.read("history"), any(line["supernet_loss"] is not None for line in run.read("updates"))
     names = list(dict.fromkeys([strategy.name, *(line["strategy"] for line in history)]))
     draw, choice = derive_seed(config.seed, "derive"), strategy.choice()
 
@@ -486,7 +486,7 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
         return derive(
             space, history, name,
             lambda num: make_environments(config, parts.space, own, parts.reward, num, 1.0), own,
-            config.derive.candidates, draw, choice if name == strategy.name else None,
+            config.derive.candidates, draw, drifts, choice if name == strategy.name else None,
         )  # fmt: skip
 
     groups = {name: candidates_of(name) for name in names}

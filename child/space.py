@@ -474,16 +474,18 @@ class CheckedEvaluator:
         try:
             unknown = math.isnan(quality)
             sound = (0 <= quality <= 1 or unknown) and (0 <= cost < math.inf or (failure and math.isnan(cost)))
-            sound = sound and 0 <= given.charge < math.inf and isinstance(failure, str | None)
+            sound = sound and 0 < given.charge < math.inf and isinstance(failure, str | None)
         except (TypeError, ValueError):  # what cannot be compared is no number
             unknown = sound = False
         if not sound:
             told = f"quality {quality!r}, cost {cost!r}, charge {given.charge!r} and failure {failure!r}"
             raise ValueError(
-                "expected an Evaluation with a quality in [0, 1], a cost and a charge that are finite and at least 0, "
-                f"and as its failure None or a text, got {told}"
+                "expected an Evaluation with a quality in [0, 1], a cost of at least 0 and a charge above 0, both "
+                f"finite, and as its failure None or a text, got {told}"
             )
-        return given._replace(failure=f"quality {quality} is not a number") if unknown and not failure else given
+        if unknown:
+            return given._replace(quality=0.0, failure=failure or f"quality {quality} is not a number")
+        return given
 
     def improve(self, sampler: Sampler, num_batches: int) -> Improvement | None:
         """Train what the evaluator shares, if anything."""

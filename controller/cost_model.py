@@ -69,8 +69,10 @@ class Demand:
 
     def fit(self, tokens: NDArray[np.int64], qualities: Array, costs: Array, rewards: Array, scores: Array) -> None:
         """Learn from tokens (N, T) and what they gave, (N) each; `scores` are those of the qualities."""
-        told = np.isfinite(qualities).all() and np.isfinite(costs).all() and costs.min() < costs.max()
-        self.matters = bool(told and (rankdata(qualities) != rankdata(rewards)).any())
+        told = np.isfinite(costs)  # of what failed it may not be known
+        tokens, qualities, costs, rewards, scores = (x[told] for x in (tokens, qualities, costs, rewards, scores))
+        differ = told.any() and np.isfinite(qualities).all() and costs.min() < costs.max()
+        self.matters = bool(differ and (rankdata(qualities) != rankdata(rewards)).any())
         if self.matters:
             costs = np.maximum(costs, 1e-6 * costs.max())  # an architecture that passes its input on costs 0
             self.regression.fit(tokens, costs)

@@ -42,22 +42,22 @@ class Candidate:
         }
 
 
-def shortlist(history: Iterable[dict[str, Any]], strategy: str, num: int) -> list[Genotype]:
+def shortlist(history: Iterable[dict[str, Any]], strategy: str, num: int, drifts: bool) -> list[Genotype]:
     """The most promising architectures of a strategy's history, without repetition.
 
     Half by reward (of an architecture seen more than once, the mean); the rest from the front of quality and cost,
     peeled layer by layer, so that cheap ones are looked at again too. Where an environment tells no cost it counts as
     without bound.
 
-    Shared weights get better all the time, which would favor what was seen late. What random search, whose proposals
-    do not change, got in the same round is therefore taken off first: the rising curve nearest to its means, which is
-    level where they but scatter; where it no longer played, what it got last. What was told from the account of a
-    budget, for nothing, is of an earlier round and does not count again.
+    Shared weights get better all the time, which would favor what was seen late. Where results drift so, what random
+    search, whose proposals do not change, got in the same round is taken off first: the rising curve nearest to its
+    means, which scatter; where it no longer played, what it got last. What was told from the account of a budget, for
+    nothing, is of an earlier round and does not count again.
     """
     lines = [
         line for line in history if line["failure"] is None and line["quality"] is not None and line.get("charge") != 0
     ]
-    drift = {key: _random_by_round(lines, key) for key in ("reward", "quality")}
+    drift = {key: _random_by_round(lines, key) if drifts else {} for key in ("reward", "quality")}
     seen: dict[Genotype, list[dict[str, Any]]] = {}
     for line in lines:
         if line["strategy"] == strategy:
@@ -164,6 +164,7 @@ def derive(
     evaluator: Evaluator,
     num: int,
     seed: int,
+    drifts: bool,
     choice: Genotype | None = None,
 ) -> list[Candidate]:
     """Play the shortlist of a strategy again with full evaluations, best reward first.
@@ -178,9 +179,10 @@ def derive(
         evaluator: Tells quality and cost where the environment only speaks in rewards.
         num: Candidates.
         seed: Of the evaluations.
+        drifts: Whether results get better as the search goes on, whatever is proposed.
         choice: What the strategy stands for, which is a candidate whatever its score.
     """
-    genotypes = [space.check(genotype) for genotype in shortlist(history, strategy, num)]
+    genotypes = [space.check(genotype) for genotype in shortlist(history, strategy, num, drifts)]
     if choice is not None and choice not in genotypes:
         genotypes = [choice, *genotypes[: num - 1]]
     if not genotypes:

@@ -136,7 +136,7 @@ class Genetic(_Varying):
 
 
 class LocalSearch(_Varying):
-    """Greedy local search (White et al. 2021): go to the first better neighbor; start again where there is none.
+    """Greedy local search (White et al. 2021): go to the first better neighbor; start again where all were tried.
 
     Neighbors differ in one decision and are tried in an order drawn for each place. `population` holds the place where
     it stands, alone.
@@ -160,8 +160,8 @@ class LocalSearch(_Varying):
         return untried + self.space.sample(rng, num - len(untried))
 
     def learn(self, rollout: Rollout) -> Update:
+        self.seen.update(evaluation.genotype for evaluation in rollout.evaluations)
         for genotype, reward in scored(rollout):
-            self.seen.add(genotype)
             if not self.population or reward > self.population[0][1]:
                 self.population = [(genotype, reward)]
         return Update()

@@ -87,6 +87,7 @@ class ModelBased(WholeStrategy):
         self.steady = RewardModel(space, steps=0)
         self.demand = Demand(space)
         self.seen: dict[Genotype, tuple[float, float, float]] = {}  # reward, quality, cost
+        self.lost: set[Genotype] = set()  # which gave no finite reward; once is enough
         self.num_learned = 0
 
     def propose(self, num: int, round_number: int) -> list[Genotype]:
@@ -121,6 +122,8 @@ class ModelBased(WholeStrategy):
         for evaluation, reward in zip(rollout.evaluations, rollout.rewards.tolist(), strict=True):
             if np.isfinite(reward):
                 self.seen.setdefault(evaluation.genotype, (reward, evaluation.quality, evaluation.cost))
+            else:
+                self.lost.add(evaluation.genotype)
         update, num_lost = Update(), int((~finite).sum())
         if len(self.seen) < self.num_random:
             return replace(update, num_skipped=num_lost)
@@ -135,7 +138,7 @@ class ModelBased(WholeStrategy):
 
     def _is_known(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of the architectures (M, T) were evaluated, (M)."""
-        seen = {genotype.tokens for genotype in self.seen}
+        seen = {genotype.tokens for genotype in (*self.seen, *self.lost)}
         return np.array([tuple(row) in seen for row in tokens.tolist()], np.bool_)
 
     def _tokens_seen(self) -> NDArray[np.int64]:
@@ -181,6 +184,7 @@ class ModelBased(WholeStrategy):
             "optimizer": self.optimizer.state_dict(),
             "model": self.model.save(),
             "seen": [(genotype.tokens, *outcome) for genotype, outcome in self.seen.items()],
+            "lost": sorted(genotype.tokens for genotype in self.lost),
             "num_learned": self.num_learned,
         }
 
@@ -188,6 +192,7 @@ class ModelBased(WholeStrategy):
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.seen = {Genotype(self.space.name, tuple(tokens)): tuple(outcome) for tokens, *outcome in state["seen"]}
+        self.lost = {Genotype(self.space.name, tuple(tokens)) for tokens in state["lost"]}
         learned_from = self._learned_from() if self.seen else np.zeros(0)
         self.model.restore(state["model"], list(self.seen), learned_from)
         if self.seen:

@@ -42,9 +42,9 @@ class SearchSettings:
             asks for neither of the two.
         fidelity: The share of a full evaluation per architecture (of the validation data, or of the epochs).
         compare_random: Whether random search plays beside the strategy.
-        budget: What each strategy may spend, in the unit that the evaluator charges (evaluations, unless it says
-            otherwise): then a repeat costs nothing and gives the stored value, and the search ends when the budget
-            is spent or `rounds` are played. None for no such account.
+        budget: What each strategy may spend, in evaluations, or in what a table says that they are charged: then a
+            repeat costs nothing and gives the stored value, and the search ends when the budget is spent or `rounds`
+            are played. None for no such account.
     """
 
     rounds: int = 60

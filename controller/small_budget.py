@@ -68,12 +68,13 @@ class SmallBudgetReinforce(WholeStrategy, Reinforce):
             )
         self.candidates, self.imitated, self.updates = candidates, imitated, updates
         self.seen: dict[Genotype, float] = {}
+        self.lost: set[Genotype] = set()  # which gave no finite reward; once is enough
 
     def propose(self, num: int, round_number: int) -> list[Genotype]:
         seed = derive_seed(self.seed, "policy", "act", round_number)
         genotypes = [Genotype(self.space.name, tuple(row)) for row in self.policy.draw(NUM_DRAWN * num, seed).tolist()]
         genotypes += self.space.sample(np.random.default_rng(seed), num)  # where the policy knows nothing new
-        new = [genotype for genotype in dict.fromkeys(genotypes) if genotype not in self.seen]
+        new = [each for each in dict.fromkeys(genotypes) if each not in self.seen and each not in self.lost]
         return (self._likeliest_first(new[: self.candidates * num]) + genotypes)[:num]
 
     def _likeliest_first(self, genotypes: list[Genotype]) -> list[Genotype]:
@@ -89,6 +90,8 @@ class SmallBudgetReinforce(WholeStrategy, Reinforce):
             if np.isfinite(reward):
                 new.append(evaluation.genotype)
                 self.seen.setdefault(evaluation.genotype, reward)
+            else:
+                self.lost.add(evaluation.genotype)
         num_lost = len(rollout.rewards) - len(new)
         if not new:
             return self._skip(num_lost)
@@ -101,8 +104,10 @@ class SmallBudgetReinforce(WholeStrategy, Reinforce):
         return self._skip(len(rollout.rewards)) if update is None else replace(update, num_skipped=num_lost)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "seen": [(genotype.tokens, reward) for genotype, reward in self.seen.items()]}
+        seen = [(genotype.tokens, reward) for genotype, reward in self.seen.items()]
+        return {**super().state_dict(), "seen": seen, "lost": sorted(genotype.tokens for genotype in self.lost)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.seen = {Genotype(self.space.name, tuple(tokens)): reward for tokens, reward in state["seen"]}
+        self.lost = {Genotype(self.space.name, tuple(tokens)) for tokens in state["lost"]}

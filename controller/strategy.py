@@ -116,7 +116,7 @@ class WholeStrategy(Strategy):
 
 
 class RandomSearch(WholeStrategy):
-    """Every architecture uniform: the opponent that every strategy must beat at equal evaluations."""
+    """Every decision uniform over what is legal: the opponent that every strategy must beat at equal evaluations."""
 
     name = "random"
 

@@ -77,6 +77,11 @@ def array_task(
 def store(name: str, x: NDArray[Any]) -> Tensor:
     """Samples as they are kept: uint8 (N, C, H, W) in channels-last order, float32 (N, C, L) or float32 (N, F)."""
     x = np.asarray(x)
+    if x.dtype == np.uint8 and x.ndim == 4 and x.shape[1] in (1, 3, 4) and x.shape[3] > 4:
+        raise ValueError(
+            f"{name}: expected images of shape (N, H, W) or (N, H, W, C), and {x.shape} looks like (N, C, H, W); give "
+            "x.transpose(0, 2, 3, 1)"
+        )
     if x.dtype == np.uint8 and x.ndim in (3, 4):
         return torch.from_numpy(np.ascontiguousarray(x if x.ndim == 4 else x[..., None])).permute(0, 3, 1, 2)
     if x.dtype.kind != "f" or x.ndim not in (2, 3):
@@ -221,9 +226,9 @@ def arrays(
     """
     found = read_archive(path, ("x", "y"))
     given: dict[str, Any] = {}
-    known = [f"{axis}_{part}" for part in ("validation", "test") for axis in "xy"]
+    known = ["x", "y", *(f"{axis}_{part}" for part in ("validation", "test") for axis in "xy")]
     for name in found:
-        if name.lower().startswith(("x_", "y_")) and name not in known:
+        if name not in known:
             raise ValueError(f"{path} has an array {name!r} that would not be used; {nearest(name, known)}")
     for part in ("validation", "test"):
         pair = [name for name in (f"x_{part}", f"y_{part}") if name in found]

@@ -20,6 +20,10 @@ from envs.cache import cached, content_key
 PARTS = ("train", "validation", "test")
 PART = re.compile(r"(train|test|val)(ing|id|idation)?([ _-]?(set|data))?", re.IGNORECASE)
 """What else they are called."""
+NOT_READ = frozenset(
+    (".heic", ".heif", ".avif", ".jxl", ".mp3", ".flac", ".ogg", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".wma")
+)
+"""Endings of images and sounds that no class may lose without a word, where they are not read."""
 VERSION = 2  # of how images are decoded; another number leaves what is cached behind
 
 
@@ -147,12 +151,27 @@ def class_files(folder: Path, endings: Container[str], kind: str) -> dict[str, l
         kind: Of the files, for messages.
 
     Raises:
-        ValueError: There is no subfolder, or one without such a file.
+        ValueError: There is no subfolder, or one without such a file, with others that would be lost, or with parts of
+            the data inside.
     """
     found = {}
     for subfolder in sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."):
-        inside = [file.relative_to(subfolder) for file in subfolder.rglob("*") if file.suffix.lower() in endings]
-        files = sorted(subfolder / file for file in inside if not any(part[0] == "." for part in file.parts))
+        entries = [file.relative_to(subfolder) for file in subfolder.rglob("*")]
+        shown = sorted(file for file in entries if not any(part[0] == "." for part in file.parts))
+        inside = [file for file in shown if file.suffix.lower() in endings]
+        lost = [file for file in shown if file.suffix.lower() in NOT_READ and file.suffix.lower() not in endings]
+        if lost:
+            raise ValueError(
+                f"{subfolder / lost[0]} is of a kind that is not read, and would be left out; convert it, or take it "
+                f"away (of such there are {len(lost)} in {subfolder})"
+            )
+        parts = sorted({file.parts[0] for file in inside if len(file.parts) > 1 and PART.fullmatch(file.parts[0])})
+        if len(parts) > 1:
+            raise ValueError(
+                f"{' and '.join(parts)} in {subfolder} look like parts of a data set; put the classes into the parts, "
+                f"as in {folder.name}/train/{subfolder.name}"
+            )
+        files = [subfolder / file for file in inside]
         if not files:
             raise ValueError(f"{subfolder} holds no {kind}; every subfolder is a class and needs some")
         found[subfolder.name] = files

@@ -60,7 +60,9 @@ class _TargetedReward:
     def __call__(self, evaluation: Evaluation) -> float:
         # A cost of 0 (an architecture that passes its input on) must not make a negative power infinite.
         value = self.blend(evaluation.quality, max(evaluation.cost / self.target, LEAST_RATIO))
-        return min(value, 0.0) if evaluation.failure else value
+        if evaluation.failure:
+            return min(value, 0.0) if math.isfinite(value) else 0.0  # its cost may not be known
+        return value
 
     def blend(self, quality: float, ratio: float) -> float:
         """The reward of a quality at a cost ratio."""

@@ -21,7 +21,7 @@ LAYOUT = {
     },
     "Training": {
         "shared weights": ["Multiline", ["supernet/loss"]],
-        "final networks, loss": ["Multiline", [".*/loss"]],
+        "final networks, loss": ["Multiline", ["(?!search/|supernet/).*/loss"]],
         "final networks, validation": ["Multiline", [".*/validation_.*"]],
     },
     "Cost": {"mean cost of proposals": ["Multiline", ["cost/mean"]]},

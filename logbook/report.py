@@ -23,6 +23,7 @@ from logbook.sections.section import Picture
 from logbook.significance import ALPHA, welch
 
 CLONE = Path(__file__).resolve().parent.parent
+ONE_SEARCH = "in one search each: other seeds may say otherwise"
 
 
 def verdict(run: Record) -> str:
@@ -51,31 +52,28 @@ def verdict(run: Record) -> str:
         if _rounds_to_zero(lead, metric):
             where = "level with"
         strategy = next((name for name in run.strategies if name != "random"), "the search")
-        counts = {sum(line["strategy"] == name for line in run.evaluations) for name in run.strategies}
-        told = len(run.strategies) == 2 and len(counts) == 1
-        effort = f"{counts.pop()} evaluations each" if told else "equal evaluations"
-        if run.looked_up and not told:
-            effort = "equal budgets"
+        num, num_random = (
+            sum(line["strategy"] == name for line in run.evaluations) for name in (strategy, "random")
+        )  # others where a budget lets repeats be free
+        effort = f"{num} evaluations {'each' if num == num_random else f'(random search: {num_random})'}"
         ours = f"the first choice of {strategy}" if "teacher2" in rows else f"what {strategy} found"
         # The difference stands in the sentence in any case: a reader may weigh it otherwise.
         clauses.append(
             f"after {effort}, {ours} is {where} what random search found, "
-            + (
-                "in one search each: other seeds may say otherwise"
-                if run.looked_up
-                else _judgement(tests["teacher"], tests["random_best"])
-            )
+            + (ONE_SEARCH if run.looked_up else _judgement(tests["teacher"], tests["random_best"]))
         )
     return "; ".join(clauses) + "."
 
 
 def _judgement(first: Sequence[float], second: Sequence[float]) -> str:
+    """Of two architectures, by their trainings; the searches that found them were made once."""
     found = welch(first, second)
     if found.num < 2:
         return "from one training each, which is too few to tell a difference from noise"
     if found.p is None:
         return "without any spread to judge that by"
-    return f"which is {'beyond' if found.p < ALPHA else 'within'} noise (Welch's test, p = {found.p:.2g})"
+    side = "beyond" if found.p < ALPHA else "within"
+    return f"which is {side} the noise of training (Welch's test, p = {found.p:.2g}), {ONE_SEARCH}"
 
 
 def _rounds_to_zero(difference: float, metric: str) -> bool:

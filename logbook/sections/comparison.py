@@ -35,8 +35,8 @@ def curves_section(title: str, name: str, groups: Groups) -> Section:
         Picture(
             f"{name}-reward-curves",
             "Mean reward of each round",
-            "A line is the median over a group's runs, its band spans their quartiles: a policy that learns rises."
-            + unlike,
+            "A line is the median over a group's runs, its band spans their quartiles: a policy that learns rises. The "
+            "last rounds are those of the longest runs alone." + unlike,
             plots.reward_curves(means),
         ),
         Picture(
@@ -93,6 +93,11 @@ def _curves(groups: Groups) -> tuple[dict[str, list[dict[int, float]]], dict[str
                     reached[number] = highest
                 means.setdefault(name, []).append({number: sum(r) / len(r) for number, r in rewards.items()})
                 best.setdefault(name, []).append(reached)
+    for reaches in best.values():  # a run that ended before others keeps what it had
+        last = max(number for reached in reaches for number in reached)
+        for reached in reaches:
+            for number in range(min(reached) + 1, last + 1):
+                reached.setdefault(number, reached[number - 1])
     return means, best
 
 

@@ -416,7 +416,8 @@ def checked(given: Any, asked: list[Genotype]) -> list[Evaluation]:
     [
         ({"quality": 97.3}, "quality 97.3"), ({"quality": None}, "quality None"), ({"quality": "0.5"}, "quality '0.5'"),
         ({"cost": -1.0}, "cost -1.0"), ({"cost": math.inf}, "cost inf"), ({"cost": math.nan}, "cost nan"),
-        ({"charge": None}, "charge None"), ({"failure": ValueError()}, "failure ValueError()"),
+        ({"charge": None}, "charge None"), ({"charge": 0.0}, "charge 0.0"),
+        ({"failure": ValueError()}, "failure ValueError()"),
         ({"genotype": Genotype("s", (1,))}, "got that of Genotype(space='s', tokens=(1,))"),
     ],
 )  # fmt: skip
@@ -434,6 +435,7 @@ def test_an_evaluation_without_quality_has_failed() -> None:
     honest = honest._replace(cost=math.nan, failure="out of memory")
     found = checked([silent, honest], asked)
     assert [each.failure for each in found] == ["quality nan is not a number", "out of memory"]
+    assert [each.quality for each in found] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("given", [None, 0.5, {}, "no", [0.5], [None]])

@@ -82,6 +82,16 @@ def test_where_cost_does_not_count_it_plays_no_part(known: Any, costs: float | N
     assert proposed[0] == proposed[1]
 
 
+def test_an_unknown_cost_leaves_the_others_known(known: Any) -> None:
+    space, qualities = known.FlatSpace(5, 3), np.array([0.0, 0.5, 0.1, 0.4, 0.2])
+    tokens, costs, rewards = drawn(space, 5, 0), np.array([math.nan, 1.0, 2.0, 3.0, 4.0]), -qualities
+    scores, whole, without = normal_scores(qualities), Demand(space), Demand(space)
+    whole.fit(tokens, qualities, costs, rewards, scores)
+    without.fit(tokens[1:], qualities[1:], costs[1:], rewards[1:], scores[1:])
+    assert whole.matters
+    np.testing.assert_array_equal(whole(tokens), without(tokens))
+
+
 def test_one_cost_for_all_tells_nothing(known: Any) -> None:
     """Even where rewards rank otherwise than qualities, as a reward of a user's own may."""
     space, qualities = known.FlatSpace(3, 3), np.array([0.1, 0.2, 0.3])

@@ -102,20 +102,20 @@ def test_the_shortlist_is_half_by_reward_and_half_by_front() -> None:
         line(5, 0.99, 0.1, 99.0, failure="out of memory"),
         line(6, 0.99, 0.99, 1.0, strategy="random"),
     ]
-    assert tokens_of(shortlist(history, "mine", 4)) == [0, 1, 3, 2]
-    assert tokens_of(shortlist(history, "mine", 1)) == [0]
-    assert tokens_of(shortlist(history, "mine", 99)) == [0, 1, 2, 4, 3]  # all, once each; three by reward
-    assert shortlist(history, "nobody", 5) == []
+    assert tokens_of(shortlist(history, "mine", 4, drifts=True)) == [0, 1, 3, 2]
+    assert tokens_of(shortlist(history, "mine", 1, drifts=True)) == [0]
+    assert tokens_of(shortlist(history, "mine", 99, drifts=True)) == [0, 1, 2, 4, 3]  # all, once each; three by reward
+    assert shortlist(history, "nobody", 5, drifts=True) == []
 
 
 def test_one_lucky_evaluation_does_not_count_more_than_the_mean() -> None:
     history = [line(0, 1.0, 1.0, 1.0), line(1, 0.7, 0.7, 1.0), line(0, 0.2, 0.2, 1.0)]
-    assert tokens_of(shortlist(history, "mine", 1)) == [1]
+    assert tokens_of(shortlist(history, "mine", 1, drifts=True)) == [1]
 
 
 def test_an_environment_that_tells_no_cost_has_a_shortlist_too() -> None:
     history = [line(0, 0.2, 0.2, None), line(1, 0.7, 0.7, None), line(2, 0.5, 0.5, None)]
-    assert tokens_of(shortlist(history, "mine", 2)) == [1, 2]
+    assert tokens_of(shortlist(history, "mine", 2, drifts=True)) == [1, 2]
 
 
 def test_what_was_seen_early_is_compared_fairly() -> None:
@@ -126,8 +126,8 @@ def test_what_was_seen_early_is_compared_fairly() -> None:
         line(2, 0.50, 0.50, 5.0, round=0, strategy="random"),
         line(3, 0.90, 0.90, 5.0, round=1, strategy="random"),
     ]
-    assert tokens_of(shortlist(history, "mine", 1)) == [0]
-    assert tokens_of(shortlist(history[:2], "mine", 1)) == [1]  # without random search nothing is known of the drift
+    assert tokens_of(shortlist(history, "mine", 1, drifts=True)) == [0]
+    assert tokens_of(shortlist(history[:2], "mine", 1, drifts=True)) == [1]  # no drift is known
 
 
 def test_where_nothing_drifts_the_luck_of_random_search_in_a_round_does_not_count() -> None:
@@ -139,8 +139,16 @@ def test_where_nothing_drifts_the_luck_of_random_search_in_a_round_does_not_coun
             line(token, each, each, 5.0, round=token // 8, strategy="random") for token, each in enumerate(luck)
         ]
         best = np.argsort(qualities)[-8:].tolist()
-        shared.append(len(set(best) & set(tokens_of(shortlist(history, "mine", 16))[:8])))
+        shared.append(len(set(best) & set(tokens_of(shortlist(history, "mine", 16, drifts=True))[:8])))
     assert np.mean(shared) > 6  # of 8; with what random search got in each round taken off as it is, they are 3.7
+
+
+def test_without_shared_weights_the_best_that_was_seen_is_a_candidate() -> None:
+    """Random search is lucky in the very round in which the best was seen, which is no drift."""
+    history = [line(0, 0.6, 0.6, 5.0, round=0), line(1, 0.9, 0.9, 5.0, round=1)]
+    history += [line(2, luck, luck, 5.0, round=number, strategy="random") for number, luck in ((0, 0.1), (1, 0.8))]
+    assert tokens_of(shortlist(history, "mine", 1, drifts=True)) == [0]
+    assert tokens_of(shortlist(history, "mine", 1, drifts=False)) == [1]
 
 
 def test_what_a_budget_tells_again_does_not_count() -> None:
@@ -152,8 +160,8 @@ def test_what_a_budget_tells_again_does_not_count() -> None:
         line(0, 0.55, 0.55, 5.0, round=1, charge=0.0),
         line(1, 0.91, 0.91, 5.0, round=2),  # 0.01 better than random search at the end of its budget
     ]
-    assert tokens_of(shortlist(history, "mine", 1)) == [0]
-    assert tokens_of(shortlist([*history, line(4, 0.99, 0.99, 5.0, round=3)], "mine", 1)) == [4]
+    assert tokens_of(shortlist(history, "mine", 1, drifts=True)) == [0]
+    assert tokens_of(shortlist([*history, line(4, 0.99, 0.99, 5.0, round=3)], "mine", 1, drifts=True)) == [4]
 
 
 def environments(space: SearchSpace, evaluator: Any, reward: Callable[[Evaluation], float]) -> Callable[[int], Any]:
@@ -177,10 +185,10 @@ def test_derive_scores_again_on_everything(known: Any) -> None:
     ]  # fmt: skip
     evaluator = known.TargetEvaluator(genotypes[0])
     play = environments(space, evaluator, lambda e: e.quality - e.cost / 100)
-    candidates = derive(space, history, "mine", play, evaluator, 3, seed=8)
+    candidates = derive(space, history, "mine", play, evaluator, 3, seed=8, drifts=False)
     assert [(len(asked), fidelity, seed) for asked, fidelity, seed in evaluator.calls] == [(3, 1.0, 8)]
     assert {c.genotype for c in candidates} <= set(genotypes[::2]) and {c.strategy for c in candidates} == {"mine"}
-    assert len(candidates) == 3 and derive(space, history, "nobody", play, evaluator, 3, seed=8) == []
+    assert len(candidates) == 3 and derive(space, history, "nobody", play, evaluator, 3, seed=8, drifts=False) == []
     assert [c.reward for c in candidates] == sorted((c.reward for c in candidates), reverse=True)
     for candidate in candidates:
         agree = np.mean(np.array(candidate.genotype.tokens) == genotypes[0].tokens)
@@ -194,7 +202,7 @@ def test_what_a_strategy_stands_for_is_a_candidate_whatever_its_score(known: Any
     play = environments(space, known.TargetEvaluator(Genotype("flat", (0,))), lambda e: e.quality)
     for token, wanted in ((3, [0, 3]), (0, [0, 1])):  # the worst, and one that is on the list anyway
         choice = Genotype("flat", (token,))
-        candidates = derive(space, history, "mine", play, None, 2, 0, choice)  # type: ignore[arg-type]
+        candidates = derive(space, history, "mine", play, None, 2, 0, False, choice)  # type: ignore[arg-type]
         assert sorted(tokens_of([c.genotype for c in candidates])) == wanted
 
 
@@ -209,7 +217,8 @@ def test_failed_candidates_are_left_out(known: Any) -> None:
 
     history = [line(token, 0.5 - token / 10, 0.5, 1.0 + token) for token in range(3)]
     evaluator = Fails(Genotype("flat", (0,)))
-    candidates = derive(space, history, "mine", environments(space, evaluator, lambda e: e.quality), evaluator, 3, 0)
+    play = environments(space, evaluator, lambda e: e.quality)
+    candidates = derive(space, history, "mine", play, evaluator, 3, 0, drifts=False)
     assert sorted(tokens_of([c.genotype for c in candidates])) == [1, 2]
 
 
@@ -217,7 +226,8 @@ def test_a_reward_that_is_not_finite_is_left_out(known: Any) -> None:
     space, evaluator = known.FlatSpace(1, 3), known.TargetEvaluator(Genotype("flat", (0,)))
     history = [line(token, 0.5, 0.5, 1.0 + token) for token in range(3)]
     play = environments(space, evaluator, lambda e: e.quality if e.genotype.tokens[0] else np.nan)
-    assert sorted(tokens_of([c.genotype for c in derive(space, history, "mine", play, evaluator, 3, 0)])) == [1, 2]
+    candidates = derive(space, history, "mine", play, evaluator, 3, 0, drifts=False)
+    assert sorted(tokens_of([c.genotype for c in candidates])) == [1, 2]
 
 
 def test_a_foreign_genotype_in_the_history_is_refused(known: Any) -> None:
@@ -225,7 +235,7 @@ def test_a_foreign_genotype_in_the_history_is_refused(known: Any) -> None:
     with pytest.raises(ValueError, match="illegal action 7"):
         space = known.FlatSpace(1, 3)
         play = environments(space, evaluator, lambda e: 0.0)
-        derive(space, [line(7, 1.0, 1.0, 1.0)], "mine", play, evaluator, 3, 0)
+        derive(space, [line(7, 1.0, 1.0, 1.0)], "mine", play, evaluator, 3, 0, drifts=False)
 
 
 def test_a_candidate_in_json(known: Any) -> None:

@@ -10,6 +10,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import PairwiseKernel, WhiteKernel
 
 from child.space import Evaluation, Genotype, SearchSpace, derive_seed
+from controller.evolution import LocalSearch
 from controller.model_based import ModelBased
 from controller.policy import PolicySettings
 from controller.ranks import normal_scores
@@ -269,6 +270,23 @@ def test_a_reward_that_is_not_finite_is_left_out(known: Any) -> None:
     assert update.num_skipped == 1 and update.loss is not None
     assert {reward for reward, _, _ in strategy.seen.values()} == {1.0, 2.0}
     assert all(torch.isfinite(parameter).all() for parameter in strategy.policy.parameters())
+
+
+@pytest.mark.parametrize("make", [ModelBased, SmallBudgetReinforce, LocalSearch])
+def test_what_gave_no_finite_reward_is_not_asked_for_again_and_again(known: Any, make: Any) -> None:
+    """The best of all breaks down, and the search goes on beside it, also when it is taken up again."""
+    space = known.FlatSpace(3, 3)
+    given = () if make is LocalSearch else (POLICY,)
+    strategy, asked = make(space, 0, *given), []
+    for round_number in range(24):
+        (genotype,) = strategy.propose(1, round_number)
+        quality = float(np.mean(genotype.tokens)) / 2
+        asked.append(genotype)
+        tell(strategy, np.array([genotype.tokens]), [quality if quality < 1 else math.nan])
+        if round_number % 8 == 7:
+            state, strategy = strategy.state_dict(), make(space, 0, *given)
+            strategy.load_state_dict(state)
+    assert 1 <= asked.count(Genotype("flat", (2, 2, 2))) <= 2  # uniform draws may repeat it
 
 
 @pytest.mark.parametrize("wrong", [{"learning_rate": 0.0}, {"clip": -1.0}], ids=str)

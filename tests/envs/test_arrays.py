@@ -159,11 +159,16 @@ def test_preprocessing_is_fitted_to_training_data_alone() -> None:
         ({"x": images(), "y": LABELS[:-1]}, r"expected one answer for each of 200 samples, got shape \(199,\)"),
         ({"x": images()}, "has no array 'y'; it holds x"),
         ({"images": images(), "y": LABELS}, "has no array 'x'; it holds images, y"),
+        ({"x": images(), "y": LABELS, "test_x": images(8)}, "has an array 'test_x' that would not be used; allowed: x"),
+        (
+            {"x": np.zeros((NUM, 3, 8, 8), np.uint8), "y": LABELS},
+            r"\(200, 3, 8, 8\) looks like \(N, C, H, W\); give x\.transpose\(0, 2, 3, 1\)",
+        ),
         ({"x": images(), "y": LABELS, "x_test": images(8)}, "has x_test but no y_test"),
         ({"x": images(), "y": LABELS, "y_test": LABELS[:8]}, "has y_test but no x_test"),
         (
             {"x": images(), "y": LABELS, "x_val": images(8), "y_val": LABELS[:8]},
-            "has an array 'x_val' that would not be used; allowed: x_validation",
+            "has an array 'x_val' that would not be used; .* did you mean 'x_validation'",
         ),
         (
             {"x": images(), "y": LABELS, "x_test": images(8), "y_test": np.full(8, 7)},

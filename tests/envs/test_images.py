@@ -141,9 +141,24 @@ def unknown_class(folder: Path) -> None:
     (folder / "dog").rename(folder / "test" / "dogs")
 
 
+def parts_in_classes(folder: Path) -> None:
+    for name in ("cat", "dog"):
+        for part, number in (("train", 0), ("test", 1)):
+            (folder / name / part).mkdir()
+            (folder / name / f"{number}.png").rename(folder / name / part / f"{number}.png")
+
+
+def other_kind(folder: Path) -> None:
+    (folder / "cat" / "inner").mkdir()
+    for number in range(2):
+        (folder / "cat" / "inner" / f"{number}.HEIC").touch()
+
+
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
+        (parts_in_classes, r"test and train in .*cat look like parts .*; put .*, as in pets/train/cat"),
+        (other_kind, r"inner/0\.HEIC is of a kind that is not read, .* \(of such there are 2 in .*cat\)"),
         (broken, r"cannot read the image .*dog.3\.png"),
         (empty_class, r"emu holds no image; every subfolder is a class"),
         (one_class, "pets: classification needs at least 2 classes, got 1"),

@@ -42,6 +42,11 @@ def test_formulas_by_hand(reward: Any, quality: float, cost: float, expected: fl
     assert reward(evaluation(quality, cost)) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+def test_a_failure_of_unknown_cost_earns_nothing(kind: Any) -> None:
+    assert kind(target=100.0)(evaluation(0.0, math.nan)._replace(failure="out of memory")) == 0.0
+
+
 @pytest.mark.parametrize(
     ("reward", "text"),
     [

@@ -20,6 +20,7 @@ from logbook.numbers import results_table
 from logbook.optimization import steps_table
 from logbook.record import read_run
 from logbook.report import usage_example, verdict, write_report
+from logbook.sections.comparison import curves_section
 from logbook.sections.decisions import decisions_section
 from logbook.significance import estimate
 
@@ -407,14 +408,21 @@ def test_the_verdict_claims_no_more_than_its_numbers(tmp_path: Path) -> None:
     assert text.startswith("On digits the best network found reaches 99.1% test accuracy;")
     assert "its student is 0.6 points below it at 27% of its MACs" in text
     assert "after 160 evaluations each, what reinforce found is 0.1 points above what random search found" in text
-    assert "within noise" in text
+    assert "within the noise of training" in text and text.endswith("one search each: other seeds may say otherwise.")
     change_results(folder, teacher=[0.990, 0.991], random_best=[0.950, 0.951])
-    assert "4.0 points above what random search found, which is beyond noise" in verdict(read_run(folder))
+    assert "4.0 points above what random search found, which is beyond the noise of training" in verdict(
+        read_run(folder)
+    )
     change_results(folder, teacher=[0.95], random_best=[0.99])
     assert "4.0 points below" in verdict(read_run(folder))
     assert "too few to tell" in verdict(read_run(folder))
     change_results(folder, teacher=[0.95], random_best=[0.95])
     assert "what reinforce found is level with what random search found" in verdict(read_run(folder))
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    paid = [{**line, "charge": float(line["strategy"] == "random" or line["round"] < 5)} for line in history]
+    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in paid))
+    num = sum(line["strategy"] == "reinforce" and line["charge"] > 0 for line in paid)
+    assert 0 < num < 160 and f"after {num} evaluations (random search: 160)," in verdict(read_run(folder))
 
 
 @pytest.mark.parametrize(("target", "told", "not_told"), [
@@ -605,6 +613,19 @@ def test_layers_beyond_the_chosen_depth_have_no_share() -> None:
     conv3 = np.asarray(areas[0].get_paths()[0].vertices)
     assert {float(height) for x, height in conv3 if x == 1} == {0.0}
     assert {float(height) for x, height in conv3 if x == 2} == {0.0, 0.5}
+
+
+def test_the_best_so_far_of_a_run_that_ended_early_stands(tmp_path: Path) -> None:
+    long, short = (write_run(tmp_path / name) for name in ("long", "short"))
+    history = [json.loads(line) for line in (long / "history.jsonl").read_text().splitlines()]
+    all_poor = [{**line, "reward": 0.1} for line in history]
+    few_good = [{**line, "reward": 0.9} for line in history if line["round"] < 3]
+    for folder, kept in ((long, all_poor), (short, few_good)):
+        (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    section = curves_section("The searches", "part1", {"A": [read_run(long), read_run(short)]})
+    line = section.pictures[1].figure.axes[0].lines[0]
+    assert section.pictures[1].title == "Best reward so far"
+    assert np.asarray(line.get_ydata()).tolist() == pytest.approx([0.5] * ROUNDS)
 
 
 def test_a_search_of_one_round_is_seen_beside_others() -> None:
