@@ -282,9 +282,12 @@ def network_for(key: str, folder: Path, task: Task, plugins: Sequence[str]) -> T
 
 
 def with_weights(module: nn.Module, file: Path) -> nn.Module:
-    """A module with the weights of a safetensors file."""
+    """A module with the weights of a safetensors file; such files keep what several names share under one of them."""
     try:
-        module.load_state_dict(unpack(file.read_bytes())[0])
+        state, own = unpack(file.read_bytes())[0], module.state_dict()
+        places = {name: (value.data_ptr(), value.shape, value.stride()) for name, value in own.items()}
+        kept = {place: state[name] for name, place in places.items() if name in state}
+        module.load_state_dict({name: kept[place] for name, place in places.items() if place in kept} | state)
     except OSError as error:
         raise ConfigError(f"model.weights: cannot read {file}: {error.strerror}") from None
     except (SafetensorError, RuntimeError, ValueError) as error:

@@ -357,8 +357,9 @@ def _gather_gradients(module: nn.Module, task: Task, num_batches: int, batch_siz
     device = next(module.parameters()).device
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    for inputs, targets in _training_batches(task, num_batches, batch_size, seed):
-        (task.loss(module(inputs.to(device)), targets.to(device)) / num_batches).backward()
+    with torch.backends.cudnn.flags(enabled=False):  # whose recurrent layers have no gradient in evaluation mode
+        for inputs, targets in _training_batches(task, num_batches, batch_size, seed):
+            (task.loss(module(inputs.to(device)), targets.to(device)) / num_batches).backward()
 
 
 def _are_sound(module: nn.Module, input_shape: Sequence[int], groups: Sequence[Group]) -> bool:

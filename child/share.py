@@ -15,8 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from child.compact import MOST_VALUES
+
+NORM_HOOKS = (WeightNorm, SpectralNorm)
+"""Which compute a weight anew before every pass, as parametrizations have done since."""
 
 WEIGHTS_PER_VALUE = 8
 """A weight of fewer is left as it is: with the table, 4 bits a weight would no longer be 4 times smaller than 32."""
@@ -200,13 +205,15 @@ def _parametrizations(layer: Any) -> list[tuple[str, Any]]:
 
 
 def weights_of(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Every weight of two or more dimensions: the layer that has it, and its name there.
+    """Every weight that connects, of two or more dimensions: the layer that has it, and its name there.
 
-    None of a layer that has another parametrization, such as a weight norm, since what it computes is not held there.
+    None of a layer that has another parametrization, such as a weight norm, since what it computes is not held there;
+    and none that is a vector with further dimensions of size 1, such as a scale of channels.
     """
     for layer in module.modules():
-        if isinstance(layer, parametrize.ParametrizationList):
+        hooks = layer._forward_pre_hooks.values()
+        if isinstance(layer, parametrize.ParametrizationList) or any(isinstance(h, NORM_HOOKS) for h in hooks):
             continue
         for name, parameter in layer._parameters.items():
-            if parameter is not None and parameter.ndim > 1:
+            if parameter is not None and sum(size > 1 for size in parameter.shape) > 1:
                 yield layer, name

@@ -177,8 +177,10 @@ class Classification:
         return metric
 
     def standard_error(self, quality: float, targets: Tensor) -> float:
-        """Of a share of right answers."""
-        return math.sqrt(max(0.0, quality * (1 - quality)) / len(targets))
+        """Of a share of right answers; where all or none are right, as if one more were not: no set is that sure."""
+        least = 1 / (len(targets) + 2)
+        share = min(max(quality, least), 1 - least)
+        return math.sqrt(share * (1 - share) / len(targets))
 
     def by_loss(self) -> "Objective":
         """By cross-entropy."""

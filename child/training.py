@@ -1,5 +1,6 @@
 """The one training loop: shared weights, stand-alone candidates, teachers and students all learn through it."""
 
+import copy
 import ctypes
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from child.cost import is_out_of_memory
 from child.norm import batch_norms
 from child.operations import DropPath
 from child.space import derive_seed
-from child.task import Split, Task
+from child.task import Split, Task, WithAuxiliary
 
 MAX_SKIPPED = 5
 
@@ -119,23 +120,52 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def check_fit(key: str, build: Callable[[], nn.Module], task: Task) -> None:
-    """Prove on two samples that a network reads what the task gives, and gives what is compared with the answers."""
+def check_fit(key: str, build: Callable[[], nn.Module], task: Task, learns: bool = True) -> None:
+    """Prove on two samples that a network reads what the task gives, and gives what is compared with the answers.
+
+    Args:
+        key: Of the config, for messages.
+        build: Makes the network.
+        task: Whose samples they are.
+        learns: Whether this network is trained too, and not only asked.
+    """
     two = task.train.take(range(min(2, len(task.train))))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            outputs = build().eval()(task.preprocessing(two.inputs))
+            network, inputs = build().eval(), task.preprocessing(two.inputs)
+            outputs = network(inputs)
             if not isinstance(outputs, Tensor):
                 raise TypeError(f"it gives a {type(outputs).__name__}, and one tensor is needed")
-            task.objective.scores(outputs, two.targets)
+            scores = task.objective.scores(outputs, two.targets)
             if outputs.shape[-1] != task.num_outputs:
                 raise ValueError(f"it gives {outputs.shape[-1]} outputs, and {task.num_outputs} are needed")
+            if scores.shape != two.targets.shape[:1]:
+                raise ValueError(f"it gives outputs of shape {tuple(outputs.shape)}, which are not one for each sample")
+            if not inputs.is_floating_point():
+                _check_symbols(network, inputs)
+            if learns and len(two.targets) > 1:  # batch normalization learns nothing from a single one
+                given = copy.deepcopy(network).train()(inputs)
+                if not isinstance(given, Tensor | WithAuxiliary):
+                    raise TypeError(f"while it learns it gives a {type(given).__name__}, and one tensor is needed")
+                task.loss(given, two.targets)
         except Exception as error:  # it may be a user's class, and there is no list of what that may raise
             if is_out_of_memory(error):
                 raise
             given = f"inputs {task.input_shape}, targets {tuple(two.targets.shape[1:]) or 'of one value'}"
             why = str(error) if isinstance(error, RuntimeError | ValueError | TypeError) else repr(error)
             raise ValueError(f"{key}: does not fit the task {task.name} ({given}): {why}") from None
+
+
+def _check_symbols(network: nn.Module, inputs: Tensor) -> None:
+    try:
+        network(inputs.float())
+    except (RuntimeError, TypeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(
+            "symbols come as floats too, where costs are counted: let its forward begin with x = x.long() "
+            f"({str(error).splitlines()[0]})"
+        ) from None
 
 
 class Training:

@@ -70,7 +70,8 @@ class Demand:
     def fit(self, tokens: NDArray[np.int64], qualities: Array, costs: Array, rewards: Array, scores: Array) -> None:
         """Learn from tokens (N, T) and what they gave, (N) each; `scores` are those of the qualities."""
         told = np.isfinite(costs)  # of what failed it may not be known
-        tokens, qualities, costs, rewards, scores = (x[told] for x in (tokens, qualities, costs, rewards, scores))
+        tokens, costs = tokens[told], costs[told]
+        qualities, rewards, scores = (each[told] for each in (qualities, rewards, scores))
         differ = told.any() and np.isfinite(qualities).all() and costs.min() < costs.max()
         self.matters = bool(differ and (rankdata(qualities) != rankdata(rewards)).any())
         if self.matters:

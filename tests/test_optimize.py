@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 import optimize as script
 from child.cost import count_macs, count_parameters
@@ -32,7 +33,7 @@ from conf.schema import ConfigError, OptimizeConfig
 from envs.digits import digits
 from logbook.interrupt import Interrupted, Interruption
 from logbook.run import Run
-from optimize import FINALISTS, find_teachers, main, notes_on
+from optimize import FINALISTS, find_teachers, main, notes_on, with_weights
 from report import main as report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -694,6 +695,21 @@ def test_weights_of_ones_own_are_not_trained_again(run_optimize: Any, tmp_path: 
     )
     original = load_network(run / "networks" / "original").module.state_dict()
     assert all(value.equal(original[name]) for name, value in module.state_dict().items())
+
+
+def test_weights_that_a_file_keeps_under_one_of_their_names_are_read(tmp_path: Path) -> None:
+    def tied() -> Any:
+        module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        module[1].weight = module[0].weight
+        return module
+
+    saved, read = tied(), tied()
+    save_model(saved, str(tmp_path / "own.safetensors"))
+    with_weights(read, tmp_path / "own.safetensors")
+    assert read[1].weight is read[0].weight
+    assert all(value.equal(saved.state_dict()[name]) for name, value in read.state_dict().items())
+    with pytest.raises(ConfigError, match=r"(?s)own\.safetensors does not fit Sequential: .*Missing key.* .1\.weight."):
+        with_weights(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), tmp_path / "own.safetensors")
 
 
 def test_weights_that_answer_nothing_are_told_of(run_optimize: Any, tmp_path: Path) -> None:

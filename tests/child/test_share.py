@@ -134,6 +134,15 @@ def test_layers_are_tied_that_are_known_to_be_alike() -> None:
     assert len({id(layer.weight) for layer in quiet}) == 3
 
 
+def test_what_is_no_connection_is_left_alone() -> None:
+    module = nn.Sequential(
+        nn.utils.weight_norm(nn.Conv2d(3, 4, 3)), nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4),
+    )  # fmt: skip
+    module.register_parameter("scale", nn.Parameter(torch.ones(4, 1, 1)))
+    assert [(layer, name) for layer, name in weights_of(module)] == [(module[3], "weight")]
+
+
 def test_what_has_few_values_already_keeps_them() -> None:
     """Sharing once more would begin again from even centers, and merge some; a tied weight is one of several layers."""
     module = network()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from child.task import Regression, SealedSplit, Split, Task, check_task
+from child.task import Classification, Regression, SealedSplit, Split, Task, check_task
 from child.transforms import Augmentation, Normalize
 
 
@@ -131,6 +131,13 @@ def test_other_data_have_another_mark(small_task: Task) -> None:
     marks = {with_training(inputs=inputs).mark(), with_training(targets=targets).mark(), small_task.mark(),
              small_task.with_splits(small_task.train.take(torch.arange(9)), small_task.validation).mark()}  # fmt: skip
     assert len(marks) == 4
+
+
+def test_no_set_of_samples_is_sure_of_all() -> None:
+    objective, targets = Classification(("a", "b")), torch.zeros(300)
+    assert objective.standard_error(0.9, targets) == pytest.approx(math.sqrt(0.09 / 300))
+    for sure in (0.0, 1.0):
+        assert objective.standard_error(sure, targets) == pytest.approx(1 / 300, rel=0.01)
 
 
 def test_a_channel_that_never_changes_is_not_divided_by_zero() -> None:

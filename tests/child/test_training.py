@@ -1,5 +1,6 @@
 """The training loop: schedule, clipping, what is skipped, and going on exactly where it stopped."""
 
+import dataclasses
 import io
 import math
 from collections.abc import Callable
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 
 from child.macro import MacroNetwork, MacroSpace
 from child.operations import DropPath
-from child.task import Split, Task
-from child.training import Training, TrainingError, TrainingSettings, measure, predict
-from child.transforms import Augmentation, Normalize
+from child.task import Language, Regression, SealedSplit, Split, Task, WithAuxiliary
+from child.training import Training, TrainingError, TrainingSettings, check_fit, measure, predict
+from child.transforms import Augmentation, Normalize, Tokens
 
 
 @pytest.fixture
@@ -55,6 +56,58 @@ def weights(network: nn.Module) -> Tensor:
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainingSettings(**settings)
+
+
+# What a network must give.
+
+
+class Twofold(nn.Sequential):
+    """Gives two answers while it learns, as `kind` holds them."""
+
+    kind: Any = staticmethod(lambda main, other: (main, other))
+
+    def forward(self, input: Tensor) -> Any:
+        outputs = super().forward(input)
+        return self.kind(outputs, outputs) if self.training else outputs
+
+
+def test_what_is_proven_of_a_network_leaves_it_as_it_was(task: Task) -> None:
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(192, 3))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    check_fit("model", lambda: network, task)
+    assert all(value.equal(before[name]) for name, value in network.state_dict().items())
+
+
+def test_two_answers_while_it_learns_are_refused_but_for_an_auxiliary_head(task: Task) -> None:
+    network = Twofold(nn.Flatten(), nn.Linear(192, 3))
+    with pytest.raises(ValueError, match=r"^model: does not fit .* while it learns it gives a tuple, and one"):
+        check_fit("model", lambda: network, task)
+    network.kind = lambda main, other: WithAuxiliary(main, other, 0.4)
+    check_fit("model", lambda: network, task)
+
+
+def test_outputs_that_are_not_one_for_each_sample_are_refused(task: Task) -> None:
+    numbers = Regression("brightness", 0.0, 1.0)
+    splits = [Split(split.inputs, split.targets.double()) for split in (task.train, task.validation)]
+    task = dataclasses.replace(task.with_splits(*splits), objective=numbers)
+    check_fit("model", lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 1)), task)
+    with pytest.raises(ValueError, match=r"outputs of shape \(2, 1, 1\), which are not one for each sample$"):
+        check_fit("model", lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 1), nn.Unflatten(1, (1, 1))), task)
+
+
+def test_symbols_may_come_as_floats() -> None:
+    windows = torch.arange(12).view(2, 6) % 3
+    split = Split(windows, windows)
+    task = Task("text", Language(("a", "b", "c"), "characters"), split, split, SealedSplit(split), Tokens())
+
+    class Model(nn.Sequential):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input.long())
+
+    layers = nn.Embedding(3, 4), nn.Linear(4, 3)
+    check_fit("model", lambda: Model(*layers), task)
+    with pytest.raises(ValueError, match=r"symbols come as floats too, .* begin with x = x\.long\(\)"):
+        check_fit("model", lambda: nn.Sequential(*layers), task)
 
 
 # Schedule.
