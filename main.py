@@ -258,11 +258,13 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
     strategy = config.controller.build(
         config.plugins, space=space, seed=config.seed, num_updates=config.search.rounds, relaxation=relaxation
     )
-    if isinstance(strategy, GradientStrategy) and config.search.batches_per_round < 1:
-        raise ConfigError(
-            f"search.batches_per_round: {strategy.name} learns before every training batch of the shared weights, so "
-            "there must be at least 1 a round, got 0"
-        )
+    if isinstance(strategy, GradientStrategy):
+        for key, least in (("rounds", 2), ("batches_per_round", 1)):
+            if getattr(config.search, key) < least:
+                raise ConfigError(
+                    f"search.{key}: {strategy.name} learns before every training batch of the shared weights, but for "
+                    f"those of the first round, so it must be at least {least}, got {getattr(config.search, key)}"
+                )
 
     TrainingSampler(config.search.sampler, strategy, config.seed)  # now, so that one that does not fit costs nothing
 

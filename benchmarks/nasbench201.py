@@ -105,15 +105,16 @@ def play(job: tuple[str, int]) -> dict[str, Any]:
         candidates = within_target(candidates, reward.target)
     chosen = candidates[0].genotype
     truth = [evaluator.true_quality(evaluation.genotype) for evaluation in ledger.known.values()]
-    best_so_far, spent, curve = (-math.inf, math.nan), 0.0, []
+    best_so_far, truly, spent, curve = -math.inf, math.nan, 0.0, []
     paid = [line for line in history if line["charge"] > 0]
     for mark in MARKS:
         while paid and spent + paid[0]["charge"] <= mark:
             line = paid.pop(0)
             spent += line["charge"]
-            tokens = SPACE.genotype(line["genotype"]["tokens"])
-            best_so_far = max(best_so_far, (line["reward"], 100 * evaluator.true_quality(tokens)))
-        curve.append(best_so_far[1])
+            if line["reward"] > best_so_far:
+                best_so_far = line["reward"]
+                truly = 100 * evaluator.true_quality(SPACE.genotype(line["genotype"]["tokens"]))
+        curve.append(truly)
     return {
         "row": row,
         "seed": seed,

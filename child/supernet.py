@@ -432,9 +432,8 @@ class SupernetRelaxation:
     def _after_a_step(self, weights: Mapping[str, Tensor], choices: Tensor) -> dict[str, Tensor]:
         """The shared weights after the coming training step, as functions of the choices (Liu et al. 2019, eq. 6).
 
-        It is the step of the trainer, weight decay, clipping and smoothed labels included, without the momentum (which
-        the public code adds: it moves the point, not how the point depends on the choices). Where the paper takes
-        finite differences of its gradient, here it is differentiated itself.
+        It is the step of the trainer, weight decay, clipping, Nesterov's momentum and smoothed labels included. Where
+        the paper takes finite differences of its gradient, here it is differentiated itself.
         """
         training, settings = self.evaluator.training, self.evaluator.settings
         loss = self._task_loss(weights, choices, *training.batch(), settings.label_smoothing)
@@ -443,11 +442,13 @@ class SupernetRelaxation:
         )
         norm = torch.stack([gradient.square().sum() for gradient in found]).sum().sqrt()
         scale = (settings.clip / (norm + 1e-6)).clamp(max=1)  # as clip_grad_norm_ has it
-        rate, decay = training.learning_rate(), settings.weight_decay
-        return {
-            name: weight - rate * (scale * gradient + decay * weight)
-            for (name, weight), gradient in zip(weights.items(), found, strict=True)
-        }
+        rate, decay, momentum = training.learning_rate(), settings.weight_decay, settings.momentum
+        after = {}
+        for (name, weight), gradient in zip(weights.items(), found, strict=True):
+            step = (1 + momentum) * (scale * gradient + decay * weight)
+            buffer = training.optimizer.state.get(weight, {}).get("momentum_buffer")  # none before the first step
+            after[name] = weight - rate * (step if buffer is None else step + momentum**2 * buffer)
+        return after
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Validation samples, as prepared for scoring; every epoch goes through them in an order of its own."""

@@ -55,7 +55,9 @@ class Normalize:
             values = inputs.double() / scale
             others = tuple(dim for dim in range(inputs.ndim) if dim != 1)
             mean, std = values.mean(dim=others), values.std(dim=others)
-        return cls(scale, tuple(mean.tolist()), tuple(torch.where(std < 1e-12, 1.0, std).tolist()), names)
+        # Rounding alone makes less than that of a channel that never changes; and 1 / std must be a 32-bit float.
+        changes = std > (1e-12 * mean.abs()).clamp(min=1e-35)
+        return cls(scale, tuple(mean.tolist()), tuple(torch.where(changes, std, 1.0).tolist()), names)
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,8 @@ class Tokens:
 class LogMel:
     """The logarithm of a wave's power in bands of the mel scale, over time: (B, L) of 16-bit values to (B, M, T).
 
-    Frames are `hop` samples apart, T = 1 + length // hop, the first around the wave's first sample; each is weighted
-    with a Hann window. A wave of another length is cut, or filled with silence, evenly on both sides.
+    Frames are `hop` samples apart, T = 1 + (length - window % 2) // hop, the first around the wave's first sample; each
+    is weighted with a Hann window. A wave of another length is cut, or filled with silence, evenly on both sides.
 
     Args:
         rate: Samples per second.

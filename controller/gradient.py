@@ -100,16 +100,14 @@ class GradientStrategy(WholeStrategy):
             yield self.path(number)
 
     def _improve(self, step: int) -> None:
-        loss = self.loss(self.relaxed(step), step)
-        (gradient,) = torch.autograd.grad(loss, [self.logits], allow_unused=True, materialize_grads=True)
+        try:
+            loss = self.loss(self.relaxed(step), step)
+            (gradient,) = torch.autograd.grad(loss, [self.logits], allow_unused=True, materialize_grads=True)
+        except (torch.OutOfMemoryError, MemoryError):
+            self._skip("memory ran out", "batch_size")
+            return
         if not bool(loss.isfinite()) or not bool(gradient.isfinite().all()):
-            self.num_skipped += 1
-            self.num_skipped_in_a_row += 1
-            if self.num_skipped_in_a_row >= MAX_SKIPPED:
-                raise ControllerError(
-                    f"the search stopped: loss or gradient of the architecture was not finite in {MAX_SKIPPED} steps "
-                    "in a row; lower evaluator.settings.learning_rate"
-                )
+            self._skip("loss or gradient of the architecture was not finite", "learning_rate")
             return
         self.num_skipped_in_a_row = 0
         self.steps.append((loss.item(), gradient.norm().item()))
@@ -122,6 +120,14 @@ class GradientStrategy(WholeStrategy):
             self.stopped_in = self.num_rounds
             with torch.no_grad():
                 self.logits.copy_(before)
+
+    def _skip(self, why: str, lower: str) -> None:
+        self.num_skipped += 1
+        self.num_skipped_in_a_row += 1
+        if self.num_skipped_in_a_row >= MAX_SKIPPED:
+            raise ControllerError(
+                f"the search stopped: {why} in {MAX_SKIPPED} steps in a row; lower evaluator.settings.{lower}"
+            )
 
     def _num_skips(self) -> int:
         return 0 if self.max_skips is None else self.relaxation.num_skips(self.derived())

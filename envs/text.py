@@ -2,7 +2,8 @@
 
 The text is cut into windows. A sample is a window of `context + length` symbols, with the `length` that follow upon
 each symbol after the context as its targets. Windows overlap in their context alone, so that every symbol of a text
-is predicted exactly once, but for those of the first context and the fewer than `length` left over at the end.
+is predicted exactly once, but for those of the first context, the one after it, and the fewer than `length` left over
+at the end.
 The context of a window may reach back into the text before it, of the same split.
 
 Letters: N windows, L symbols of a window.

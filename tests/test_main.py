@@ -623,7 +623,7 @@ def test_a_search_by_gradients_stops_and_goes_on(
     derived = next(line["text"] for line in history if line["round"] == 2 and line["strategy"] == controller)
     results = load(whole / "results.json")
     assert results["rows"][0]["text"] == derived
-    assert results["notes"][0] == f"First of the teachers is what {controller} derived, whatever it scores."
+    assert f"First of the teachers is what {controller} derived, whatever it scores." in results["notes"]
     assert derived in [c["text"] for c in load(whole / "candidates.json")["candidates"]]
 
 
@@ -639,6 +639,7 @@ def test_a_search_by_gradients_stops_and_goes_on(
             "controller: {} learns by gradients, which takes evaluator=super",
         ),
         (["space=nasbench201", "search.batches_per_round=0"], "search.batches_per_round: {} learns before every"),
+        (["space=nasbench201", "search.rounds=1"], "search.rounds: {} learns before every"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

@@ -179,7 +179,7 @@ def test_skips_are_counted_in_the_normal_cell() -> None:
 # Learning.
 
 
-SETTINGS = TrainingSettings(batch_size=16, learning_rate=0.05, momentum=0.0, weight_decay=0.01, clip=0.5,
+SETTINGS = TrainingSettings(batch_size=16, learning_rate=0.05, momentum=0.9, weight_decay=0.01, clip=0.5,
                             label_smoothing=0.1)  # fmt: skip
 
 
@@ -268,7 +268,8 @@ def test_the_unrolled_gradient_is_that_of_a_real_step(evaluator: Any, task: Task
     def stepped(choices: Tensor) -> float:
         after = copy.deepcopy(network)
         rate, decay = training.learning_rate(), SETTINGS.weight_decay
-        optimizer = torch.optim.SGD(after.parameters(), rate, weight_decay=decay)
+        optimizer = torch.optim.SGD(after.parameters(), rate, momentum=0.9, nesterov=True, weight_decay=decay)
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": training.optimizer.state_dict()["state"]})
         with batch_statistics(after):
             task.loss(after(inputs.double(), choices), targets, SETTINGS.label_smoothing).backward()
             norm = nn.utils.clip_grad_norm_(after.parameters(), SETTINGS.clip)
@@ -343,8 +344,8 @@ def test_both_orders_by_hand() -> None:
     assert first.item() == pytest.approx((w * a - 1) ** 2)
     assert torch.autograd.grad(first, [choices])[0].tolist()[0] == pytest.approx([2 * (w * a - 1) * w, 0])
     second = relaxation.loss(choices, 0, unrolled=True)
-    after = w - rate * 2 * (w * a - 2) * a  # the training loss is (w a - 2)^2
-    moves = -rate * 2 * (2 * w * a - 2)  # of `after` by a
+    after = w - 1.9 * rate * 2 * (w * a - 2) * a  # the training loss is (w a - 2)^2, Nesterov's momentum 0.9
+    moves = -1.9 * rate * 2 * (2 * w * a - 2)  # of `after` by a
     assert second.item() == pytest.approx((after * a - 1) ** 2)
     wanted = 2 * (after * a - 1) * (after + a * moves)
     assert torch.autograd.grad(second, [choices])[0].tolist()[0] == pytest.approx([wanted, 0])

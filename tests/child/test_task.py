@@ -108,9 +108,10 @@ def test_fitted_preprocessing_gives_mean_0_and_deviation_1() -> None:
     assert fitted.mean[0] == pytest.approx(inputs[:, 0].double().mean().item() / 16)
 
 
-def test_small_units_are_standardized_too() -> None:
-    fitted = Normalize.fit(1e-7 * torch.randn(40, 2, 30, generator=generator()), 1.0)
-    values = fitted(1e-7 * torch.randn(40, 2, 30, generator=generator()))
+@pytest.mark.parametrize("unit", [1e-7, 1e-15, 1e-30])
+def test_small_units_are_standardized_too(unit: float) -> None:
+    fitted = Normalize.fit(unit * torch.randn(40, 2, 30, generator=generator()), 1.0)
+    values = fitted(unit * torch.randn(40, 2, 30, generator=generator()))
     assert values.std().item() == pytest.approx(1, abs=0.05)
 
 
@@ -143,6 +144,10 @@ def test_no_set_of_samples_is_sure_of_all() -> None:
 def test_a_channel_that_never_changes_is_not_divided_by_zero() -> None:
     fitted = Normalize.fit(torch.full((4, 1, 2, 2), 7, dtype=torch.uint8), 255.0)
     assert fitted(torch.full((1, 1, 2, 2), 7, dtype=torch.uint8)).abs().max() < 1e-4
+    for constant in (0.1, 1e9 / 3, 0.0, 1e-42):
+        alike = torch.full((30, 1), constant)
+        fitted = Normalize.fit(alike, 1.0)
+        assert fitted.std == (1.0,) and fitted(alike).abs().max() <= 1e-4 * constant
 
 
 # Augmentation. Images whose values tell where each pixel came from: row * 100 + column + 1, so that 0 is the padding.

@@ -246,6 +246,22 @@ def test_steps_that_are_not_finite_are_left_out(
 
 
 @every_kind
+def test_a_step_for_which_memory_does_not_last_is_skipped(
+    kind: type[GradientStrategy], space: SearchSpace, known: Any
+) -> None:
+    class TooLarge(known.TargetRelaxation):
+        def loss(self, choices: Tensor, step: int, unrolled: bool = False) -> Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    strategy = begun(kind(space, 0, 4, TooLarge(TARGET)))
+    before = strategy.logits.detach().clone()
+    list(strategy.alternate(MAX_SKIPPED - 1, 0))
+    assert torch.equal(strategy.logits, before) and strategy.num_skipped == MAX_SKIPPED - 1
+    with pytest.raises(ControllerError, match=r"memory ran out .* in a row; lower evaluator\.settings\.batch_size"):
+        list(strategy.alternate(1, MAX_SKIPPED - 1))
+
+
+@every_kind
 def test_it_goes_on_from_within_a_round(kind: type[GradientStrategy], space: SearchSpace, known: Any) -> None:
     def make() -> Any:
         return kind(space, 0, 4, known.TargetRelaxation(TARGET), learning_rate=0.05)
