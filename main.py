@@ -72,7 +72,7 @@ from controller.neighborhood import weigh_changes
 from controller.ranking import agreement, choose_to_rank
 from controller.sampler import TrainingSampler
 from controller.search import Player, search
-from controller.strategy import RandomSearch, Strategy
+from controller.strategy import RandomSearch, Strategy, check_strategy
 from envs.reward import Reward
 from envs.table import TableEvaluator
 from logbook.analysis import worst_confusions
@@ -255,9 +255,9 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
             rungs_space, task, cost, config.retrain.training, 1, config.seed, device, config.rungs.score
         )
         evaluator = Rungs(evaluator, alone, config.rungs)
-    strategy = config.controller.build(
+    strategy = check_strategy(config.controller.build(
         config.plugins, space=space, seed=config.seed, num_updates=config.search.rounds, relaxation=relaxation
-    )
+    ))  # fmt: skip
     if isinstance(strategy, GradientStrategy):
         for key, least in (("rounds", 2), ("batches_per_round", 1)):
             if getattr(config.search, key) < least:

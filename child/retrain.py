@@ -60,7 +60,7 @@ def retrain(
                     metric = measure(network, task, task.validation, settings.batch_size, device)
                     scalars[f"{stage}/validation_{task.metric_name}"] = metric
                 run.log({**scalars, f"{stage}/learning_rate": rate})
-                bar.advance(done=epoch, best="" if metric is None else f"validation {task.metric_name} {metric:.4f}")
+                bar.advance(done=epoch, status="" if metric is None else f"validation {task.metric_name} {metric:.4f}")
             run.save_if_due(training.state_dict)
     if metric is None:  # it was stopped after its last step
         metric = measure(network, task, task.validation, settings.batch_size, device)

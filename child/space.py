@@ -309,8 +309,8 @@ def check_space(space: SearchSpace) -> None:
     it would notice.
 
     Raises:
-        ValueError: It has no decisions or no arguments, masks said to be the same for every prefix are not, or its text
-            does not lead back to the architecture.
+        ValueError: It has no decision to make or no arguments, masks said to be the same for every prefix are not, or
+            its text does not lead back to the architecture.
     """
     kind = type(space).__name__
     if not space.decisions:
@@ -322,6 +322,8 @@ def check_space(space: SearchSpace) -> None:
         )
     drawn = space.sample(np.random.default_rng(0), 64)
     tokens = np.array([genotype.tokens for genotype in drawn])
+    if not (space.masks(tokens).sum(axis=2) > 1).any():
+        raise ValueError(f"space: {kind} has a single architecture, and so nothing to search")
     for step, decision in enumerate(space.decisions if not space.masks_depend_on_prefix else ()):
         if not (space.mask(tokens[:, :step]) == space.full_masks[step]).all():
             raise ValueError(
@@ -447,9 +449,17 @@ class Evaluator(Trainable, Protocol):
 
 
 class CheckedEvaluator:
-    """An evaluator of the user's own, whose evaluations are proven to be of what was asked for before they are used."""
+    """An evaluator of the user's own, whose evaluations are proven to be of what was asked for before they are used.
+
+    Raises:
+        ValueError: It lacks a method.
+    """
 
     def __init__(self, own: Evaluator):
+        needed = ("evaluate", "improve", "state_dict", "load_state_dict")
+        missing = [name for name in needed if not callable(getattr(own, name, None))]
+        if missing:
+            raise ValueError(f"evaluator: {type(own).__name__} lacks {', '.join(missing)}; an Evaluator has all four")
         self.own = own
 
     def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:

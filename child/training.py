@@ -143,6 +143,8 @@ def check_fit(key: str, build: Callable[[], nn.Module], task: Task, learns: bool
                 raise ValueError(f"it gives outputs of shape {tuple(outputs.shape)}, which are not one for each sample")
             if not inputs.is_floating_point():
                 _check_symbols(network, inputs)
+            if learns and next(network.parameters(), None) is None:
+                raise ValueError("it has no parameters, and so nothing to learn")
             if learns and len(two.targets) > 1:  # batch normalization learns nothing from a single one
                 given = copy.deepcopy(network).train()(inputs)
                 if not isinstance(given, Tensor | WithAuxiliary):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
+from gymnasium.error import Error as GymnasiumError
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
@@ -31,7 +32,10 @@ from logbook.run import Run
 FREE_ON_RESUME = ("device", "threads", "checkpoint_every_s", "resume", "output", "analysis")
 
 # What a user can run into; anything else is a defect of ours and keeps its traceback.
-EXPECTED = (HydraException, OmegaConfBaseException, YAMLError, ValueError, OSError, TrainingError, ControllerError)
+EXPECTED = (
+    *(HydraException, OmegaConfBaseException, YAMLError, GymnasiumError),
+    *(ValueError, OSError, TrainingError, ControllerError),
+)
 
 Config = TypeVar("Config", bound=RunConfig)
 Built = TypeVar("Built")

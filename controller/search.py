@@ -155,7 +155,13 @@ class Player:
                 rollout.rewards[made],
                 [evaluation for evaluation in rollout.evaluations if evaluation.failure != OVER_BUDGET],
             )
-        return rollout, self.strategy.learn(rollout) if len(rollout.rewards) else Update()
+        update = self.strategy.learn(rollout) if len(rollout.rewards) else Update()
+        if not isinstance(update, Update):
+            raise ValueError(
+                f"controller: learn of {type(self.strategy).__name__} gave {update!r:.100}; an Update is needed, and "
+                "Update() says that there is nothing to tell"
+            )
+        return rollout, update
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -246,9 +252,9 @@ def search(
                 if np.isfinite(own.rewards).any() and np.nanmax(own.rewards) > best_reward:
                     best_reward = float(np.nanmax(own.rewards))
                     winner = own.evaluations[int(np.nanargmax(own.rewards))]
-                    best = f"reward {best_reward:.4f}, quality {winner.quality:.4f}, cost {winner.cost:.4g}"
+                    best = f"best: reward {best_reward:.4f}, quality {winner.quality:.4f}, cost {winner.cost:.4g}"
             round_number, trained = round_number + 1, Trained()
-            progress.advance(done=done(), best=best)
+            progress.advance(done=done(), status=best)
             run.save_if_due(state)
     run.save(state())
 

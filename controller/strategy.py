@@ -122,3 +122,22 @@ class RandomSearch(WholeStrategy):
 
     def propose(self, num: int, round_number: int) -> list[Genotype]:
         return self.space.sample(np.random.default_rng(derive_seed(self.seed, self.name, "propose", round_number)), num)
+
+
+def check_strategy(made: Any) -> Strategy:
+    """Prove that a strategy, which may be of the user's own making, can play beside random search.
+
+    Raises:
+        ValueError: It is none, or has no name of its own.
+    """
+    kind = type(made).__name__
+    if not isinstance(made, Strategy):
+        raise ValueError(f"controller: expected a Strategy of controller.strategy, got a {kind}")
+    name = getattr(made, "name", None)
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"controller: {kind} has no name; set name to a text in it, under which its lines are written")
+    if name == RandomSearch.name and not isinstance(made, RandomSearch):
+        raise ValueError(
+            f"controller: {kind} is called {name!r}, as the search that plays beside it; give it another name"
+        )
+    return made

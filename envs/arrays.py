@@ -301,7 +301,7 @@ def _split(name: str, stored: Tensor, y: Answers, classes: NDArray[Any] | None) 
         return Split(stored, torch.from_numpy(y.astype(np.float64)))
     unknown = np.setdiff1d(y, classes)
     if len(unknown):
-        raise ValueError(f"{name}: class {unknown[0]!r} does not occur in the training data")
+        raise ValueError(f"{name}: class {unknown[0].item()!r} does not occur in the training data")
     return Split(stored, torch.from_numpy(np.searchsorted(classes, y).astype(np.int64)))
 
 

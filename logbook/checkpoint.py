@@ -107,7 +107,9 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
             return {"numpy": value.dtype.str, "value": value.item()}
         case None | bool() | int() | float() | str():
             return value
-    raise TypeError(f"a checkpoint holds plain data and tensors, not {type(value).__name__}")
+    raise ValueError(
+        f"a checkpoint holds plain data and tensors, not {type(value).__name__}: leave it out of state_dict"
+    )
 
 
 def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -43,13 +43,13 @@ class Stage:
 
     def __init__(self, name: str, total: int, initial: int) -> None:
         self.name, self.total, self.initial = name, total, initial
-        self.done, self.best = initial, ""
+        self.done, self.status = initial, ""
         self.started = self.advanced = monotonic()
 
-    def advance(self, done: int, best: str | None = None) -> None:
-        """Report that `done` units are done in all, those before a resume included; `best` stays until replaced."""
+    def advance(self, done: int, status: str | None = None) -> None:
+        """Report that `done` units are done in all, those before a resume included; `status` stays until replaced."""
         self.done = done
-        self.best = self.best if best is None else best
+        self.status = self.status if status is None else status
         self.advanced = monotonic()
 
     @property
@@ -74,8 +74,8 @@ class _PlainStage(Stage):
         self.out = out
         self.written: tuple[float, int] | None = None  # when, and what was done then
 
-    def advance(self, done: int, best: str | None = None) -> None:
-        super().advance(done, best)
+    def advance(self, done: int, status: str | None = None) -> None:
+        super().advance(done, status)
         if self.written is None or done >= self.total or monotonic() - self.written[0] >= PLAIN_INTERVAL:
             self.write()
 
@@ -84,8 +84,7 @@ class _PlainStage(Stage):
             time = f"{duration(self.elapsed)} taken"
         else:
             time = f"{duration(self.left)} left"
-        best = f"  best: {self.best}" if self.best else ""
-        _line(self.out, f"[{self.name}] {self.done}/{self.total}  {time}{best}")
+        _line(self.out, f"[{self.name}] {self.done}/{self.total}  {time}  {self.status}".rstrip())
         self.written = monotonic(), self.done
 
     def close(self) -> None:
@@ -101,8 +100,8 @@ class _LiveStage(Stage):
         self.bar = bar
         self.task = bar.add_task("", total=total, completed=initial, stage=self)
 
-    def advance(self, done: int, best: str | None = None) -> None:
-        super().advance(done, best)
+    def advance(self, done: int, status: str | None = None) -> None:
+        super().advance(done, status)
         self.bar.update(self.task, completed=done)
 
 
@@ -165,7 +164,7 @@ class Console:
             TextColumn("{task.completed:.0f}/{task.total:.0f}", table_column=Column(no_wrap=True)),
             _Times(table_column=Column(no_wrap=True, style="dim")),
             TextColumn(
-                "{task.fields[stage].best}",
+                "{task.fields[stage].status}",
                 markup=False,
                 table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
             ),

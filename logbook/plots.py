@@ -24,6 +24,7 @@ INK = "#757575"  # contrast 4.6 on white and on black
 # Okabe and Ito (2008), told apart by color-blind readers; their yellow and black would vanish on one of the grounds.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, "#8A8A8A", "#8C6D1F", "#7B6FD0")
+LONG_LABEL = 18  # letters, of which three do not fit beside each other above a plot
 WIDTH = 4.8  # inches; narrow, so that the letters stay legible on a phone
 LETTER = 0.075  # inches, of a tick's label
 STYLE = {
@@ -441,9 +442,11 @@ def _by_key(lines: Evaluations, key: str) -> dict[int, list[Mapping[str, Any]]]:
 
 def legend_above(axes: Axes) -> None:
     """The legend, if there is anything in it, above the plot."""
-    if axes.get_legend_handles_labels()[0]:
+    labels = axes.get_legend_handles_labels()[1]
+    if labels:
+        ncols = 3 if max(map(len, labels)) < LONG_LABEL else 2  # else the third would lie beyond the picture
         axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2, handlelength=1.4, columnspacing=1.2
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=ncols, borderaxespad=0.2, handlelength=1.4, columnspacing=1.2
         )
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -30,7 +31,8 @@ from child.rungs import Rungs
 from child.space import Evaluation, Genotype, NetworkSpace, RelaxedSpace, derive_seed
 from child.standalone import StandaloneEvaluator
 from child.supernet import SupernetEvaluator, SupernetRelaxation
-from child.task import SealedSplit
+from child.task import Language, SealedSplit, Task
+from child.training import TrainingError, measure
 from conf.schema import ConfigError, RunConfig
 from controller.derive import front_of, hypervolume
 from controller.gradient import DARTS
@@ -662,7 +664,9 @@ def test_the_message_names_every_space_that_search_by_gradients_takes() -> None:
 @pytest.mark.usefixtures("no_report")
 def test_several_seeds_and_several_candidates(run_main: Any, tmp_path: Path) -> None:
     folder = run_main(tmp_path, "retrain.seeds=2", "retrain.top=2", "search.rounds=1")
-    results = load(folder / "results.json")
+    results, task = load(folder / "results.json"), digits(seed=0)
+    task.test.unseal()
+    split = task.test.read("again")
     names = [row["name"] for row in results["rows"]]
     assert names == ["teacher", "teacher2", "student", "student_alone", "random_best", "hand_designed"]
     assert results["rows"][0]["text"] != results["rows"][1]["text"]
@@ -672,11 +676,38 @@ def test_several_seeds_and_several_candidates(run_main: Any, tmp_path: Path) -> 
         chosen = choices[row["name"]]
         best = int(np.argmax(chosen["validation"]))
         assert row["folder"] == chosen["folders"][best]
+        networks = [load_network(folder / each) for each in chosen["folders"]]
+        assert row["test"] == [measure(each.module, task, split, 256, torch.device("cpu")) for each in networks]
     means = [np.mean(choices[name]["validation"]) for name in ("teacher", "teacher2")]
     assert results["teacher"] == ("teacher", "teacher2")[int(np.argmax(means))]
     weights = [(folder / "networks" / name / "weights.safetensors").read_bytes() for name in
                ("teacher", "teacher-seed1")]  # fmt: skip
     assert weights[0] != weights[1]
+
+
+@pytest.mark.parametrize(("joined", "apart", "num"), [(True, False, 1347), (True, True, 1010), (False, False, 1010)])
+def test_what_is_joined_is_trained_on(joined: bool, apart: bool, num: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def learn(build: Any, task: Task, *rest: Any) -> Any:
+        seen.append(len(task.train))
+        raise TrainingError("enough")
+
+    monkeypatch.setattr(main_script, "retrain", learn)
+    settings = SimpleNamespace(join_validation=joined, seeds=1)
+    at: Any = SimpleNamespace(
+        config=SimpleNamespace(retrain=settings, seed=0, plugins=()), task=digits(seed=0), device=torch.device("cpu"),
+        run=SimpleNamespace(once=lambda stage, compute: compute()), console=None,
+    )  # fmt: skip
+    final: Any = SimpleNamespace(name="teacher", training=None, loss_of=None)
+    with pytest.raises(TrainingError, match="enough"):
+        main_script.train_final(at, final, apart)
+    assert seen == [num]
+
+
+def test_the_best_of_several_has_the_lowest_perplexity() -> None:
+    task: Any = SimpleNamespace(objective=Language(tuple("abcd"), "words"))
+    assert main_script.best_of(task, [[3.0], [2.0, 2.2], [4.0]]) == 1
 
 
 @pytest.mark.usefixtures("no_report")

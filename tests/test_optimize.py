@@ -26,7 +26,7 @@ from child.predict import read_network
 from child.prune import find_groups, keep_shares, remove_units, score_units, uniform
 from child.resnet import ResNet
 from child.share import Codebook, share_values
-from child.task import SealedSplit
+from child.task import Language, SealedSplit
 from child.training import TrainingError, measure
 from conf.launch import one_line
 from conf.schema import ConfigError, OptimizeConfig
@@ -758,6 +758,27 @@ def test_the_best_that_honors_the_goal_or_the_nearest(
         (tmp_path / "run" / "networks" / each["name"]).mkdir(parents=True)
     choice = script.choose(at, rows)
     assert choice["chosen"] == chosen and told in choice["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("goal", "chosen"), [("goal.macs=0.5", "50"), ("goal.max_loss=0.5", "50"), ("goal.max_loss=2", "40")]
+)
+def test_where_lower_is_better_the_lowest_is_the_best(
+    goal: str, chosen: str, tmp_path: Path, compose_text: Any
+) -> None:
+    text = Language(tuple("abcd"), "words")
+    rows = [
+        {**row(macs, 0.0), "name": str(macs), "validation": [perplexity], "quality": [text.quality(perplexity)]}
+        for macs, perplexity in ((100, 2.0), (50, 2.2), (40, 3.0))
+    ]
+    config, written = compose_text("model.path=x", goal, kind=OptimizeConfig, name="optimize")
+    run = Run.create(tmp_path, "run", written, 30.0, Interruption())
+    task = replace(digits(seed=0), objective=text)
+    at = script.Setting(config, torch.device("cpu"), task, run, script.Console())
+    for each in rows:
+        (tmp_path / "run" / "networks" / each["name"]).mkdir(parents=True)
+    assert script.choose(at, rows)["chosen"] == chosen
+    assert script.points(2.0 - 2.5, task) == 0.5
 
 
 def test_eight_bits_answer_in_the_place_of_the_network(tmp_path: Path, run_optimize: Any) -> None:

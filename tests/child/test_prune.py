@@ -30,7 +30,7 @@ from child.prune import (
 from child.recurrent import RecurrentSpace
 from child.resnet import ResNet
 from child.space import NetworkSpace
-from child.task import Classification, Task, WithAuxiliary
+from child.task import Classification, Regression, SealedSplit, Split, Task, WithAuxiliary
 from child.transforms import Normalize
 
 SHAPE = (3, 8, 8)
@@ -633,3 +633,11 @@ def test_a_module_that_cannot_be_traced_is_named_in_one_line() -> None:
         find_groups(Detached(), (4,))
     with pytest.raises(ValueError, match="LSTMLanguageModel has no channels that can be pruned"):
         find_groups(LSTMLanguageModel((8,), 5, 6, context=2), (8,))
+
+
+def test_statistics_are_those_of_what_is_left() -> None:
+    split = Split(torch.tensor([[1.0], [3.0], [5.0], [7.0]]), torch.zeros(4))
+    task = Task("t", Regression("y", 0.0, 1.0), split, split, SealedSplit(split), lambda inputs: inputs)
+    network = nn.Sequential(nn.BatchNorm1d(1))
+    gather_statistics(network, task, 1, 4, 0)
+    assert network[0].running_mean.item() == pytest.approx(4.0)  # type: ignore[operator, union-attr]

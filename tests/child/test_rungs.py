@@ -193,6 +193,7 @@ def test_the_budget_counts_three_forward_passes_for_each_sample(
     rungs, made = make(lambda g: place[g] / 100, lambda g, _: 0.5, **limits)
     rungs.evaluate(ordered, 1.0, 0)
     assert [genotype for genotype, _ in made[:3]] == ordered[:-4:-1]
+    assert rungs.spent == sum(prices[place[genotype]] for genotype, _ in made)
     assert rungs.spent <= limits["budget"] < rungs.spent + min(prices[place[g]] for g in ordered if (g, 4) not in made)
 
 

@@ -407,7 +407,9 @@ def test_nearest_names_all_and_hints_at_one() -> None:
 
 def checked(given: Any, asked: list[Genotype]) -> list[Evaluation]:
     """What is made of what an evaluator of the user's own gives."""
-    own: Any = SimpleNamespace(evaluate=lambda genotypes, fidelity, seed: given)
+    own: Any = SimpleNamespace(
+        evaluate=lambda genotypes, fidelity, seed: given, improve=max, state_dict=dict, load_state_dict=dict
+    )
     return CheckedEvaluator(own).evaluate(asked, 1.0, 0)
 
 
@@ -438,6 +440,12 @@ def test_an_evaluation_without_quality_has_failed() -> None:
     assert [each.quality for each in found] == [0.0, 0.0]
 
 
+def test_what_an_evaluator_lacks_is_named() -> None:
+    own: Any = SimpleNamespace(evaluate=max, state_dict=dict)
+    with pytest.raises(ValueError, match="evaluator: SimpleNamespace lacks improve, load_state_dict; an Evaluator has"):
+        CheckedEvaluator(own)
+
+
 @pytest.mark.parametrize("given", [None, 0.5, {}, "no", [0.5], [None]])
 def test_what_are_no_evaluations_is_named(given: Any) -> None:
     with pytest.raises(ValueError, match=r"the evaluator gave .* of 1 architectures|expected the Evaluation of"):
@@ -463,6 +471,7 @@ def test_a_registered_space_keeps_what_it_promises(space: SearchSpace) -> None:
     ("decisions", "told"),
     [
         ((), "has no decisions"),
+        ([("a", "x"), ("b", "y")], "has a single architecture"),
         ([("a", "xy"), ("a", "xy")], "cannot read its own text 'a=. a=.': decision 'a' is given twice"),
         ([("a", "xyx")], r"writes \(2,\) as 'a=x', but reads \(0,\) there; give"),
         ([("a b", "xy")], "cannot read its own text 'a b=.': unknown decision 'a'"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from child.task import Classification, Regression, SealedSplit, Split, Task, check_task
+from child.task import Classification, Language, Regression, SealedSplit, Split, Task, check_task
 from child.transforms import Augmentation, Normalize
 
 
@@ -132,6 +132,29 @@ def test_other_data_have_another_mark(small_task: Task) -> None:
     marks = {with_training(inputs=inputs).mark(), with_training(targets=targets).mark(), small_task.mark(),
              small_task.with_splits(small_task.train.take(torch.arange(9)), small_task.validation).mark()}  # fmt: skip
     assert len(marks) == 4
+
+
+def test_what_is_said_of_numbers_by_hand() -> None:
+    numbers, targets = Regression("y", 0.0, 1.0), torch.tensor([1.0, 2.0, 3.0, 6.0])  # around 3: 4 + 1 + 0 + 9
+    metric = numbers.metric(numbers.scores((targets + 1)[:, None], targets), targets)
+    assert metric == pytest.approx(1 - 4 / 14) and numbers.quality(metric) == pytest.approx(14 / 18)
+    assert numbers.standard_error(0.75, targets) == pytest.approx(0.75 * 0.25 * math.sqrt(2 / 4))
+    splits = [Split(torch.zeros(num, 1), torch.zeros(num)) for num in (4, 2, 1)]
+    task = Task("t", numbers, splits[0], splits[1], SealedSplit(splits[2]), lambda inputs: inputs)
+    assert task.standard_error(0.5) == pytest.approx(0.25 * math.sqrt(2 / 2))  # of the validation samples
+
+
+@pytest.mark.parametrize(("unit", "metric"), [("characters", 2.0), ("words", 4.0)])
+def test_what_is_said_of_a_text_by_hand(unit: Any, metric: float) -> None:
+    text, symbols = Language(tuple("abcd"), unit), torch.zeros(2, 3, dtype=torch.int64)
+    guess = torch.zeros(2, 3, 4)
+    assert text.metric(text.scores(guess, symbols), symbols) == pytest.approx(metric)  # a uniform guess among four
+    assert text.quality(metric) == pytest.approx(0.5)
+    assert text.standard_error(0.5, symbols) == pytest.approx(0.25 / math.sqrt(6))
+    guess[..., 0] = math.log(5)  # 5/8, and 1/8 each
+    right, wrong = -math.log(5 / 8), -math.log(1 / 8)
+    smoothed = 0.8 * right + 0.2 * (right + 3 * wrong) / 4
+    assert text.loss(guess, symbols, 0.2).item() == pytest.approx(smoothed)
 
 
 def test_no_set_of_samples_is_sure_of_all() -> None:

@@ -58,6 +58,28 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
         TrainingSettings(**settings)
 
 
+# Steps.
+
+
+def test_two_steps_by_hand() -> None:
+    """Weight w, answer 0 to input 1: the loss is w^2, and Nesterov's momentum and the decay of weights move it."""
+    split = Split(torch.ones(4, 1), torch.zeros(4))
+    task = Task("t", Regression("y", 0.0, 1.0), split, split, SealedSplit(split), lambda inputs: inputs)
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(network.weight)
+    settings = TrainingSettings(
+        batch_size=4, learning_rate=0.1, final_learning_rate=0.1, momentum=0.9, weight_decay=0.5, clip=1e9
+    )
+    training = Training(network, task, settings, 2, 0, "test", torch.device("cpu"))
+    w, buffer = 1.0, 0.0
+    for _ in range(2):
+        training.step()
+        gradient = 2 * w + 0.5 * w
+        buffer = 0.9 * buffer + gradient
+        w -= 0.1 * (gradient + 0.9 * buffer)
+        assert network.weight.item() == pytest.approx(w)
+
+
 # What a network must give.
 
 

@@ -129,6 +129,14 @@ def test_fitted_bands_have_mean_0_and_deviation_1() -> None:
     assert LogMel.fit(torch.zeros(3, 600, dtype=torch.int16), RATE, 128, 64, 10).std == (1.0,) * 10
 
 
+def test_more_frames_than_bands_are_counted_as_frames() -> None:
+    waves = torch.randint(-9000, 9000, (40, 1200), generator=generator(), dtype=torch.int16)
+    values = LogMel.fit(waves, RATE, 128, 64, 10)(waves).double()
+    assert values.shape == (40, 10, 19)
+    torch.testing.assert_close(values.mean(dim=(0, 2)), torch.zeros(10).double(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(values.std(dim=(0, 2)), torch.ones(10).double(), atol=1e-2, rtol=0)
+
+
 def test_the_json_form_gives_the_same_values() -> None:
     waves = torch.randint(-9000, 9000, (4, 600), generator=generator(), dtype=torch.int16)
     fitted = LogMel.fit(waves, RATE, 128, 64, 10)

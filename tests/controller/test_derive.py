@@ -143,6 +143,18 @@ def test_where_nothing_drifts_the_luck_of_random_search_in_a_round_does_not_coun
     assert np.mean(shared) > 6  # of 8; with what random search got in each round taken off as it is, they are 3.7
 
 
+def test_drift_is_taken_off_the_quality_too() -> None:
+    """The second place is for the front, where the early one is the better for its time."""
+    history = [
+        line(9, 0.99, 0.99, 9.0, round=1),
+        line(0, 0.10, 0.55, 5.0, round=0),
+        line(1, 0.10, 0.90, 5.0, round=1),
+        line(2, 0.50, 0.50, 5.0, round=0, strategy="random"),
+        line(3, 0.50, 0.90, 5.0, round=1, strategy="random"),
+    ]
+    assert tokens_of(shortlist(history, "mine", 2, drifts=True)) == [9, 0]
+
+
 def test_without_shared_weights_the_best_that_was_seen_is_a_candidate() -> None:
     """Random search is lucky in the very round in which the best was seen, which is no drift."""
     history = [line(0, 0.6, 0.6, 5.0, round=0), line(1, 0.9, 0.9, 5.0, round=1)]

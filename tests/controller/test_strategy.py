@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from child.space import Genotype, SearchSpace
-from controller.strategy import RandomSearch, Rollout, Update, WholeStrategy
+from controller.strategy import RandomSearch, Rollout, Update, WholeStrategy, check_strategy
 
 
 def test_whole_architectures_are_replayed(known: Any) -> None:
@@ -51,3 +51,23 @@ def test_random_search_keeps_nothing(known: Any) -> None:
     assert strategy.state_dict() == {}
     with pytest.raises(AssertionError, match="random keeps no state"):
         strategy.load_state_dict({"something": 1})
+
+
+def test_a_strategy_of_ones_own_has_a_name_of_its_own(known: Any) -> None:
+    space = known.FlatSpace(2, 2)
+    random = RandomSearch(space, 0)
+    assert check_strategy(random) is random
+
+    class Mine(WholeStrategy):
+        def propose(self, num: int, round_number: int) -> list[Genotype]:
+            return self.space.sample(np.random.default_rng(round_number), num)
+
+    with pytest.raises(ValueError, match="controller: Mine has no name"):
+        check_strategy(Mine(space, 0))
+    Mine.name = "random"
+    with pytest.raises(ValueError, match="Mine is called 'random', as the search that plays beside it"):
+        check_strategy(Mine(space, 0))
+    Mine.name = "mine"
+    assert isinstance(check_strategy(Mine(space, 0)), Mine)
+    with pytest.raises(ValueError, match=r"expected a Strategy of controller\.strategy, got a dict"):
+        check_strategy({})

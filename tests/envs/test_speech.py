@@ -241,6 +241,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "sounds"
 
 
+def test_windows_are_as_long_at_every_rate(folder: Path) -> None:
+    preparation = speech(str(folder), seed=0, seconds=0.3, rate=16000, bands=20).preprocessing
+    assert isinstance(preparation, LogMel) and (preparation.window, preparation.hop) == (512, 256)  # 32 and 16 ms
+
+
 def test_a_folder_of_sounds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = speech(str(folder), seed=0, seconds=0.3, rate=8000, bands=20)
     assert task.name == "sounds" and task.objective == Classification(("high", "low"))

@@ -32,7 +32,7 @@ def test_plain_lines_are_the_first_the_last_and_one_every_five_seconds(clock: Cl
     with Console(out, terminal=False).stage("search", total=40) as progress:
         for done in range(1, 41):
             clock.now += 1
-            progress.advance(done, best=f"reward {done}")
+            progress.advance(done, status=f"best: reward {done}")
     lines = out.getvalue().splitlines()
     assert lines[0] == "[search] 1/40  39 s left  best: reward 1"
     assert lines[1] == "[search] 6/40  34 s left  best: reward 6"
@@ -70,7 +70,7 @@ def test_a_terminal_gets_a_bar_that_is_closed_even_on_an_error() -> None:
     console = Console(out, terminal=True)
     console.live = True  # whatever TERM the tests run under
     with pytest.raises(RuntimeError, match="broken"), console.stage("search", total=4, initial=1) as progress:
-        progress.advance(2, best="reward 0.9 [at] 0.8 M MACs")
+        progress.advance(2, status="reward 0.9 [at] 0.8 M MACs")
         console.say("a line above the bar")
         raise RuntimeError("broken")
     text = out.getvalue()

@@ -233,7 +233,7 @@ def test_what_is_no_run_is_told(tmp_path: Path) -> None:
 
 def test_no_code_is_run_by_a_checkpoint(tmp_path: Path) -> None:
     run = create(tmp_path)
-    with pytest.raises(TypeError, match="plain data and tensors, not PosixPath"):
+    with pytest.raises(ValueError, match="plain data and tensors, not PosixPath"):
         run.save({"path": Path("x")})
     run.close()
 

@@ -28,3 +28,8 @@ def test_several_tests_are_corrected() -> None:
     # Holm: 3 * 0.01, then 2 * 0.03, and never below the one before; what was not tested counts for nothing.
     assert holm([0.04, None, 0.01, 0.03]) == pytest.approx([0.06, None, 0.03, 0.06])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_groups_of_unlike_sizes_are_paired_by_the_seeds_of_the_smaller() -> None:
+    found = difference({0: 0.9, 1: 0.8, 2: 0.7}, {0: 0.85, 1: 0.77})
+    assert found.paired and found.num == 2 and found.mean == pytest.approx(0.04)
