@@ -18,6 +18,7 @@ from scipy.io import wavfile
 from child.network import load_network, read_checked
 from child.onnx_module import OnnxModule
 from child.predict import main as predict
+from conf.launch import compose
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -107,6 +108,18 @@ def test_a_space_of_the_users(type_in: Any, files: dict[str, str], monkeypatch: 
         load_network(run / "networks" / "student")
     monkeypatch.syspath_prepend(str(run.parents[1] / "mine"))
     assert load_network(run / "networks" / "student", ["stack"]).input_shape == (1, 8, 8)
+
+
+def test_a_strategy_of_the_users(known: Any, type_in: Any, files: dict[str, str]) -> None:
+    (command,) = [line for line in commands("PYTHONPATH=mine python main.py") if "controller=hill" in line]
+    run = type_in(command, "search.rounds=6", without="search.rounds")
+    mine = [line for line in history(run) if line["strategy"] == "hill_climbing"]
+    best = max((line for line in mine if line["round"] < 5), key=lambda line: line["reward"])["genotype"]["tokens"]
+    config = compose(*[override for override in known.TINY if override.startswith("space.")])
+    space = config.space.build((), input_shape=(1, 8, 8), num_outputs=10)
+    near = space.neighbors(space.genotype(best))
+    last = [space.genotype(line["genotype"]["tokens"]) for line in mine if line["round"] == 5]
+    assert last and all(each in near for each in last)
 
 
 def test_a_network_of_the_users(

@@ -31,6 +31,8 @@ def curves_section(title: str, name: str, groups: Groups) -> Section:
     unlike = (
         " The runs are not rewarded alike, so that heights compare within a group alone." if _unlike(groups) else ""
     )
+    budgets = [(run.config.get("search") or {}).get("budget") for runs in groups.values() for run in runs]
+    free = " With a budget that is no measure: repeats are free, and take rounds." if any(budgets) else ""
     section.pictures += [
         Picture(
             f"{name}-reward-curves",
@@ -43,7 +45,7 @@ def curves_section(title: str, name: str, groups: Groups) -> Section:
             f"{name}-best-curves",
             "Best reward so far",
             "The same of the best reward that a run has seen until then: the sooner a line is high, the fewer rounds "
-            "its search needs.",
+            "its search needs." + free,
             plots.reward_curves(best, "best reward so far"),
         ),
     ]

@@ -134,6 +134,7 @@ def test_layers_are_tied_that_are_known_to_be_alike() -> None:
     assert len({id(layer.weight) for layer in quiet}) == 3
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 def test_what_is_no_connection_is_left_alone() -> None:
     module = nn.Sequential(
         nn.utils.weight_norm(nn.Conv2d(3, 4, 3)), nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from logbook.analysis import accuracy_by_class, effects, preferences, worst_confusions
+from logbook.sections.answers import wilson
 
 SHARES = np.array([0.4, 0.2, 0.05, 0.0])
 DECISIONS = [{"name": f"d{number}", "labels": list("abcd")} for number in range(4)]
@@ -67,3 +68,8 @@ def test_confusions_are_those_of_the_predictions() -> None:
     ]  # fmt: skip
     assert accuracy_by_class(right, given, 4) == [(1, 4), (1, 2), (2, 2), (0, 0)]
     assert worst_confusions(right, right) == []
+
+
+def test_a_share_has_wilsons_interval() -> None:
+    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-3)
+    assert wilson(0, 5)[0] == 0 and wilson(5, 5)[1] == 1
