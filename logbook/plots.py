@@ -24,6 +24,7 @@ INK = "#757575"  # contrast 4.6 on white and on black
 # Okabe and Ito (2008), told apart by color-blind readers; their yellow and black would vanish on one of the grounds.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, "#8A8A8A", "#8C6D1F", "#7B6FD0")
+CURVES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)  # of reward curves, in their order
 LONG_LABEL = 18  # letters, of which three do not fit beside each other above a plot
 WIDTH = 4.8  # inches; narrow, so that the letters stay legible on a phone
 LETTER = 0.075  # inches, of a tick's label
@@ -363,7 +364,7 @@ def reward_curves(
         label: What kind of reward.
     """
     figure, axes = canvas(3.6)
-    for (name, runs), color in zip(groups.items(), cycle((BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)), strict=False):
+    for (name, runs), color in zip(groups.items(), cycle(CURVES), strict=False):
         rounds = sorted({number for run in runs for number in run})
         values = [[run[number] for run in runs if number in run] for number in rounds]
         low, median, high = (np.array([np.quantile(v, share) for v in values]) for share in (0.25, 0.5, 0.75))

@@ -60,7 +60,7 @@ def curves_section(title: str, name: str, groups: Groups) -> Section:
                 "Fronts of quality and cost",
                 "A stepped line is the best trade-offs that one run's search derived, in the color of its group: up "
                 "and to the left is better.",
-                draw_fronts(fronts, COSTS.get(*units, *units)),
+                draw_fronts(fronts, _colors(list(means)), COSTS.get(*units, *units)),
             )
         )
     return section
@@ -103,11 +103,19 @@ def _curves(groups: Groups) -> tuple[dict[str, list[dict[int, float]]], dict[str
     return means, best
 
 
+def _colors(curves: Sequence[str]) -> dict[str, str]:
+    """The color of each group: that of its first curve, whose name begins with the group's letter."""
+    found: dict[str, str] = {}
+    for name, color in zip(curves, cycle(plots.CURVES), strict=False):
+        found.setdefault(name.partition(":")[0], color)
+    return found
+
+
 @plots.styled()
-def draw_fronts(groups: Groups, cost_label: str) -> Figure:
-    """A step line per run."""
+def draw_fronts(groups: Groups, colors: Mapping[str, str], cost_label: str) -> Figure:
+    """A step line per run, in the color of its group."""
     figure, axes = plots.canvas(3.8)
-    for (letter, runs), color in zip(groups.items(), cycle(plots.COLORS), strict=False):
+    for letter, runs in groups.items():
         for number, run in enumerate(runs):
             listed = (run.candidates or {})["candidates"]
             points = [(c["cost"], c["quality"]) for c in listed if c["on_front"] and c["strategy"] == run.searching]
@@ -115,7 +123,9 @@ def draw_fronts(groups: Groups, cost_label: str) -> Figure:
             if points:
                 costs, qualities = zip(*points, strict=True)
                 label = letter if number == 0 else None
-                axes.step(costs, qualities, where="post", color=color, lw=1.5, alpha=0.75, marker=".", label=label)
+                axes.step(
+                    costs, qualities, where="post", color=colors[letter], lw=1.5, alpha=0.75, marker=".", label=label
+                )
     axes.set(xlabel=cost_label, ylabel="quality")
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(plots.cost_tick)

@@ -628,6 +628,14 @@ def test_the_best_so_far_of_a_run_that_ended_early_stands(tmp_path: Path) -> Non
     assert np.asarray(line.get_ydata()).tolist() == pytest.approx([0.5] * ROUNDS)
 
 
+def test_a_group_has_one_color_in_curves_and_fronts(tmp_path: Path) -> None:
+    groups = {letter: [read_run(write_run(tmp_path / letter))] for letter in "AB"}
+    curves, _, fronts = (picture.figure.axes[0] for picture in curves_section("", "part1", groups).pictures)
+    by_name = {line.get_label(): line.get_color() for line in curves.lines}
+    assert list(by_name) == ["A: reinforce", "A: random", "B: reinforce", "B: random"]
+    assert [line.get_color() for line in fronts.lines] == [by_name["A: reinforce"], by_name["B: reinforce"]]
+
+
 def test_a_search_of_one_round_is_seen_beside_others() -> None:
     lines = plots.reward_curves({"A": [{0: 0.5}], "B": [{0: 0.5, 1: 0.6}]}).axes[0].lines
     assert [line.get_marker() for line in lines] == ["o", "None"]
