@@ -79,6 +79,7 @@ from logbook.analysis import worst_confusions
 from logbook.board import describe_run, describe_search
 from logbook.console import Console
 from logbook.numbers import gap, results_table, score
+from logbook.record import shared_weights_learned
 from logbook.report import write_report
 from logbook.run import Run
 
@@ -479,7 +480,8 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     config, run, space, strategy = at.config, at.run, at.space, parts.strategy
     search(parts.join, strategy, parts.evaluator, config.search, config.seed, run, at.console)
     searched = run.seconds
-    history, drifts = run.read("history"), any(line["supernet_loss"] is not None for line in run.read("updates"))
+    history, updates = run.read("history"), run.read("updates")
+    drifts = shared_weights_learned(updates)
     names = list(dict.fromkeys([strategy.name, *(line["strategy"] for line in history)]))
     draw, choice = derive_seed(config.seed, "derive"), strategy.choice()
 
@@ -521,10 +523,8 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     shared = parts.cheap
     if isinstance(shared, SupernetEvaluator):
         to_rank = score_to_rank(config, shared, [c.genotype for c in own])
-        mine, updates = (
-            [line for line in lines if line["strategy"] == strategy.name] for lines in (history, run.read("updates"))
-        )
-        collapse = name_collapse(space, mine, updates, chosen, config.search, strategy.remedies)
+        mine, told = ([line for line in lines if line["strategy"] == strategy.name] for lines in (history, updates))
+        collapse = name_collapse(space, mine, told, chosen, config.search, strategy.remedies)
         for warning in collapse:
             at.console.say(warning)
         warnings += collapse

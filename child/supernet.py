@@ -219,7 +219,9 @@ class SupernetEvaluator:
             for name, weight in self.network.named_parameters()
         }
         with with_weights(self.network, weights):
-            check_fit(f"the supernet of {self.space.name}", lambda: _Several(self.network, drawn), self.task, False)
+            check_fit(
+                f"the supernet of {self.space.name}", lambda: _Several(self.network, drawn), self.task, learns=False
+            )
 
     @property
     def network(self) -> Any:

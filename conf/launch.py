@@ -33,8 +33,14 @@ FREE_ON_RESUME = ("device", "threads", "checkpoint_every_s", "resume", "output",
 
 # What a user can run into; anything else is a defect of ours and keeps its traceback.
 EXPECTED = (
-    *(HydraException, OmegaConfBaseException, YAMLError, GymnasiumError),
-    *(ValueError, OSError, TrainingError, ControllerError),
+    HydraException,
+    OmegaConfBaseException,
+    YAMLError,
+    GymnasiumError,
+    ValueError,
+    OSError,
+    TrainingError,
+    ControllerError,
 )
 
 Config = TypeVar("Config", bound=RunConfig)

@@ -107,7 +107,12 @@ class Record:
     @property
     def noisy_rounds(self) -> bool:
         """Whether evaluations of different rounds differ by more than their architectures: shared weights learn."""
-        return any(update.get("supernet_loss") is not None for update in self.updates)
+        return shared_weights_learned(self.updates)
+
+    @property
+    def search(self) -> Json:
+        """The config of the search."""
+        return self.config.get("search") or {}
 
     @property
     def evaluator(self) -> Json:
@@ -146,14 +151,19 @@ class Record:
             return "no architecture evaluated yet"
         if self.candidates is None:
             rounds = 1 + max(line["round"] for line in self.history)
-            planned = (self.config.get("search") or {}).get("rounds")
-            budget = (self.config.get("search") or {}).get("budget")
+            planned = self.search.get("rounds")
+            budget = self.search.get("budget")
             of = f" of {planned}" if planned and budget is None else ""
             return f"in the search, round {rounds}{of}, {len(self.evaluations)} evaluations"
         if (self.folder / "choices.json").is_file():
             return "every network trained and chosen, not yet tested"
         trained = len(list((self.folder / "networks").glob("*/network.json")))
         return f"search done, {trained} network{'' if trained == 1 else 's'} trained"  # short trials among them
+
+
+def shared_weights_learned(updates: Iterable[Json]) -> bool:
+    """Whether shared weights were trained beside these updates, so that results drift as the search goes on."""
+    return any(update.get("supernet_loss") is not None for update in updates)
 
 
 def read_run(folder: Path) -> Record:

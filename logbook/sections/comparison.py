@@ -31,7 +31,7 @@ def curves_section(title: str, name: str, groups: Groups) -> Section:
     unlike = (
         " The runs are not rewarded alike, so that heights compare within a group alone." if _unlike(groups) else ""
     )
-    budgets = [(run.config.get("search") or {}).get("budget") for runs in groups.values() for run in runs]
+    budgets = [run.search.get("budget") for runs in groups.values() for run in runs]
     free = " With a budget that is no measure: repeats are free, and take rounds." if any(budgets) else ""
     section.pictures += [
         Picture(
