@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 import optimize as script
-from child.cost import count_macs, count_parameters
+from child.cost import Latency, count_macs, count_parameters
 from child.network import Blueprint, TrainedNetwork, load_network
 from child.onnx_module import OnnxModule, load_onnx
 from child.predict import read_network
@@ -240,6 +240,15 @@ def test_the_steps_do_what_they_say(finished: Path) -> None:
     assert all(len(weight.unique()) <= 16 for weight in weights("5-share") if weight.numel() >= 128)
     assert sum(int((weight == 0).sum()) for weight in weights("5-share")) > 0  # what was cut stays cut
     assert rows["5-share"]["bytes"] < rows["4-prune"]["bytes"] < rows["1-prune"]["bytes"] < rows["original"]["bytes"]
+
+
+def test_connections_cut_in_two_steps_are_as_many_as_in_one(run_optimize: Any, tmp_path: Path) -> None:
+    """Four rounds then, two in each step: after k of them 0.8 (1 - (1 - k / 4)^3) of the weights are zero."""
+    run = run_optimize(tmp_path, *NET, "steps=[sparsify,sparsify]")
+    for number, sparsity in (("1", 0.7), ("2", 0.8)):
+        module = load_network(run / "networks" / f"{number}-sparsify").module
+        weights = torch.cat([parameter.flatten() for parameter in module.parameters() if parameter.ndim > 1])
+        assert int((weights == 0).sum()) == round(sparsity * len(weights))
 
 
 def test_the_choice_is_made_before_the_test_is_opened_for_two_networks(
@@ -779,6 +788,36 @@ def test_where_lower_is_better_the_lowest_is_the_best(
         (tmp_path / "run" / "networks" / each["name"]).mkdir(parents=True)
     assert script.choose(at, rows)["chosen"] == chosen
     assert script.points(2.0 - 2.5, task) == 0.5
+
+
+def test_latencies_are_the_least_disturbed_of_rounds_in_turns(
+    tmp_path: Path, compose_text: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, text = compose_text("model.path=x", kind=OptimizeConfig, name="optimize")
+    run = Run.create(tmp_path, "run", text, 30.0, Interruption())
+    at = script.Setting(config, torch.device("cpu"), digits(seed=0), run, script.Console())
+    found = {"100": [3.0, 1.0, 2.0], "50": [0.5, 0.7, 0.6]}
+    turns: list[str] = []
+
+    def measured(network: str, *given: Any, **named: Any) -> Latency:
+        turns.append(network)
+        return Latency(found[network][turns.count(network) - 1], 0.1 * turns.count(network))
+
+    monkeypatch.setattr(script.Setting, "answering", lambda self, stage: stage)
+    monkeypatch.setattr(script, "measure_latency", measured)
+    first, second = script.time_networks(at, [row(100, 0.0), row(50, 1.0)])
+    assert turns == ["100", "50"] * 3
+    assert (first["latency_ms"], first["latency_spread_ms"]) == (1.0, 0.2)
+    assert (second["latency_ms"], second["latency_spread_ms"]) == (0.5, 0.1)
+
+
+def test_the_error_of_an_accuracy_is_that_of_a_share() -> None:
+    task = digits(seed=0)
+    right = torch.ones(len(task.validation.targets))
+    right[: len(right) // 5] = 0.0
+    share = right.mean().item()
+    error = (share * (1 - share) / len(right)) ** 0.5
+    assert script.bootstrap_error(task, right) == pytest.approx(error, rel=0.1)
 
 
 def test_eight_bits_answer_in_the_place_of_the_network(tmp_path: Path, run_optimize: Any) -> None:

@@ -11,7 +11,7 @@ from child.mlp import MLPSpace
 from child.nasbench201 import NASBench201Space
 from child.recurrent import RecurrentSpace
 from child.space import Genotype, SearchSpace
-from controller.collapse import free_share, name_collapse, settled_from
+from controller.collapse import FreeShare, free_share, name_collapse, settled_from
 from controller.search import SearchSettings
 from tests.conftest import CellSpace, tiny_macro
 
@@ -112,6 +112,20 @@ def test_a_policy_that_settled_early_is_named(space: SearchSpace, last_open: int
     found = name_collapse(space, history_of(space, lambda _: 0.0), updates, chosen, SETTINGS, REMEDIES)
     assert len(found) == (first is not None)
     assert first is None or f"from update {first} of 20 on its entropy stayed below 2%" in found[0]
+
+
+@pytest.mark.parametrize(("chosen", "collapsed"), [(0.0, False), (0.89, False), (0.91, True), (1.0, True)])
+def test_a_quarter_of_what_random_drawing_has_is_left(chosen: float, collapsed: bool) -> None:
+    """Random drawing has 40% with parameters, so 10% are the fewest."""
+    assert FreeShare(chosen, 0.6, {}).is_collapsed == collapsed
+
+
+@pytest.mark.parametrize(("share", "settled"), [(0.019, True), (0.021, False)])
+def test_settled_is_below_two_hundredths_of_the_entropy_of_a_uniform_policy(
+    share: float, settled: bool, known: Any
+) -> None:
+    entropies = [share * 4 * np.log(3)] * 3
+    assert (settled_from(known.FlatSpace(4, 3), entropies) is not None) == settled
 
 
 def test_shares_by_hand() -> None:

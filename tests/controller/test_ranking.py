@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import kendalltau
+from scipy.stats import bootstrap, kendalltau
 
 from controller import ranking
 from controller.ranking import FEWEST, Agreement, agreement, choose_to_rank
@@ -39,6 +39,18 @@ def test_the_interval_is_that_of_all_resamples() -> None:
     taus = [kendalltau(np.array(shared)[draw], np.array(alone)[draw])[0] for draw in draws]  # 3,120 of them
     assert found.tau == pytest.approx(0.6)
     assert [found.low, found.high] == pytest.approx(np.quantile(taus, [0.025, 0.975]).tolist(), abs=0.07)
+
+
+def test_the_interval_is_that_of_scipy() -> None:
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=30)
+    alone = shared + rng.normal(size=30)
+    found = agreement(lines_of(shared.tolist(), alone.tolist()), seed=0)
+    drawn = bootstrap(
+        (shared, alone), lambda x, y: kendalltau(x, y)[0], n_resamples=2000, paired=True, vectorized=False,
+        confidence_level=0.95, method="percentile", rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    assert [found.low, found.high] == pytest.approx(list(drawn), abs=0.015)
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:
