@@ -62,8 +62,6 @@ from controller.derive import (
     choose_student,
     derive,
     equal_to_best,
-    front_of,
-    hypervolume,
     within_target,
 )
 from controller.gradient import GradientStrategy
@@ -75,7 +73,7 @@ from controller.search import Player, search
 from controller.strategy import RandomSearch, Strategy, check_strategy
 from envs.reward import Reward
 from envs.table import TableEvaluator
-from logbook.analysis import worst_confusions
+from logbook.analysis import front_of, hypervolume, worst_confusions
 from logbook.board import describe_run, describe_search
 from logbook.console import Console
 from logbook.numbers import gap, results_table, score

@@ -11,11 +11,10 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from omegaconf import OmegaConf
@@ -23,7 +22,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
-import envs  # noqa: F401 (registers the environments)
 from child.compact import pack, unpack
 from child.cost import cost_by_layer, count_macs, count_parameters, measure_latency
 from child.distill import Ensemble, Pupil
@@ -73,6 +71,7 @@ from conf.launch import launch, under_way
 from conf.schema import ConfigError, Goal, OptimizeConfig
 from controller.search import Player, search
 from controller.strategy import Strategy
+from envs.architecture import VectorArchitectureEnv
 from logbook.console import Console
 from logbook.optimization import row_line, steps_table, write_optimization
 from logbook.record import read_object
@@ -92,6 +91,8 @@ TRIAL = 0.1
 
 Row = dict[str, Any]
 """A network of the table: its name, title and folder, validation metric, costs, and later its test metric."""
+Units = tuple[list[Group], dict[str, Tensor]]
+"""Of a network: the groups of its channels, and how important each unit of them is."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,9 @@ class Setting:
     console: Console
 
     @cached_property
-    def original_channels(self) -> dict[str, int]:
-        """How many channels each group of the original has."""
-        groups = find_groups(self.load("original").module, self.task.input_shape)
-        return {group.name: group.num_channels for group in groups}
+    def original_groups(self) -> list[Group]:
+        """The groups of the original's channels."""
+        return find_groups(self.load("original").module, self.task.input_shape)
 
     @property
     def training(self) -> TrainingSettings:
@@ -423,8 +423,7 @@ def prune(at: Setting, step: Step) -> float:
             targets["parameters"] *= whole["parameters"] / unpruned["parameters"]
         if "bytes" in ahead:
             beside = whole["bytes"] - (at.folder("original") / WEIGHTS).stat().st_size
-            groups = find_groups(module, at.task.input_shape)
-            fewest = costs["bytes"](smallest_of(at.config, module, groups, at.task))
+            fewest = costs["bytes"](smallest_of(at.config, module, at.original_groups, at.task))
             targets["bytes"] = max(fewest, targets["bytes"] * whole["bytes"] - beside) / unpruned["bytes"]
         whole = {**whole, **unpruned}
     ratios = (read_object(at.run.folder / "ratios.json", ()) or {}) if settings.ratios == "search" else {}
@@ -434,11 +433,11 @@ def prune(at: Setting, step: Step) -> float:
         # Each round of each such step takes the same share of what is left.
         way = (step.number - 1 + number / settings.rounds) / step.total
         cost, wanted = joint_cost(at, {unit: whole[unit] * share**way for unit, share in targets.items()})
-        found = None
+        found, units = None, cache(partial(units_of, at, stage, before))
         if settings.ratios == "search":
-            found = at.run.once(f"search {stage}", partial(search_ratios, at, stage, before, cost, wanted))
+            found = at.run.once(f"search {stage}", partial(search_ratios, at, stage, before, units, cost, wanted))
             trials = [
-                try_ratios(at, stage, f"{stage}-trial{place}", before, finalist, cost, wanted)
+                try_ratios(at, f"{stage}-trial{place}", before, units, finalist, cost, wanted)
                 for place, finalist in enumerate(found["finalists"], 1)
             ]
             seconds += found["seconds"] + sum(trial["seconds"] for trial in trials)
@@ -453,7 +452,7 @@ def prune(at: Setting, step: Step) -> float:
             why = f"even ones, since none is better by more than {tolerance:.2g}" if found["even"] else found["text"]
             at.console.say(f"Ratios, removed of each layer: {why}")
 
-        change = partial(cut, at, stage, None if found is None else found["tokens"], cost, wanted)
+        change = partial(cut, at, units, None if found is None else found["tokens"], cost, wanted)
         seconds += fine_tune(at, stage, before, change, settings.training, resized=True)
         before = stage
     return seconds
@@ -656,9 +655,9 @@ def bytes_ahead(config: OptimizeConfig, module: nn.Module) -> int:
     return len(save({name: value.contiguous() for name, value in state.items()}))  # such a file packs nothing
 
 
-def units_of(at: Setting, stage: str, module: nn.Module) -> tuple[list[Group], dict[str, Tensor]]:
-    """The groups of a network's channels, and how important each unit is."""
-    shape, seed = at.task.input_shape, derive_seed(at.config.seed, stage)
+def units_of(at: Setting, stage: str, before: str) -> Units:
+    """Those of the network before a stage."""
+    module, shape, seed = at.load(before).module, at.task.input_shape, derive_seed(at.config.seed, stage)
     groups = find_groups(module, shape)
     return groups, score_units(
         module, shape, groups, at.config.prune.importance, at.task, STATISTICS_BATCHES, at.training.batch_size, seed
@@ -667,7 +666,7 @@ def units_of(at: Setting, stage: str, module: nn.Module) -> tuple[list[Group], d
 
 def least_of(at: Setting, groups: Sequence[Group]) -> dict[str, float]:
     """The share of each group that stays in any case: `prune.least` of what the original has."""
-    whole = at.original_channels
+    whole = {group.name: group.num_channels for group in at.original_groups}
     fewest = {group.name: at.config.prune.least * whole.get(group.name, group.num_channels) for group in groups}
     return {group.name: min(1.0, fewest[group.name] / group.num_channels) for group in groups}
 
@@ -701,14 +700,14 @@ def plan_of_ratios(
 
 def cut(
     at: Setting,
-    stage: str,
+    units: Callable[[], Units],
     tokens: Sequence[int] | None,
     cost: Callable[[nn.Module], float],
     wanted: float,
     module: nn.Module,
 ) -> nn.Module:
     """The largest network of the wanted cost, with ratios that were found or those of the config, ready to learn."""
-    groups, scores = units_of(at, stage, module)
+    groups, scores = units()
     least = least_of(at, groups)
     plan = plan_of_shares(at, groups, scores, least) if tokens is None else plan_of_ratios(at, groups, tokens, least)
     smaller = fit(module, at.task.input_shape, groups, scores, plan, cost, wanted)
@@ -724,12 +723,17 @@ def build_strategy(config: OptimizeConfig, space: RatioSpace, seed: int) -> Stra
 
 
 def search_ratios(
-    at: Setting, stage: str, before: str, cost: Callable[[nn.Module], float], wanted: float
+    at: Setting,
+    stage: str,
+    before: str,
+    units: Callable[[], Units],
+    cost: Callable[[nn.Module], float],
+    wanted: float,
 ) -> dict[str, Any]:
     """The few best ratios that the controller finds, and even ones."""
     config, settings, task = at.config, at.config.prune, at.task
     module = at.load(before).module
-    groups, scores = units_of(at, stage, module)
+    groups, scores = units()
     space, seed = RatioSpace(groups, settings.choices), derive_seed(config.seed, stage)
     evaluator = PruningEvaluator(
         module, space, scores, task, cost, least_of(at, groups), settings.multiple, at.training.final_batch,
@@ -744,10 +748,7 @@ def search_ratios(
         at.run.write("space.json", space.to_json())
 
     def join(strategy: Strategy) -> Player:
-        return Player(strategy, gymnasium.make_vec(
-            "luban/Architecture-v0", num_envs=how.episodes, vectorization_mode="vector_entry_point", space=space,
-            evaluator=evaluator, reward=reward, fidelity=how.fidelity,
-        ))  # fmt: skip
+        return Player(strategy, VectorArchitectureEnv(how.episodes, space, evaluator, reward, how.fidelity))
 
     search(join, strategy, evaluator, how, seed, at.run, at.console)
     played = [line for line in at.run.read("history") if line["strategy"] == strategy.name]
@@ -767,9 +768,9 @@ def search_ratios(
 
 def try_ratios(
     at: Setting,
-    stage: str,
     trial: str,
     before: str,
+    units: Callable[[], Units],
     ratios: Mapping[str, Any],
     cost: Callable[[nn.Module], float],
     wanted: float,
@@ -780,7 +781,7 @@ def try_ratios(
 
     def compute() -> dict[str, Any]:
         try:
-            smaller = cut(at, stage, ratios["tokens"], cost, wanted, at.load(before).module)
+            smaller = cut(at, units, ratios["tokens"], cost, wanted, at.load(before).module)
         except ValueError:  # too much of it is not pruned at all
             return {**ratios, "quality": -1.0, "seconds": at.run.seconds}
         module = tuned(at, trial, lambda: smaller, how)

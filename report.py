@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from logbook.compare import comparison_tables, write_comparison
+from logbook.compare import comparison_tables, read_parts, write_comparison
 from logbook.console import Console
 from logbook.numbers import results_table
 from logbook.optimization import so_far, steps_table, write_optimization
@@ -38,8 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         folders, several = named_folders(options.runs)
         if several:
-            path = write_comparison(folders, options.output)
-            tables = comparison_tables(folders)
+            parts = read_parts(folders)
+            path, tables = write_comparison(parts, options.output), comparison_tables(parts)
         else:
             path, tables = report_of(folders[0])
     except (ValueError, OSError) as error:

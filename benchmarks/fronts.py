@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.ranking import truth
 from benchmarks.shared_search import RANKED, SETTINGS, UNTRAINED
 from child.nasbench201 import NASBench201Space
-from controller.derive import hypervolume
+from logbook.analysis import hypervolume
 
 folder = partial(folder_of, "fronts")
 SEEDS = range(3)

@@ -1,9 +1,9 @@
-"""From everything a search has seen to the few architectures worth training: candidates, their front, its volume."""
+"""From everything a search has seen to the few architectures worth training: candidates."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
@@ -13,8 +13,7 @@ from scipy.optimize import isotonic_regression
 from child.space import Evaluation, Evaluator, Genotype, SearchSpace
 from controller.search import play
 from controller.strategy import RandomSearch, WholeStrategy
-
-Item = TypeVar("Item")
+from logbook.analysis import front_of
 
 
 @dataclass(frozen=True)
@@ -93,31 +92,6 @@ def _random_by_round(lines: Iterable[dict[str, Any]], key: str) -> dict[int, flo
     rising = dict(zip(rounds, isotonic_regression(means, weights=counts).x.tolist(), strict=True))
     last = rising[rounds[0]]
     return {number: (last := rising.get(number, last)) for number in range(1 + max(line["round"] for line in lines))}
-
-
-def front_of(items: Iterable[Item], key: Callable[[Item], tuple[float, float]]) -> list[Item]:
-    """The Pareto front, cheapest first: no other item has at least the quality at no more cost.
-
-    Args:
-        items: Anything; of items that are equal in both, the first stays.
-        key: (quality, cost) of an item.
-    """
-    front: list[Item] = []
-    best = -math.inf
-    for item in sorted(items, key=lambda item: (key(item)[1], -key(item)[0])):
-        if key(item)[0] > best:
-            front.append(item)
-            best = key(item)[0]
-    return front
-
-
-def hypervolume(points: Iterable[tuple[float, float]], worst_cost: float) -> float:
-    """The share of the box [0, 1] x [0, worst_cost] that (quality, cost) points dominate: 1 is perfect and free."""
-    area, reached = 0.0, 0.0
-    for quality, cost in front_of([p for p in points if p[1] <= worst_cost], key=lambda point: point):
-        area += (quality - reached) * (worst_cost - cost)
-        reached = quality
-    return area / worst_cost if worst_cost > 0 else 0.0
 
 
 class Replay(WholeStrategy):

@@ -1,11 +1,12 @@
-"""What can be computed from what a run wrote down: which decisions mattered, what was preferred when, what is confused.
+"""What can be computed from what a run wrote down: decisions that mattered, preferences, confusions, fronts.
 
 Letters: N evaluations or samples, K choices of a decision, R columns of rounds, W resamples.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from scipy.special import betaincinv
 Array = NDArray[np.float64]
 Lines = Sequence[Mapping[str, Any]]
 Decisions = Sequence[Mapping[str, Any]]
+Item = TypeVar("Item")
 
 RESAMPLES = 400
 """Each end of an interval then rests on ten of them, which moves it by about a tenth of its width."""
@@ -223,3 +225,28 @@ def accuracy_by_class(right: NDArray[Any], given: NDArray[Any], num_classes: int
     return [
         (int((given[right == number] == number).sum()), int((right == number).sum())) for number in range(num_classes)
     ]
+
+
+def front_of(items: Iterable[Item], key: Callable[[Item], tuple[float, float]]) -> list[Item]:
+    """The Pareto front, cheapest first: no other item has at least the quality at no more cost.
+
+    Args:
+        items: Anything; of items that are equal in both, the first stays.
+        key: (quality, cost) of an item.
+    """
+    front: list[Item] = []
+    best = -math.inf
+    for item in sorted(items, key=lambda item: (key(item)[1], -key(item)[0])):
+        if key(item)[0] > best:
+            front.append(item)
+            best = key(item)[0]
+    return front
+
+
+def hypervolume(points: Iterable[tuple[float, float]], worst_cost: float) -> float:
+    """The share of the box [0, 1] x [0, worst_cost] that (quality, cost) points dominate: 1 is perfect and free."""
+    area, reached = 0.0, 0.0
+    for quality, cost in front_of([p for p in points if p[1] <= worst_cost], key=lambda point: point):
+        area += (quality - reached) * (worst_cost - cost)
+        reached = quality
+    return area / worst_cost if worst_cost > 0 else 0.0

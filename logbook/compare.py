@@ -13,8 +13,7 @@ from statistics import fmean
 from rich.table import Table
 from rich.text import Text
 
-from logbook.console import human
-from logbook.numbers import gap, known, mean, score, which_way
+from logbook.numbers import gap, human, known, mean, score, which_way
 from logbook.record import Json, Record, read_run
 from logbook.report import template
 from logbook.sections.comparison import curves_section
@@ -275,13 +274,8 @@ def side_by_side(parts: Sequence[Part]) -> list[list[str]]:
     return rows
 
 
-def write_comparison(folders: Sequence[Path], target: Path) -> Path:
-    """Write a page that compares runs, grouped by equal config but for the seed, and return its path.
-
-    Raises:
-        ValueError: A folder is no run folder, or is given twice.
-    """
-    parts = read_parts(folders)
+def write_comparison(parts: Sequence[Part], target: Path) -> Path:
+    """Write a page that compares runs, grouped by equal config but for the seed, and return its path."""
     judged = [tests(part) for part in parts]
     runs = [run for part in parts for group in part.groups for run in group.runs]
     sections = [
@@ -311,10 +305,10 @@ def write_comparison(folders: Sequence[Path], target: Path) -> Path:
     return target
 
 
-def comparison_tables(folders: Sequence[Path]) -> list[Table]:
+def comparison_tables(parts: Sequence[Part]) -> list[Table]:
     """The same for the console: a table per task, and what each letter stands for below it."""
     tables = []
-    for part in read_parts(folders):
+    for part in parts:
         table = Table(title=Text(part.title), title_justify="left", pad_edge=False)
         table.add_column("group")
         table.add_column("network", overflow="fold")

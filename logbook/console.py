@@ -12,30 +12,10 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
+from logbook.numbers import duration
+
 PLAIN_WIDTH = 120  # columns; a log file or a pipe has no width of its own
 PLAIN_INTERVAL = 5.0  # seconds between progress lines, so that a log stays short enough to read
-
-
-def human(number: float | None) -> str:
-    """A count to three digits with its unit prefix: 1234567 as `1.23 M`; `-` where it is not known."""
-    if number is None:
-        return "-"
-    prefixes = ["", " k", " M", " G", " T"]
-    while abs(number) >= 999.5 and len(prefixes) > 1:
-        number /= 1000
-        prefixes.pop(0)
-    digits = f"{number:.3g}" if prefixes[0] == "" or abs(number) >= 999.5 else f"{number:#.3g}".rstrip(".")
-    return digits + prefixes[0]
-
-
-def duration(seconds: float) -> str:
-    """A time span in at most two units: `8 s`, `3 min 20 s`, `2 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 class Stage:

@@ -7,9 +7,29 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from logbook.console import human
-
 COSTS = {"macs": "multiply-accumulates (MACs)", "parameters": "parameters", "latency_ms": "latency in milliseconds"}
+
+
+def human(number: float | None) -> str:
+    """A count to three digits with its unit prefix: 1234567 as `1.23 M`; `-` where it is not known."""
+    if number is None:
+        return "-"
+    prefixes = ["", " k", " M", " G", " T"]
+    while abs(number) >= 999.5 and len(prefixes) > 1:
+        number /= 1000
+        prefixes.pop(0)
+    digits = f"{number:.3g}" if prefixes[0] == "" or abs(number) >= 999.5 else f"{number:#.3g}".rstrip(".")
+    return digits + prefixes[0]
+
+
+def duration(seconds: float) -> str:
+    """A time span in at most two units: `8 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def score(value: float, metric: str, decimals: int = 1) -> str:

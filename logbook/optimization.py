@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from logbook import plots
-from logbook.console import duration, human
-from logbook.numbers import score, which_way
+from logbook.analysis import front_of
+from logbook.numbers import duration, human, score, which_way
 from logbook.record import Json, Record, read_run
 from logbook.report import template, write_plots
 from logbook.sections.decisions import decisions_section
@@ -83,8 +83,11 @@ def write_optimization(folder: Path) -> Path:
         networks = [(_marked(row, results), row[key], row["quality"][0]) for row in results["rows"] if key in row]
         if not networks:
             continue
-        candidates = [{"strategy": "steps", "cost": cost, "quality": quality, "on_front": on_front(place, networks)}
-                      for place, (_, cost, quality) in enumerate(networks)]  # fmt: skip
+        front = front_of(networks, key=lambda network: (network[2], network[1]))
+        candidates = [
+            {"strategy": "steps", "cost": network[1], "quality": network[2], "on_front": network in front}
+            for network in networks
+        ]
         reading = (
             "Each mark is a network, * the chosen one; higher and further left is better. No other network is better "
             "in both than one on the line."
@@ -134,16 +137,6 @@ def _ratios(stage: str, tried: Sequence[Json]) -> Grid:
         "-1: even the smallest network of these ratios costs more.",
         header, rows,
     )  # fmt: skip
-
-
-def on_front(place: int, networks: Sequence[tuple[str, float, float]]) -> bool:
-    """Whether no other network is at least as good at no more cost; of equals the first is on the front."""
-    _, cost, quality = networks[place]
-    return not any(
-        c <= cost and q >= quality and ((c, q) != (cost, quality) or other < place)
-        for other, (_, c, q) in enumerate(networks)
-        if other != place
-    )
 
 
 def _cells(results: Mapping[str, Any]) -> list[dict[str, str]]:

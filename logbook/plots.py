@@ -134,7 +134,14 @@ def quality_against_cost(
         front = sorted((line["cost"], line["quality"]) for line in chosen if line["on_front"])
         # Steps, not slopes: between two networks of the front there is none that has half of each.
         if front:
-            axes.step(*_columns(front), where="post", color=color, lw=1.8, label=f"{strategy}: front", zorder=4 - place)
+            axes.step(
+                *zip(*front, strict=True),
+                where="post",
+                color=color,
+                lw=1.8,
+                label=f"{strategy}: front",
+                zorder=4 - place,
+            )
     markers = cycle("*sD^vPX")
     for (name, cost, quality), marker, color in zip(
         networks, markers, cycle((PURPLE, GREEN, ORANGE, SKY, INK)), strict=False
@@ -299,8 +306,8 @@ def against_standalone(architectures: Evaluations, key: str, label: str, judged:
     for kind, name, color, marker in (("random", "random", VERMILION, "s"), ("finalist", "finalists", BLUE, "o")):
         mine = [line for line in architectures if line["kind"] == kind]
         if mine:
-            points = _columns([(line[key], line["standalone"]) for line in mine])
-            axes.scatter(*points, s=42, color=color, marker=marker, alpha=0.8, linewidths=0, label=name)
+            known, alone = [line[key] for line in mine], [line["standalone"] for line in mine]
+            axes.scatter(known, alone, s=42, color=color, marker=marker, alpha=0.8, linewidths=0, label=name)
     axes.margins(0.1)
     axes.set(xlabel=label, ylabel=f"quality when trained alone, {judged}")
     axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -430,10 +437,6 @@ def ordered(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _columns(rows: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [row[0] for row in rows], [row[1] for row in rows]
-
-
 def _by_key(lines: Evaluations, key: str) -> dict[int, list[Mapping[str, Any]]]:
     groups: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for line in lines:
@@ -521,7 +524,7 @@ def _draw_arcs(
     """
     sources = ordered(source for source, _ in arcs)
     sides = {source: 1 if place % 2 == 0 else -1 for place, source in enumerate(sources)}
-    colors = dict(zip(sources, cycle((BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)), strict=False))
+    colors = dict(zip(sources, cycle(CURVES), strict=False))
     reach = {-1: 0.0, 1: 0.0}
     for source, target in arcs:
         side = sides[source]

@@ -141,6 +141,11 @@ class Record:
         return bool((self.config.get("rungs") or {}).get("fidelities"))
 
     @property
+    def cost_unit(self) -> str:
+        """The unit of the costs in the history."""
+        return (self.candidates or {}).get("cost_unit") or "macs"
+
+    @property
     def reached(self) -> str:
         """How far the run has come, for a run that is still going or was stopped."""
         if self.results:

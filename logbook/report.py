@@ -12,13 +12,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from logbook import plots
-from logbook.console import duration, human
-from logbook.numbers import cells, gap, known, score, which_way
+from logbook.numbers import cells, duration, gap, human, known, score, which_way
 from logbook.record import Record, read_object, read_run
 from logbook.sections.answers import answers_section
 from logbook.sections.decisions import decisions_section, neighbors_section
 from logbook.sections.networks import layers_section, network_section
-from logbook.sections.search import cost_unit, ranking_section, rescored, search_section
+from logbook.sections.search import ranking_section, rescored, search_section
 from logbook.sections.section import Picture
 from logbook.significance import ALPHA, welch
 
@@ -51,12 +50,11 @@ def verdict(run: Record) -> str:
         where = f"{gap(lead, metric)} {'above' if lead >= 0 else 'below'}"
         if _rounds_to_zero(lead, metric):
             where = "level with"
-        strategy = next((name for name in run.strategies if name != "random"), "the search")
         num, num_random = (
-            sum(line["strategy"] == name for line in run.evaluations) for name in (strategy, "random")
+            sum(line["strategy"] == name for line in run.evaluations) for name in (run.searching, "random")
         )  # others where a budget lets repeats be free
         effort = f"{num} evaluations {'each' if num == num_random else f'(random search: {num_random})'}"
-        ours = f"the first choice of {strategy}" if "teacher2" in rows else f"what {strategy} found"
+        ours = f"the first choice of {run.searching}" if "teacher2" in rows else f"what {run.searching} found"
         # The difference stands in the sentence in any case: a reader may weigh it otherwise.
         clauses.append(
             f"after {effort}, {ours} is {where} what random search found, "
@@ -201,7 +199,7 @@ def _key_figures(run: Record) -> list[tuple[str, str, str]]:
 
 def _candidate_rows(run: Record) -> list[dict[str, str]]:
     listed = (run.candidates or {}).get("candidates", [])
-    unit = cost_unit(run)
+    unit = run.cost_unit
     return [
         {
             "strategy": line["strategy"],

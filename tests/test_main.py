@@ -34,11 +34,11 @@ from child.supernet import SupernetEvaluator, SupernetRelaxation
 from child.task import Language, SealedSplit, Task
 from child.training import TrainingError, measure
 from conf.schema import ConfigError, RunConfig
-from controller.derive import front_of, hypervolume
 from controller.gradient import DARTS
 from controller.ranking import agreement
 from envs.cifar10 import CLASSES as CIFAR10_CLASSES
 from envs.digits import digits
+from logbook.analysis import front_of, hypervolume
 from logbook.report import usage_example, write_report
 from logbook.run import Run
 from main import build_parts, export_student, main

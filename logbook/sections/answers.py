@@ -38,13 +38,10 @@ def answers_section(run: Record) -> list[Section]:
 
 def _add_classes(run: Record, section: Section, shown: Sequence[str], classes: Sequence[str]) -> None:
     splits = [split for split in ("validation", "test") if split in run.answers]
-    counts = {
-        (name, split): accuracy_by_class(run.answers[split], run.answers[f"{split} {name}"], len(classes))
-        for split in splits
-        for name in shown
-    }
     for split in splits:
-        by_name = {name: counts[name, split] for name in shown}
+        by_name = {
+            name: accuracy_by_class(run.answers[split], run.answers[f"{split} {name}"], len(classes)) for name in shown
+        }
         where = "on test data, from the one reading of it" if split == "test" else "on validation data"
         rest = f" Of {len(classes)} classes the {MOST_CLASSES} worst are drawn." if len(classes) > MOST_CLASSES else ""
         section.pictures.append(

@@ -9,7 +9,6 @@ from matplotlib.ticker import MaxNLocator
 from logbook import plots
 from logbook.numbers import COSTS
 from logbook.record import Record
-from logbook.sections.search import cost_unit
 from logbook.sections.section import Picture, Section
 
 Groups = Mapping[str, Sequence[Record]]
@@ -50,7 +49,7 @@ def curves_section(title: str, name: str, groups: Groups) -> Section:
         ),
     ]
     fronts = {letter: [run for run in runs if run.candidates] for letter, runs in groups.items()}
-    units = {cost_unit(run) for runs in fronts.values() for run in runs}
+    units = {run.cost_unit for runs in fronts.values() for run in runs}
     if len(units) > 1:
         section.missing.append(f"Fronts are not drawn: these runs count cost differently ({', '.join(sorted(units))}).")
     elif units:

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from logbook import plots
 from logbook.analysis import TELLABLE, Effect, Preferences, effects, preferences
-from logbook.console import human
+from logbook.numbers import human
 from logbook.record import Json, Record
 from logbook.sections.section import Grid, Picture, Section
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from logbook import plots
-from logbook.console import human
-from logbook.numbers import cells
+from logbook.numbers import cells, human
 from logbook.record import Json, Record
 from logbook.sections.section import Grid, Picture, Section
 

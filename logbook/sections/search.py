@@ -28,7 +28,7 @@ def _add_evaluations(run: Record, section: Section) -> None:
     if not run.history:
         section.missing.append("No architecture has been evaluated yet (history.jsonl is missing or empty).")
         return
-    searching = run.strategies[0]
+    searching = run.searching
     if "random" in run.strategies[1:]:
         how = {
             "table": "on the same table",
@@ -47,7 +47,7 @@ def _add_evaluations(run: Record, section: Section) -> None:
             plots.reward_over_search(run.history),
         )
     )
-    unit = cost_unit(run)
+    unit = run.cost_unit
     score = run.evaluator.get("score")
     two_scales = score == "combined" or (score == "loss" and run.metric == "accuracy")  # other metrics are of the loss
     scale = f" and are judged by their {run.metric}, not by their loss as the others are" if two_scales else ""
@@ -190,11 +190,6 @@ def ranking_section(ranking: Json) -> Section:
     for name, title, reading, key, label in panels:
         section.pictures.append(Picture(name, title, reading, plots.against_standalone(kept, key, label, judged)))
     return section
-
-
-def cost_unit(run: Record) -> str:
-    """The unit of the costs in the history."""
-    return (run.candidates or {}).get("cost_unit") or "macs"
 
 
 def _final_points(run: Record, unit: str) -> list[tuple[str, float, float]]:

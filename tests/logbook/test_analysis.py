@@ -2,9 +2,16 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from logbook.analysis import accuracy_by_class, effects, preferences, worst_confusions
+from logbook.analysis import accuracy_by_class, effects, front_of, hypervolume, preferences, worst_confusions
 from logbook.sections.answers import wilson
+
+Pair = tuple[float, float]
+
+# Few values, so that ties are common.
+points = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 6)).map(lambda p: (p[0] / 6, float(p[1]))), max_size=12)
 
 SHARES = np.array([0.4, 0.2, 0.05, 0.0])
 DECISIONS = [{"name": f"d{number}", "labels": list("abcd")} for number in range(4)]
@@ -73,3 +80,53 @@ def test_confusions_are_those_of_the_predictions() -> None:
 def test_a_share_has_wilsons_interval() -> None:
     assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-3)
     assert wilson(0, 5)[0] == 0 and wilson(5, 5)[1] == 1
+
+
+def itself(pair: Pair) -> Pair:
+    return pair
+
+
+def dominates(a: Pair, b: Pair) -> bool:
+    return a[0] >= b[0] and a[1] <= b[1] and a != b
+
+
+def test_front_by_hand() -> None:
+    pairs = [(0.9, 10.0), (0.5, 2.0), (0.8, 10.0), (0.5, 3.0), (0.7, 5.0), (0.6, 6.0), (0.9, 10.0)]
+    assert front_of(pairs, key=itself) == [(0.5, 2.0), (0.7, 5.0), (0.9, 10.0)]
+    assert front_of([], key=itself) == []
+
+
+def test_of_equals_the_first_stays() -> None:
+    items = [("second best", 0.5, 4.0), ("first", 0.9, 5.0), ("its double", 0.9, 5.0)]
+    assert [name for name, *_ in front_of(items, key=lambda item: (item[1], item[2]))] == ["second best", "first"]
+
+
+@given(points)
+def test_a_front_is_what_nothing_dominates(pairs: list[Pair]) -> None:
+    front = front_of(pairs, key=itself)
+    assert len(set(front)) == len(front)
+    assert [cost for _, cost in front] == sorted(cost for _, cost in front)
+    for member in front:
+        assert not any(dominates(other, member) for other in pairs)
+    for pair in pairs:
+        assert pair in front or any(dominates(member, pair) for member in front)
+
+
+def test_hypervolume_by_hand() -> None:
+    assert hypervolume([(1.0, 0.0)], 10.0) == 1  # perfect and free
+    assert hypervolume([(0.5, 2.0), (0.8, 6.0)], 10.0) == pytest.approx((0.5 * 8 + 0.3 * 4) / 10)
+    assert hypervolume([(0.5, 2.0), (0.4, 3.0)], 10.0) == pytest.approx(0.4)  # the dominated one adds nothing
+    assert hypervolume([(0.9, 11.0)], 10.0) == 0  # beyond the box
+    assert hypervolume([], 10.0) == hypervolume([(0.9, 0.0)], 0.0) == 0
+
+
+@given(points, st.tuples(st.floats(0, 1), st.floats(0.5, 8)))
+def test_hypervolume_counts_the_dominated_area(pairs: list[Pair], extra: Pair) -> None:
+    volume = hypervolume(pairs, 6.0)
+    # On a grid of unit costs and sixths of quality the dominated cells can be counted.
+    cells = sum(
+        any(quality >= (row + 1) / 6 - 1e-9 and cost <= column for quality, cost in pairs)
+        for row in range(6) for column in range(6)
+    )  # fmt: skip
+    assert volume == pytest.approx(cells / 36)
+    assert hypervolume([*pairs, extra], 6.0) >= volume - 1e-12

@@ -6,7 +6,8 @@ import pytest
 from rich.table import Table
 
 from logbook import console as module
-from logbook.console import Console, duration, human
+from logbook.console import Console
+from logbook.numbers import duration, human
 
 
 class Clock:

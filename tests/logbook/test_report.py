@@ -500,7 +500,7 @@ def test_brackets_in_a_tasks_name_are_no_markup(tmp_path: Path) -> None:
     results = {**json.loads((folder / "results.json").read_text()), "task": task, "higher_is_better": True}
     write(folder / "results.json", results)
     steps = steps_table({**results, "rows": [], "chosen": None})
-    for table in (results_table(results), *comparison_tables([folder]), steps):
+    for table in (results_table(results), *comparison_tables(read_parts([folder])), steps):
         console = Console(width=120, record=True, file=io.StringIO())
         console.print(table)
         assert console.export_text().startswith(f"{task}: accuracy")
@@ -700,7 +700,7 @@ def cells(text: str) -> list[list[str]]:
 
 
 def test_the_page_groups_runs_and_judges_differences(repetitions: list[Path], tmp_path: Path) -> None:
-    rows = cells(write_comparison(repetitions, tmp_path / "new" / "comparison.html").read_text())
+    rows = cells(write_comparison(read_parts(repetitions), tmp_path / "new" / "comparison.html").read_text())
     assert [row[:4] for row in rows if row[0] in ("A", "B") and row[1] == "3" and row[2] == "digits"] == [
         ["A", "3", "digits", "no lr"],
         ["B", "3", "digits", "lr=0.1"],
@@ -770,9 +770,9 @@ def test_the_page_tells_how_many_tests_there_were(repetitions: list[Path], tmp_p
     (part,) = read_parts(repetitions)
     tested = [row for row in compare.tests(part) if row["p"] != "-"]
     assert 1 < len(tested) < len(compare.tests(part))
-    text = write_comparison(repetitions, tmp_path / "six.html").read_text()
+    text = write_comparison(read_parts(repetitions), tmp_path / "six.html").read_text()
     assert f"p is corrected for the {len(tested)} tests that could be made (Holm)" in text
-    text = write_comparison([repetitions[0], repetitions[3]], tmp_path / "two.html").read_text()
+    text = write_comparison(read_parts([repetitions[0], repetitions[3]]), tmp_path / "two.html").read_text()
     assert "None of these can be tested" in text and "Holm" not in text
 
 
@@ -784,7 +784,7 @@ def test_other_tasks_stand_in_columns_of_their_own(repetitions: list[Path], tmp_
     assert [part.title for part in parts] == ["digits: accuracy", "plays: perplexity (lower is better)"]
     teacher = next(row for row in side_by_side(parts) if row[1] == "teacher")
     assert len(teacher) == 4 and teacher[2].startswith("98.25% [") and teacher[3] == "0.99"
-    text = write_comparison([*repetitions[:2], other], tmp_path / "comparison.html").read_text()
+    text = write_comparison(read_parts([*repetitions[:2], other]), tmp_path / "comparison.html").read_text()
     assert "Tasks side by side" in text and "A against C" not in text and "A against B" not in text
 
 
@@ -795,10 +795,10 @@ def test_a_run_that_was_killed_is_compared_as_far_as_it_came(repetitions: list[P
     write(killed / "task.json", {"task": "digits", "metric": "accuracy", "higher_is_better": True})
     whole = (killed / "history.jsonl").read_bytes()
     (killed / "history.jsonl").write_bytes(whole[:-40])  # in the middle of a line
-    text = write_comparison([*repetitions[:2], killed], tmp_path / "comparison.html").read_text()
+    text = write_comparison(read_parts([*repetitions[:2], killed]), tmp_path / "comparison.html").read_text()
     assert "in the search, round 20 of 60, 319 evaluations" in text
     (killed / "history.jsonl").unlink()
-    assert "no architecture evaluated yet" in write_comparison([killed], tmp_path / "one.html").read_text()
+    assert "no architecture evaluated yet" in write_comparison(read_parts([killed]), tmp_path / "one.html").read_text()
 
 
 def test_searches_beside_smaller_models_are_told_apart_by_what_differs(tmp_path: Path) -> None:
@@ -826,13 +826,13 @@ def test_rewards_of_different_kinds_are_not_compared_without_a_word(
     changed: dict[str, Any], alike: bool, tmp_path: Path
 ) -> None:
     runs = [write_run(tmp_path / str(n), num_layers=2, **config) for n, config in enumerate(({}, changed))]
-    page = write_comparison(runs, tmp_path / "comparison.html").read_text()
+    page = write_comparison(read_parts(runs), tmp_path / "comparison.html").read_text()
     assert ("heights compare within a group alone" not in page) == alike
 
 
-def test_one_run_twice_is_no_repetition(repetitions: list[Path], tmp_path: Path) -> None:
+def test_one_run_twice_is_no_repetition(repetitions: list[Path]) -> None:
     with pytest.raises(ValueError, match="given twice"):
-        write_comparison([repetitions[0], repetitions[0]], tmp_path / "comparison.html")
+        read_parts([repetitions[0], repetitions[0]])
 
 
 def test_the_script_takes_a_list_of_runs(repetitions: list[Path], tmp_path: Path, capsys: Any) -> None:
