@@ -54,11 +54,12 @@ from child.prune import (
 )
 from child.ratios import PruningEvaluator, RatioSpace
 from child.retrain import retrain
-from child.share import FineTuning, hold, release, share_values, tie_alike
+from child.share import hold, release, share_values, tie_alike
 from child.space import derive_seed, nearest
 from child.sparsify import cut_connections
 from child.task import Task, check_task
 from child.training import (
+    FineTuning,
     LossOf,
     TrainingError,
     TrainingSettings,

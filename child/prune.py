@@ -24,9 +24,9 @@ from torch.utils._pytree import tree_map_only
 
 from child.network import order_channels_last, resize
 from child.norm import batch_norms, statistics_anew
-from child.share import FineTuning
 from child.space import derive_seed
 from child.task import Task
+from child.training import FineTuning
 
 Importance = Literal["magnitude", "bn_scale", "taylor"]
 
@@ -69,13 +69,9 @@ class PruneSettings:
                 "prune needs rounds >= 1, multiple >= 1 and least in [0, 1), got "
                 f"{self.rounds}, {self.multiple} and {self.least:g}"
             )
-        check_choices(self.choices)
-
-
-def check_choices(ratios: Sequence[float]) -> None:
-    """Prove that there is something to choose from (else ValueError)."""
-    if len(ratios) < 2 or list(ratios) != sorted(set(ratios)) or not 0 <= ratios[0] <= ratios[-1] < 1:
-        raise ValueError(f"prune.choices are two or more ascending shares in [0, 1), got {list(ratios)}")
+        choices = list(self.choices)
+        if len(choices) < 2 or choices != sorted(set(choices)) or not 0 <= choices[0] <= choices[-1] < 1:
+            raise ValueError(f"prune.choices are two or more ascending shares in [0, 1), got {choices}")
 
 
 @dataclass(frozen=True)

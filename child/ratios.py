@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from child.prune import Group, check_choices, gather_statistics, keep_shares, remove_units
+from child.prune import Group, gather_statistics, keep_shares, remove_units
 from child.space import Decision, Evaluation, Genotype, Improvement, Sampler, SearchSpace, derive_seed
 from child.task import Task
 from child.training import grade, quality_or_failure
@@ -22,15 +22,11 @@ class RatioSpace(SearchSpace):
     Args:
         groups: Of the network.
         ratios: The shares to choose from, ascending.
-
-    Raises:
-        ValueError: They are not two or more ascending shares in [0, 1).
     """
 
     name = "ratios"
 
     def __init__(self, groups: Sequence[Group], ratios: Sequence[float]):
-        check_choices(ratios)
         self.groups, self.ratios = tuple(groups), tuple(ratios)
         labels = tuple(f"{ratio:.3g}" for ratio in ratios)
         self.decisions = tuple(

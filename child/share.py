@@ -19,29 +19,13 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from child.compact import MOST_VALUES
+from child.training import FineTuning
 
 NORM_HOOKS = (WeightNorm, SpectralNorm)
 """Which compute a weight anew before every pass, as parametrizations have done since."""
 
 WEIGHTS_PER_VALUE = 8
 """A weight of fewer is left as it is: with the table, 4 bits a weight would no longer be 4 times smaller than 32."""
-
-
-@dataclass(frozen=True)
-class FineTuning:
-    """How a network is trained after a change to it; all else is as in the task's own training (`retrain.training`).
-
-    Args:
-        epochs: Passes over the training data; 0 for none.
-        rate: The share of the task's learning rate that it begins with.
-    """
-
-    epochs: int
-    rate: float
-
-    def __post_init__(self) -> None:
-        if self.epochs < 0 or not self.rate > 0:
-            raise ValueError(f"fine-tuning needs epochs >= 0 and rate > 0, got {self.epochs} and {self.rate}")
 
 
 @dataclass(frozen=True)

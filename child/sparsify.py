@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from child.share import FineTuning, weights_of
+from child.share import weights_of
+from child.training import FineTuning
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,7 @@ class StandaloneEvaluator:
         self.score = score
         judged = task if score == "metric" else task.by_loss()
         self.folds = [fold.to(device) for fold in folds_of(judged, folds, seed)]
-        self.found: dict[tuple[Genotype, float], Evaluation] = {}
-        self._outcomes: dict[tuple[Genotype, float], float | str] = {}  # those in the file, asked for or not
+        self.outcomes: dict[tuple[Genotype, float], float | str] = {}  # by fidelity: a quality, or why there is none
         self._file: Path | None = None
 
     def remember(self, file: Path) -> None:
@@ -103,15 +102,16 @@ class StandaloneEvaluator:
                 tokens, fidelity, outcome = json.loads(line)
             except ValueError:  # the last, where the run was killed in the middle of it
                 continue
-            self._outcomes[Genotype(self.space.name, tuple(tokens)), fidelity] = outcome
+            self.outcomes[Genotype(self.space.name, tuple(tokens)), fidelity] = outcome
         self._file = file
 
     def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
         """Train what has not been trained before; `seed` is not used, since the value must not change."""
         for genotype in genotypes:
-            if (genotype, fidelity) not in self.found:
-                self.found[genotype, fidelity] = self._train(genotype, fidelity)
-        return [self.found[genotype, fidelity] for genotype in genotypes]
+            if (genotype, fidelity) not in self.outcomes:
+                outcome = self.outcomes[genotype, fidelity] = self._train(genotype, fidelity)
+                self._write(genotype, fidelity, outcome)
+        return [self._evaluation(genotype, fidelity) for genotype in genotypes]
 
     def epochs(self, fidelity: float) -> float:
         """How long an architecture is trained at that fidelity; a part of an epoch where there are few."""
@@ -127,12 +127,12 @@ class StandaloneEvaluator:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Every evaluation so far."""
-        found = [[list(e.genotype.tokens), e.quality, e.cost, e.fidelity, e.failure] for e in self.found.values()]
-        return {"found": found, "cost": self.cost.state_dict(), "score": self.score}
+        """Every outcome so far."""
+        outcomes = [[list(genotype.tokens), fidelity, each] for (genotype, fidelity), each in self.outcomes.items()]
+        return {"outcomes": outcomes, "cost": self.cost.state_dict(), "score": self.score}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to what `state_dict` gave.
+        """Take up what `state_dict` gave, beside what a file may have told already.
 
         Raises:
             ValueError: The qualities are taken from something else.
@@ -140,16 +140,11 @@ class StandaloneEvaluator:
         if state["score"] != self.score:
             raise ValueError(f"it has qualities by {state['score']}, and they are to be by {self.score}")
         self.cost.load_state_dict(state["cost"])
-        self.found = {}
-        for tokens, quality, cost, fidelity, failure in state["found"]:
-            genotype = Genotype(self.space.name, tuple(tokens))
-            self.found[genotype, fidelity] = Evaluation(genotype, quality, cost, fidelity, self.seed, failure)
+        for tokens, fidelity, outcome in state["outcomes"]:
+            self.outcomes[Genotype(self.space.name, tuple(tokens)), fidelity] = outcome
 
-    def _train(self, genotype: Genotype, fidelity: float) -> Evaluation:
-        outcome = self._outcomes.get((genotype, fidelity))
-        if outcome is None:
-            outcome = self._quality(genotype, fidelity)
-            self._write(genotype, fidelity, outcome)
+    def _evaluation(self, genotype: Genotype, fidelity: float) -> Evaluation:
+        outcome = self.outcomes[genotype, fidelity]
         quality, failure = (0.0, outcome) if isinstance(outcome, str) else (outcome, None)
         return Evaluation(genotype, quality, self.cost(genotype), fidelity, self.seed, failure)
 
@@ -160,8 +155,8 @@ class StandaloneEvaluator:
                 # A line break first, since a line that was cut off has none.
                 file.write(f"\n{json.dumps([genotype.tokens, fidelity, outcome])}")
 
-    def _quality(self, genotype: Genotype, fidelity: float) -> float | str:
-        """The mean over the folds, or why there is none."""
+    def _train(self, genotype: Genotype, fidelity: float) -> float | str:
+        """The mean quality over the folds, or why there is none."""
         qualities = []
         started = time.monotonic()
         try:

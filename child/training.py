@@ -28,7 +28,7 @@ LossOf = Callable[[Tensor, Tensor], Tensor]
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on: several updates in a row were not finite."""
+    """Training cannot go on, or led to outputs that are not finite."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,23 @@ class TrainingSettings:
         Whole batches only: a small last one would upset batch normalization.
         """
         return max(1, round(share * self.epochs * (num_samples // self.batch_of(num_samples))))
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How a network is trained after a change to it; all else is as in the task's own training (`retrain.training`).
+
+    Args:
+        epochs: Passes over the training data; 0 for none.
+        rate: The share of the task's learning rate that it begins with.
+    """
+
+    epochs: int
+    rate: float
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or not self.rate > 0:
+            raise ValueError(f"fine-tuning needs epochs >= 0 and rate > 0, got {self.epochs} and {self.rate}")
 
 
 def prepare_process() -> None:

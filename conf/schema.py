@@ -423,9 +423,7 @@ def read(kind: Any, value: Any, key: str) -> Any:
 
 def _read_part(value: Any, key: str) -> Part:
     if not isinstance(value, Mapping) or not isinstance(value.get("_target_"), str):
-        raise ConfigError(
-            f"{key}: expected a config with _target_, such as the files in conf/{key}/, got {value!r:.200}"
-        )
+        raise ConfigError(f"{key}: expected a config with _target_, what is to be built, got {value!r:.200}")
     return Part(key, value["_target_"], {name: each for name, each in value.items() if name != "_target_"})
 
 

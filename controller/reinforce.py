@@ -21,7 +21,7 @@ Baseline = Literal["leave_one_out", "ema", "none"]
 
 
 class ControllerError(RuntimeError):
-    """The controller cannot go on: several updates in a row were not finite."""
+    """The controller cannot go on: updates were not finite, or memory ran out."""
 
 
 def advantages(rewards: Tensor, baseline: Baseline, mean: float) -> Tensor:

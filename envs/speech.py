@@ -18,8 +18,7 @@ from child.space import derive_seed, nearest
 from child.task import Task
 from child.transforms import LogMel, WaveAugmentation, centered
 from envs.arrays import make_task, read_archive
-from envs.cache import cached, content_key
-from envs.images import class_of_each, files_by_part
+from envs.folders import Files, read_folder
 
 NEEDED = ("audio", "length", "digit", "speaker", "speakers", "index")
 RATE = 8000  # of the Free Spoken Digit Dataset, samples per second
@@ -132,22 +131,16 @@ def speech(
         ValueError: The folder is missing or empty, its parts have other names, or a file cannot be read; the message
             names it.
     """
-    root = Path(path)
-    if not root.is_dir():
-        raise ValueError(f"{path} is not a folder; expected one with a subfolder of .wav files per class")
     length = _samples("seconds", seconds, _at_least_one("rate", rate))
-    listed = files_by_part(root, (".wav",), ".wav file")
-    parts = {part: [file for group in classes.values() for file in group] for part, classes in listed.items()}
-    files = {str(file.relative_to(root)): file for group in parts.values() for file in group}
 
-    def decode() -> dict[str, NDArray[Any]]:
-        return {part: stack([read_wave(file, rate) for file in group], length) for part, group in parts.items()}
+    def decode(files: Files) -> dict[str, NDArray[Any]]:
+        return {part: stack([read_wave(file, rate) for file in group], length) for part, group in files.items()}
 
-    waves = cached("speech", content_key(files, rate, length, scipy.__version__, VERSION), decode)
-    found = {part: (torch.from_numpy(waves[part]), class_of_each(classes)) for part, classes in listed.items()}
+    read = read_folder(path, (".wav",), ".wav file", decode, "speech", rate, length, scipy.__version__, VERSION)
+    found = {part: (torch.from_numpy(waves), labels) for part, (waves, labels) in read.items()}
     stored, labels = found.pop("train")
     return make_task(
-        root.resolve().name, stored, labels, seed, test_share, validation_share,
+        Path(path).resolve().name, stored, labels, seed, test_share, validation_share,
         fit=_features(rate, window, hop, bands), augmentation=augmentation or WaveAugmentation(),
         validation=found.get("validation"), test=found.get("test"),
     )  # fmt: skip

@@ -8,12 +8,20 @@ import torch
 from torch import nn
 
 from child.cost import count_macs
-from child.prune import Group, find_groups, gather_statistics, keep_shares, remove_units, score_units
+from child.prune import (
+    Group,
+    PruneSettings,
+    find_groups,
+    gather_statistics,
+    keep_shares,
+    remove_units,
+    score_units,
+)
 from child.ratios import PruningEvaluator, RatioSpace
 from child.resnet import ResNet
 from child.space import NetworkSpace
 from child.task import Task
-from child.training import grade
+from child.training import FineTuning, grade
 
 GROUPS = [Group("stem", 8, 1), Group("body.0", 12, 2)]
 
@@ -35,7 +43,7 @@ def test_a_decision_for_every_group(space: RatioSpace) -> None:
 @pytest.mark.parametrize("ratios", [(0.5,), (0.5, 0.25), (0.0, 1.0), (-0.1, 0.5), (0.1, 0.1)])
 def test_ratios_that_are_none_are_refused(ratios: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match=r"prune.choices are two or more ascending shares in \[0, 1\), got"):
-        RatioSpace(GROUPS, ratios)
+        PruneSettings(FineTuning(1, 0.1), choices=ratios)
 
 
 def test_an_evaluation_is_that_of_what_is_left(

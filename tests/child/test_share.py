@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from child.cost import count_parameters
 from child.network import Blueprint, TrainedNetwork, load_network, save_network
 from child.resnet import ResNet
-from child.share import FineTuning, ShareSettings, hold, release, share_values, tie_alike, to_nearest, weights_of
+from child.share import ShareSettings, hold, release, share_values, tie_alike, to_nearest, weights_of
 from child.space import NetworkSpace
 from child.sparsify import SparsifySettings, cut_connections
 from child.task import Classification, Task
-from child.training import Training, TrainingSettings
+from child.training import FineTuning, Training, TrainingSettings
 from child.transforms import Normalize
 
 SHAPE = (3, 8, 8)

@@ -234,7 +234,7 @@ def test_what_was_trained_since_the_last_checkpoint_is_not_trained_again(
     assert len(trainings) == 3
     again = evaluator()
     assert again.evaluate(genotypes, 1.0, 0) == first and len(trainings) == 3
-    assert again.found.keys() == {(genotype, 1.0) for genotype in genotypes}
+    assert again.outcomes.keys() == {(genotype, 1.0) for genotype in genotypes}
     file.write_text(file.read_text()[:-3])  # killed while it wrote the last
     assert evaluator().evaluate(genotypes, 1.0, 0) == first and len(trainings) == 4
     assert evaluator().evaluate(genotypes, 1.0, 0) == first and len(trainings) == 4
