@@ -716,7 +716,7 @@ def train_finals(at: Setting, found: dict[str, Any]) -> dict[str, Any]:
         finals += attempt(lambda: train_final(at, beside))
     usual = config.baseline.network
     if usual is not None:
-        wanted = space.macs(teacher) if config.baseline.match == "macs" else count_parameters(teacher_network)
+        wanted = baseline_cost(config, at.task)(teacher_network)
         finals += attempt(lambda: train_hand_designed(at, usual, wanted))
     random = []
     if config.baseline.random:

@@ -444,7 +444,7 @@ class Evaluator(Trainable, Protocol):
     """Gives architectures their quality and cost."""
 
     def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
-        """Evaluate each on the same data, drawn by `seed`; a pure function of genotypes, weights and arguments."""
+        """Evaluate each on the same data, drawn by `seed`; all else that counts is in `state_dict`."""
         ...
 
 
