@@ -463,7 +463,7 @@ class CheckedEvaluator:
         self.own = own
 
     def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
-        """What the evaluator gives; one whose quality is not a number has failed, even where it does not say so.
+        """What the evaluator gives; one whose quality is not a number has failed, and what has failed has quality 0.
 
         Raises:
             ValueError: There are more or fewer, one is of another architecture, or it says what cannot be.
@@ -493,7 +493,7 @@ class CheckedEvaluator:
                 "expected an Evaluation with a quality in [0, 1], a cost of at least 0 and a charge above 0, both "
                 f"finite, and as its failure None or a text, got {told}"
             )
-        if unknown:
+        if unknown or failure:
             return given._replace(quality=0.0, failure=failure or f"quality {quality} is not a number")
         return given
 

@@ -410,14 +410,16 @@ class SupernetRelaxation:
         network, where = self.evaluator.network, self.evaluator.device
         weights, was_training = dict(network.named_parameters()), network.training
         choices = choices.to(where)
-        with (
-            batch_statistics(network),
-            torch.autocast(where.type, enabled=where.type == "cuda", dtype=torch.bfloat16),
-        ):
-            if unrolled:
-                weights = self._after_a_step(weights, choices)
-            task_loss = self._task_loss(weights, choices, *self._batch(step))
-        network.train(was_training)
+        try:
+            with (
+                batch_statistics(network),
+                torch.autocast(where.type, enabled=where.type == "cuda", dtype=torch.bfloat16),
+            ):
+                if unrolled:
+                    weights = self._after_a_step(weights, choices)
+                task_loss = self._task_loss(weights, choices, *self._batch(step))
+        finally:  # also where memory runs out, after which the search goes on
+            network.train(was_training)
         return self.trade_off(task_loss, self.space.expected_cost(choices, self.evaluator.cost.unit))
 
     def num_skips(self, genotype: Genotype) -> int:

@@ -60,7 +60,8 @@ class Demand:
 
     Nothing is known of the reward but what it gave. At one cost every reward of ours is a straight line in the quality,
     so the lines are fitted, each to the evaluations of about that cost. Where rewards and qualities rank alike, or no
-    two costs differ, the cost plays no part.
+    two costs differ, the cost plays no part; nor where the better half of all are equally good, beyond whom no quality
+    can be told from another.
     """
 
     def __init__(self, space: SearchSpace):
@@ -73,12 +74,13 @@ class Demand:
         tokens, costs = tokens[told], costs[told]
         qualities, rewards, scores = (each[told] for each in (qualities, rewards, scores))
         differ = told.any() and np.isfinite(qualities).all() and costs.min() < costs.max()
+        order = np.argsort(qualities, kind="stable")
+        differ = differ and qualities[order[len(order) // 2]] < qualities[order[-1]]
         self.matters = bool(differ and (rankdata(qualities) != rankdata(rewards)).any())
         if self.matters:
             costs = np.maximum(costs, 1e-6 * costs.max())  # an architecture that passes its input on costs 0
             self.regression.fit(tokens, costs)
             self.log_costs, self.qualities, self.rewards = np.log(costs), qualities, rewards
-            order = np.argsort(qualities, kind="stable")
             self.sorted_qualities, self.sorted_scores = qualities[order], scores[order]
 
     def __call__(self, tokens: NDArray[np.int64]) -> Array:

@@ -71,6 +71,7 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         closing = np.zeros((1, space.max_choices), np.int8)
         closing[0, 0] = 1  # after the last token: never all zero, which Gymnasium would read as "anything"
         masks = np.concatenate([space.full_masks, closing])[:, None].repeat(num_envs, axis=1)
+        masks[0] = space.mask(np.zeros((num_envs, 0), np.int64))
         steps = np.arange(self._num_steps + 1)[:, None].repeat(num_envs, axis=1)
         self._live, self._over, self._unpaid = np.zeros(num_envs, bool), np.ones(num_envs, bool), np.zeros(num_envs)
         for array in (limits, masks, steps, self._live, self._over, self._unpaid):

@@ -72,8 +72,8 @@ class TableEvaluator:
         self.has_costs = cost is not None
         self.costs = np.zeros(len(codes)) if cost is None else columns[cost] * cost_scale
         self.charges = np.ones(len(codes)) if charge is None else columns[charge]
-        if (self.costs < 0).any() or (self.charges < 0).any():
-            raise ValueError(f"{path}: costs and charges must not be negative")
+        if (self.costs < 0).any() or (self.charges <= 0).any():  # a charge of 0 is that of what is known already
+            raise ValueError(f"{path}: costs must not be negative, and charges must be above 0")
 
     def evaluate(self, genotypes: Sequence[Genotype], fidelity: float, seed: int) -> list[Evaluation]:
         """Look each up; a noisy signal is drawn from the seed and the architecture."""

@@ -240,6 +240,21 @@ def test_a_loss_leaves_no_trace(evaluator: Any, unrolled: bool, fingerprint: Cal
     assert found[0] == found[1] and fingerprint(evaluator.network) == fingerprint(twin.network)
 
 
+def test_a_loss_for_which_memory_does_not_last_leaves_no_trace_either(
+    evaluator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relaxation = evaluator.relaxation(task_loss_alone)
+    evaluator.network.train()
+
+    def fails(*given: Any) -> Tensor:
+        raise MemoryError
+
+    monkeypatch.setattr(relaxation, "_task_loss", fails)
+    with pytest.raises(MemoryError):
+        relaxation.loss(drawn(evaluator.space), 0)
+    assert all(module.training for module in evaluator.network.modules())
+
+
 def test_shared_weights_learn_under_blends_as_on_paths(evaluator: Any) -> None:
     choices, steps = drawn(evaluator.space), []
 

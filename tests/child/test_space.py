@@ -440,6 +440,11 @@ def test_an_evaluation_without_quality_has_failed() -> None:
     assert [each.quality for each in found] == [0.0, 0.0]
 
 
+def test_what_has_failed_has_no_quality() -> None:
+    failed = Evaluation(Genotype("s", (0,)), 0.99, 3.0, 1.0, 0, "diverged")
+    assert checked([failed], [failed.genotype]) == [failed._replace(quality=0.0)]
+
+
 def test_what_an_evaluator_lacks_is_named() -> None:
     own: Any = SimpleNamespace(evaluate=max, state_dict=dict)
     with pytest.raises(ValueError, match="evaluator: SimpleNamespace lacks improve, load_state_dict; an Evaluator has"):

@@ -92,6 +92,16 @@ def test_an_unknown_cost_leaves_the_others_known(known: Any) -> None:
     np.testing.assert_array_equal(whole(tokens), without(tokens))
 
 
+@pytest.mark.parametrize("qualities", [[0.5] * 6, [0.1, 0.2, 0.9, 0.9, 0.9, 0.9]])
+def test_where_the_better_half_are_equally_good_the_reward_itself_is_learned(
+    known: Any, qualities: list[float]
+) -> None:
+    space, costs = known.FlatSpace(5, 3), np.arange(1.0, 7.0)
+    found, demand = np.array(qualities), Demand(space)
+    demand.fit(drawn(space, 6, 0), found, costs, found - 0.01 * costs, normal_scores(found))
+    assert not demand.matters and not demand(drawn(space, 6, 0)).any()
+
+
 def test_one_cost_for_all_tells_nothing(known: Any) -> None:
     """Even where rewards rank otherwise than qualities, as a reward of a user's own may."""
     space, qualities = known.FlatSpace(3, 3), np.array([0.1, 0.2, 0.3])

@@ -225,6 +225,24 @@ def test_a_masked_action_is_refused(env_id: str, known: Any) -> None:
         envs.step(np.array([2, 0]))
 
 
+def test_a_choice_closed_at_the_first_decision_is_refused(env_id: str, known: Any) -> None:
+    class Closed(known.FlatSpace):
+        masks_depend_on_prefix = True
+
+        def mask(self, prefixes: np.ndarray) -> np.ndarray:
+            masks = super().mask(prefixes).copy()
+            masks[:, 2] = prefixes.shape[1] > 0
+            return masks
+
+    space = Closed(2, 3)
+    pieces = {"space": space, "evaluator": known.TargetEvaluator(space.genotype([0, 2])), "reward": REWARD}
+    envs = make_vector(env_id, 2, pieces)
+    assert envs.reset(seed=0)[0]["action_mask"].tolist() == [[1, 1, 0]] * 2
+    with pytest.raises(ValueError, match=r"episode 1: illegal action 2 for decision 0 .*: 0 \(op0\), 1 \(op1\)$"):
+        envs.step(np.array([0, 2]))
+    assert envs.step(np.array([0, 1]))[0]["action_mask"].tolist() == [[1, 1, 1]] * 2
+
+
 def test_a_single_environment_refuses_too(env_id: str, pieces: Pieces) -> None:
     env = gymnasium.make(env_id, disable_env_checker=True, **pieces)
     env.reset(seed=0)

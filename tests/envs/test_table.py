@@ -94,7 +94,8 @@ def changed(row: int, column: str, value: Any) -> list[list[Any]]:
         (changed(8, "b", 1), "line 10: the same architecture stands in line 9"),
         (rows()[:-1], "holds 8 of the 9 architectures of space 'flat'"),
         ([row[:4] for row in rows()], "line 2: column 'test' needs a number, got ''"),
-        (changed(2, "seconds", -1), "costs and charges must not be negative"),
+        (changed(2, "seconds", -1), "costs must not be negative, and charges must be above 0"),
+        (changed(2, "seconds", 0), "costs must not be negative, and charges must be above 0"),
         ([*rows()[:2], [], *rows()[2:]], "line 4 is blank, and other rows follow"),
     ],
 )
