@@ -60,7 +60,7 @@ class Demand:
 
     Nothing is known of the reward but what it gave. At one cost every reward of ours is a straight line in the quality,
     so the lines are fitted, each to the evaluations of about that cost. Where rewards and qualities rank alike, or no
-    two costs differ, the cost plays no part; nor where the better half of all are equally good, beyond whom no quality
+    two costs differ, the cost plays no part; nor where the better half of all are equally good, beyond which no quality
     can be told from another.
     """
 

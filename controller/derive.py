@@ -1,4 +1,4 @@
-"""From everything a search has seen to the few architectures worth training: candidates."""
+"""From everything a search has seen to the few architectures worth training, the candidates."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Numbers for people: values of a metric, differences, spreads, and the table of final networks."""
+"""Numbers for people: counts, times, values of a metric, differences, spreads, and the table of final networks."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev

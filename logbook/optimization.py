@@ -85,8 +85,8 @@ def write_optimization(folder: Path) -> Path:
             continue
         front = front_of(networks, key=lambda network: (network[2], network[1]))
         candidates = [
-            {"strategy": "steps", "cost": network[1], "quality": network[2], "on_front": network in front}
-            for network in networks
+            {"strategy": "steps", "cost": cost, "quality": quality, "on_front": (title, cost, quality) in front}
+            for title, cost, quality in networks
         ]
         reading = (
             "Each mark is a network, * the chosen one; higher and further left is better. No other network is better "
