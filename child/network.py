@@ -291,7 +291,8 @@ def load_network(folder: str | Path, plugins: Sequence[str] = ()) -> TrainedNetw
         raise ValueError(f"{path} is not a network description: {error!r}") from None
 
     def make(blueprint: Blueprint) -> nn.Module:
-        module = blueprint.build(plugins)
+        with torch.no_grad():  # else the weights of an old weight norm could not be copied before the first answer
+            module = blueprint.build(plugins)
         try:
             weights, same = unpack(contents[WEIGHTS])
             if blueprint.resized:
@@ -407,12 +408,14 @@ def find_network(path: str | Path) -> Path:
 
 
 def add_file(folder: Path, name: str, data: bytes) -> None:
-    """Write a file beside a saved network, and its line in `SHA256SUMS`."""
+    """Write a file beside a saved network, and its line in `SHA256SUMS`; cut short, it leaves the network whole."""
+    from logbook.checkpoint import write_atomically  # here, since to load a network takes nothing but child
+
     lines = _read(folder / "SHA256SUMS").decode(errors="replace").splitlines()
     kept = [line for line in lines if line.partition("  ")[2] != name]
-    (folder / name).write_bytes(data)
+    write_atomically(folder / name, data)
     sums = "".join(f"{line}\n" for line in [*kept, f"{hashlib.sha256(data).hexdigest()}  {name}"])
-    (folder / "SHA256SUMS").write_text(sums)
+    write_atomically(folder / "SHA256SUMS", sums.encode())
 
 
 def read_checked(path: Path) -> bytes:

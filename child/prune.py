@@ -103,6 +103,7 @@ def find_groups(module: nn.Module, input_shape: Sequence[int]) -> list[Group]:
     Raises:
         ValueError: The network cannot be traced, or has no such group.
     """
+    module = copy.deepcopy(module).cpu()  # elsewhere products of other sizes may round otherwise than the trial allows
     groups = [group for group in trace(module, input_shape)[1] if group.num_units > 1]
     if not _are_sound(module, input_shape, groups):
         groups = [group for group in groups if _are_sound(module, input_shape, [group])]

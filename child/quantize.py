@@ -4,7 +4,8 @@ Static quantization by onnxruntime (after Jacob et al. 2018): weights become int
 output channel; activations become uint8 with a scale and a zero for each tensor, from the smallest and largest values
 that they take on samples of the training data. Weights get 7 of the 8 bits, since products of 8 and 8 bits overflow the
 16-bit sums of processors without VNNI instructions. The graph says where it rounds (QuantizeLinear and
-DequantizeLinear), so any runtime can read it. Layers inside a loop, those of a recurrent cell, stay as they are.
+DequantizeLinear), so any runtime can read it. Layers inside a loop, those of a recurrent cell, stay as they are, and so
+does what 8 bits cannot hold beside ordinary values: a mask of infinities or huge numbers, as before a softmax.
 """
 
 import logging
@@ -13,8 +14,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from onnxruntime import quantization
 from torch import Tensor, nn
 
@@ -52,19 +55,34 @@ def quantize(folder: Path, inputs: Tensor) -> Path:
     if not len(inputs):
         raise ValueError("expected samples of the training data to calibrate on, got none")
     data = read_checked(folder / "model.onnx")
-    with tempfile.TemporaryDirectory() as scratch, _quiet():
+    with tempfile.TemporaryDirectory() as scratch, _quiet(), np.errstate(invalid="ignore"):
         prepared, written = Path(scratch) / "prepared.onnx", Path(scratch) / QUANTIZED
         # Folds normalizations into the convolutions before them, and names the shape of every value.
         quantization.quant_pre_process(onnx.load_from_string(data), prepared)
         quantization.quantize_static(
             prepared, written, _Batches(inputs, OnnxModule(data)), per_channel=True, reduce_range=True,
             activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+            nodes_to_exclude=_masked(onnx.load(prepared).graph),
         )  # fmt: skip
         model = onnx.load(written)
     del model.metadata_props[:]
     model.metadata_props.extend(onnx.load_from_string(data).metadata_props)
     add_file(folder, QUANTIZED, model.SerializeToString(deterministic=True))
     return folder / QUANTIZED
+
+
+def _masked(graph: onnx.GraphProto) -> list[str]:
+    """The nodes that may handle masks: softmaxes, what their inputs come from, and readers of infinite constants."""
+    makers = {output: node.name for node in graph.node for output in node.output}
+    values = {value.name: numpy_helper.to_array(value) for value in graph.initializer}
+    infinite = {name for name, value in values.items() if value.dtype.kind == "f" and not np.isfinite(value).all()}
+    found = []
+    for node in graph.node:
+        if node.op_type == "Softmax":
+            found += [node.name, *(makers[name] for name in node.input if name in makers)]
+        elif infinite.intersection(node.input):
+            found.append(node.name)
+    return found
 
 
 def read_in_loops(module: nn.Module) -> set[str]:

@@ -192,12 +192,14 @@ def weights_of(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """Every weight that connects, of two or more dimensions: the layer that has it, and its name there.
 
     None of a layer that has another parametrization, such as a weight norm, since what it computes is not held there;
-    and none that is a vector with further dimensions of size 1, such as a scale of channels.
+    and none that is a vector with further dimensions of size 1, such as a scale of channels, or of other than real
+    numbers.
     """
     for layer in module.modules():
         hooks = layer._forward_pre_hooks.values()
         if isinstance(layer, parametrize.ParametrizationList) or any(isinstance(h, NORM_HOOKS) for h in hooks):
             continue
         for name, parameter in layer._parameters.items():
-            if parameter is not None and sum(size > 1 for size in parameter.shape) > 1:
+            connects = parameter is not None and sum(size > 1 for size in parameter.shape) > 1
+            if connects and parameter.is_floating_point():
                 yield layer, name

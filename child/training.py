@@ -227,8 +227,11 @@ class Training:
             nesterov=settings.momentum > 0,
             weight_decay=settings.weight_decay,
         )
-        # torch.manual_seed would walk through every kind of device, at 0.4 ms a step.
-        self._seed_dropout = torch.cuda.manual_seed if device.type == "cuda" else torch.default_generator.manual_seed
+        # torch.manual_seed would walk through every kind of device, at 0.4 ms a step. A network may draw on the
+        # processor wherever it computes.
+        self._seed_draws = [torch.default_generator.manual_seed]
+        if device.type == "cuda":
+            self._seed_draws.append(torch.cuda.manual_seed)
         self._order: tuple[int, Tensor] | None = None
         self._drop_paths = [module for module in network.modules() if isinstance(module, DropPath)]
 
@@ -257,7 +260,8 @@ class Training:
             TrainingError: That happened five times in a row.
         """
         inputs, targets = self.batch()
-        self._seed_dropout(derive_seed(self.seed, self.stage, "dropout", self.step_number))
+        for seed_draws in self._seed_draws:
+            seed_draws(derive_seed(self.seed, self.stage, "dropout", self.step_number))
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         for drop_path in self._drop_paths:

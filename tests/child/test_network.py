@@ -18,10 +18,12 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from child.cost import count_macs
 from child.macro import MacroSpace
 from child.network import (
     Blueprint,
     TrainedNetwork,
+    add_file,
     check_rebuilt,
     check_storable,
     find_network,
@@ -423,3 +425,37 @@ def test_a_network_of_a_plugin_is_built_where_the_plugin_is_named(
     loaded = load_network(tmp_path / "plain", ["luban_test_plugin"])
     assert loaded.predict(images).equal(network.predict(images))
     monkeypatch.delitem(sys.modules, "luban_test_plugin")
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_what_was_read_can_be_copied_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight norm by hooks computes the weight from two parameters, at first where the network is built."""
+    layer = "nn.Linear(192, width)"
+    (tmp_path / "normed.py").write_text(PLUGIN.replace(layer, f"nn.utils.weight_norm({layer})"))
+    monkeypatch.syspath_prepend(tmp_path)
+    blueprint = Blueprint("normed.Plain", {"width": 5})
+    preprocessing = Normalize(255.0, (0.0,) * 3, (1.0,) * 3)
+    module = blueprint.build(["normed"])
+    save_network(
+        TrainedNetwork(module, blueprint, (3, 8, 8), Classification(("a", "b", "c")), preprocessing), tmp_path / "plain"
+    )
+    loaded = load_network(tmp_path / "plain", ["normed"]).module
+    assert count_macs(loaded, (3, 8, 8)) == 192 * 5 + 5 * 3
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    monkeypatch.delitem(sys.modules, "normed")
+
+
+def test_a_file_that_could_not_be_added_leaves_the_network_whole(
+    folder: Path, trained: TrainedNetwork, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced = os.replace
+
+    def full(source: str, target: Path) -> None:
+        if Path(target).name == "SHA256SUMS":
+            raise OSError(28, "No space left on device")
+        replaced(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        add_file(folder, "model.onnx", b"large")
+    assert load_network(folder).predict(images).equal(trained.predict(images))

@@ -1,5 +1,7 @@
 """A network in 8-bit integers answers nearly as before, in less than a third of the bytes."""
 
+import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,42 @@ def test_it_is_much_smaller_and_really_of_integers(folder: Path) -> None:
     for value in weights:
         largest = np.abs(onnx.numpy_helper.to_array(value).astype(int)).reshape(value.dims[0], -1).max(axis=1)
         assert (largest == 64).mean() > 0.5 and largest.max() <= 64
+
+
+ATTENTION = """
+import torch
+from torch import nn
+
+
+class Causal(nn.Module):
+    def __init__(self, mask):
+        super().__init__()
+        self.keys, self.values, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 10)
+        self.register_buffer("mask", torch.full((8, 8), mask).triu(1))
+
+    def forward(self, x):
+        rows = x.squeeze(1)
+        scores = self.keys(rows) @ rows.transpose(1, 2) + self.mask
+        return self.last((scores.softmax(dim=2) @ self.values(rows)).mean(dim=1))
+"""
+
+
+@pytest.mark.parametrize("mask", [-math.inf, -1e9])
+def test_masks_are_not_rounded_away(mask: float, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row of the images attends to itself and those above."""
+    (tmp_path / "attention.py").write_text(ATTENTION)
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.manual_seed(0)
+    blueprint, plugins = Blueprint("attention.Causal", {"mask": mask}), ["attention"]
+    network = TrainedNetwork(blueprint.build(plugins), blueprint, task.input_shape, task.objective, task.preprocessing)
+    save_network(network, tmp_path / "network")
+    export(network, tmp_path / "network", ["onnx"], plugins=plugins)
+    inputs = task.preprocessing(task.train.inputs[:256])
+    after = OnnxModule(read_checked(quantize(tmp_path / "network", inputs)))
+    with torch.no_grad():
+        wanted = network.module(inputs)
+    assert (after(inputs) - wanted).abs().mean() < 0.1 * wanted.std()
+    monkeypatch.delitem(sys.modules, "attention")
 
 
 def test_it_says_what_it_is_and_is_covered(folder: Path, task: Task) -> None:

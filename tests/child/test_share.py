@@ -141,6 +141,8 @@ def test_what_is_no_connection_is_left_alone() -> None:
         nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4),
     )  # fmt: skip
     module.register_parameter("scale", nn.Parameter(torch.ones(4, 1, 1)))
+    module.register_parameter("table", nn.Parameter(torch.arange(12).view(3, 4), requires_grad=False))
+    module.register_parameter("waves", nn.Parameter(torch.ones(3, 4, dtype=torch.complex64)))
     assert [(layer, name) for layer, name in weights_of(module)] == [(module[3], "weight")]
 
 
