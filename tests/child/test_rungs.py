@@ -56,7 +56,7 @@ def make_rungs(
             made.append((genotype, self.epochs(fidelity)))
             return trained(genotype, fidelity)
 
-        monkeypatch.setattr(StandaloneEvaluator, "_quality", quality)
+        monkeypatch.setattr(StandaloneEvaluator, "_train", quality)
         alone = StandaloneEvaluator(
             macro, task, CostModel(macro, "macs", task.input_shape, device), EPOCHS, 1, 0, device
         )
