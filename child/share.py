@@ -200,6 +200,7 @@ def weights_of(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
         if isinstance(layer, parametrize.ParametrizationList) or any(isinstance(h, NORM_HOOKS) for h in hooks):
             continue
         for name, parameter in layer._parameters.items():
-            connects = parameter is not None and sum(size > 1 for size in parameter.shape) > 1
-            if connects and parameter.is_floating_point():
+            if parameter is None or not parameter.is_floating_point():
+                continue
+            if sum(size > 1 for size in parameter.shape) > 1:
                 yield layer, name

@@ -229,7 +229,7 @@ class Training:
         )
         # torch.manual_seed would walk through every kind of device, at 0.4 ms a step. A network may draw on the
         # processor wherever it computes.
-        self._seed_draws = [torch.default_generator.manual_seed]
+        self._seed_draws: list[Callable[[int], object]] = [torch.default_generator.manual_seed]
         if device.type == "cuda":
             self._seed_draws.append(torch.cuda.manual_seed)
         self._order: tuple[int, Tensor] | None = None
