@@ -355,7 +355,11 @@ def build_reward(
         if not target > 0:
             raise ConfigError(f"{part.key}.target: costs are 0 here, so it must be given; set {part.key}.target=1")
         part = Part(part.key, part.target, {**part.arguments, "target": target})
-    return part.build(config.plugins)
+    reward = part.build(config.plugins)
+    missing = [name for name in ("unit", "formula") if not hasattr(reward, name)]
+    if missing:
+        raise ConfigError(f"{part.key}: {part.target} lacks {' and '.join(missing)}; see Reward in envs/reward.py")
+    return reward
 
 
 def relax(evaluator: Evaluator, reward: Reward) -> Relaxation | None:

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+BLANK = 1e30
+"""A deviation so large that a channel divided by it is 0, whatever it holds: nothing was learned of it."""
+
 
 @dataclass(frozen=True)
 class Normalize:
@@ -47,7 +50,7 @@ class Normalize:
 
     @classmethod
     def fit(cls, inputs: Tensor, scale: float, names: tuple[str, ...] = ()) -> "Normalize":
-        """Mean and deviation per channel of training inputs; a channel that never changes is only centered."""
+        """Mean and deviation per channel of training inputs; one that never changes there is made 0 for good."""
         if inputs.dtype == torch.uint8:  # counted, since as floats many images would not fit into memory
             found = [_mean_and_std(channel) for channel in inputs.unbind(1)]
             mean, std = (torch.tensor(each, dtype=torch.float64) / scale for each in zip(*found, strict=True))
@@ -57,7 +60,7 @@ class Normalize:
             mean, std = values.mean(dim=others), values.std(dim=others)
         # Rounding alone makes less than that of a channel that never changes; and 1 / std must be a 32-bit float.
         changes = std > (1e-12 * mean.abs()).clamp(min=1e-35)
-        return cls(scale, tuple(mean.tolist()), tuple(torch.where(changes, std, 1.0).tolist()), names)
+        return cls(scale, tuple(mean.tolist()), tuple(torch.where(changes, std, BLANK).tolist()), names)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ Files = Mapping[str, Sequence[Path]]
 PARTS = ("train", "validation", "test")
 PART = re.compile(r"(train|test|val)(ing|id|idation)?([ _-]?(set|data))?", re.IGNORECASE)
 """What else they are called."""
-NOT_READ = frozenset(
-    (".heic", ".heif", ".avif", ".jxl", ".mp3", ".flac", ".ogg", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".wma")
-)
+NOT_READ = frozenset((
+    ".heic", ".heif", ".avif", ".jxl", ".svg", ".raw", ".cr2", ".nef", ".dng", ".arw",
+    ".mp3", ".flac", ".ogg", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".wma",
+))  # fmt: skip
 """Endings of images and sounds that no class may lose without a word, where they are not read."""
 
 

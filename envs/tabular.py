@@ -19,7 +19,7 @@ from torch import Tensor
 
 from child.space import nearest
 from child.task import Task
-from child.transforms import Normalize
+from child.transforms import BLANK, Normalize
 from envs.arrays import check_digits, make_task, store
 
 MISSING = ("", "?", "na", "n/a", "#n/a", "nan", "null")
@@ -42,9 +42,6 @@ MARKED = re.compile(r"[-+]?\d+(,\d{3})*([.,]\d+)?\s?%?")
 
 LARGEST = float(np.finfo(np.float32).max)
 """The largest number that a network can be given: 3.4e38."""
-
-BLANK = 1e30
-"""A deviation so large that a column divided by it is 0, whatever it holds."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class Table:
             if cell.lower() in MISSING:
                 raise ValueError(
                     f"{self.path}, line {line}: column {name!r} has no value ({cell!r}); fill it in or remove the "
-                    f"line; a column that is not the target can be left out with ignore=[{name}]"
+                    f"line; a column that is not the target can be left out with env.task.ignore=[{name}]"
                 )
         return cells
 
@@ -144,12 +141,12 @@ def tabular(
         many = None in values or len(values) > MAX_CLASSES
         kind = "regression" if numbers is not None and many else "classification"
     whole = all(_fits(value) for value in values)
-    advice = "; if these are names of kinds, put a letter before each, or leave the column out with ignore=[{}]"
+    advice = "; if these are names of kinds, put a letter before each, or leave them out with env.task.ignore=[{}]"
     numeric = []
     for name in features:
         numbers = table.numbers_if_meant(name, advice.format(name))
         if numbers is not None:
-            check_digits(f"{path}: column {name!r}", numbers, f", or leave it out with ignore=[{name}]")
+            check_digits(f"{path}: column {name!r}", numbers, f", or leave it out with env.task.ignore=[{name}]")
             numeric.append(name)
     levels = {name: _levels(table, name) for name in features if name not in numeric}
     names = (*numeric, *(f"{name}={level}" for name, known in levels.items() for level in known))
@@ -266,6 +263,6 @@ def _levels(table: Table, name: str) -> list[str]:
         raise ValueError(
             f"{table.path}: column {name!r} is text (such as {cells[place]!r} in line {table.lines[place]}) of "
             f"{len(found)} different kinds, and at most {MAX_LEVELS} are one-hot encoded; make them fewer, or numbers, "
-            f"or leave the column out with ignore=[{name}]"
+            f"or leave the column out with env.task.ignore=[{name}]"
         )
     return found

@@ -91,7 +91,7 @@ def usage_example(folder: str, task: str, network: Mapping[str, Any]) -> str:
         "import numpy\n",
         'label, probability = network.classify(image)\nprint(f"{label}: {probability:.1%}")\n',
     )
-    if task == "digits":
+    if task == "digits" and shape == (1, 8, 8):
         imports = "from sklearn.datasets import load_digits\n"
         sample = 'image = load_digits().images[0].astype("uint8")'
     elif len(shape) == 3 and network["objective"]["kind"] == "Classification":
@@ -104,9 +104,11 @@ def usage_example(folder: str, task: str, network: Mapping[str, Any]) -> str:
         kind = "uint8" if len(shape) == 3 else kinds.get(preparation["kind"], "float32")
         sample = f'samples = numpy.zeros({(1, *stored)}, "{kind}")  # yours: one, or many'
         ask = "print(network.predict(samples))\n"
+    module = network["build"]["target"].rpartition(".")[0]
+    allowed = "" if module.partition(".")[0] == "child" else f", {json.dumps([module])}"
     return (
         f"{imports}\nfrom child.network import load_network\n\n"
-        f"network = load_network({json.dumps(folder)})\n{sample}\n{ask}"
+        f"network = load_network({json.dumps(folder)}{allowed})\n{sample}\n{ask}"
     )
 
 
@@ -172,7 +174,7 @@ def write_plots(folder: Path, pictures: Sequence[Picture]) -> None:
 
 def _usage(run: Record, row: Mapping[str, Any]) -> str | None:
     folder = (run.folder / row["folder"]).resolve()
-    network = read_object(folder / "network.json", ("input_shape", "preprocessing", "objective"))
+    network = read_object(folder / "network.json", ("build", "input_shape", "preprocessing", "objective"))
     if network is None:
         return None
     inside = folder.relative_to(CLONE) if folder.is_relative_to(CLONE) else folder

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,7 +34,7 @@ from child.standalone import StandaloneEvaluator
 from child.supernet import SupernetEvaluator, SupernetRelaxation
 from child.task import Language, SealedSplit, Task
 from child.training import TrainingError, measure
-from conf.schema import ConfigError, RunConfig
+from conf.schema import ConfigError, Part, RunConfig
 from controller.gradient import DARTS
 from controller.ranking import agreement
 from envs.cifar10 import CLASSES as CIFAR10_CLASSES
@@ -315,6 +316,17 @@ def test_what_could_only_go_wrong_at_the_end_is_told_at_the_beginning(compose_te
     with pytest.raises(ConfigError, match=r"derive.within_target: this reward has no target .*; set reward.target"):
         build_parts(compose_text("reward=quality", "derive.within_target=true")[0])
     build_parts(compose_text("reward=quality", "reward.target=1e6", "derive.within_target=true")[0])
+
+
+def test_what_a_reward_of_ones_own_lacks_is_told(
+    compose_text: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = "class Plain:\n    def __call__(self, evaluation):\n        return evaluation.quality\n"
+    (tmp_path / "plain_reward.py").write_text(lines)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = compose_text("plugins=[plain_reward]")[0]
+    with pytest.raises(ConfigError, match=r"^reward: plain_reward.Plain lacks unit and formula; see Reward in"):
+        build_parts(replace(config, reward=Part("reward", "plain_reward.Plain", {})))
 
 
 @pytest.mark.parametrize(

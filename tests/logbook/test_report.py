@@ -110,6 +110,7 @@ def write_run(folder: Path, num_layers: int = 6, seed: int = 0, learned: float =
     }
     write(folder / "results.json", results)
     network = {
+        "build": {"target": "child.macro.MacroSpace"},
         "input_shape": [1, 8, 8],
         "objective": {"kind": "Classification"},
         "preprocessing": {"kind": "Normalize"},
@@ -548,10 +549,13 @@ def test_the_usage_example_is_python_that_names_the_network(
     task: str, shape: list[int], kind: str, preparation: dict[str, Any], line: str
 ) -> None:
     network = {"input_shape": shape, "objective": {"kind": kind}, "preprocessing": preparation}
-    code = usage_example("outputs/run/networks/student", task, network)
-    compile(code, "example", "exec")
-    assert 'load_network("outputs/run/networks/student")' in code
-    assert line in code
+    for target, call in (
+        ("child.mlp.MLPSpace", 'load_network("outputs/run/networks/student")'),
+        ("stack.StackSpace", 'load_network("outputs/run/networks/student", ["stack"])'),
+    ):
+        code = usage_example("outputs/run/networks/student", task, {**network, "build": {"target": target}})
+        compile(code, "example", "exec")
+        assert call in code and line in code
 
 
 def test_layers_are_drawn_in_order_and_arcs_pass_beside_them() -> None:
