@@ -56,6 +56,7 @@ class Blueprint:
         module_name = self.target.rpartition(".")[0]
         return None if module_name.partition(".")[0] == "child" else module_name
 
+    @torch.no_grad()  # else the weights of an old weight norm could not be copied before the first answer
     def build(self, plugins: Sequence[str] = ()) -> nn.Module:
         """The network, with fresh weights.
 
@@ -291,8 +292,7 @@ def load_network(folder: str | Path, plugins: Sequence[str] = ()) -> TrainedNetw
         raise ValueError(f"{path} is not a network description: {error!r}") from None
 
     def make(blueprint: Blueprint) -> nn.Module:
-        with torch.no_grad():  # else the weights of an old weight norm could not be copied before the first answer
-            module = blueprint.build(plugins)
+        module = blueprint.build(plugins)
         try:
             weights, same = unpack(contents[WEIGHTS])
             if blueprint.resized:

@@ -361,10 +361,9 @@ def _gather_gradients(module: nn.Module, task: Task, num_batches: int, batch_siz
 
 def _are_sound(module: nn.Module, input_shape: Sequence[int], groups: Sequence[Group]) -> bool:
     """Whether a network does without units of these groups: on two trials, with one of each and with a third."""
-    device = next(module.parameters()).device
     generator = torch.Generator().manual_seed(0)
     # Up to 2, so that a network that reads symbols gets two of them.
-    inputs = 2 * torch.rand(3, *input_shape, generator=generator).to(device)
+    inputs = 2 * torch.rand(3, *input_shape, generator=generator)
     for share in (0, 1 / 3):
         # Drawn for each group, or nobody would notice that channels are reversed between one and the next.
         units = {

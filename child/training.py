@@ -260,8 +260,9 @@ class Training:
             TrainingError: That happened five times in a row.
         """
         inputs, targets = self.batch()
+        draws = derive_seed(self.seed, self.stage, "dropout", self.step_number)
         for seed_draws in self._seed_draws:
-            seed_draws(derive_seed(self.seed, self.stage, "dropout", self.step_number))
+            seed_draws(draws)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         for drop_path in self._drop_paths:

@@ -12,7 +12,7 @@ from child.space import nearest
 from envs.cache import cached, content_key
 
 Files = Mapping[str, Sequence[Path]]
-"""Of each part, or of each class."""
+"""Those of each part."""
 
 PARTS = ("train", "validation", "test")
 PART = re.compile(r"(train|test|val)(ing|id|idation)?([ _-]?(set|data))?", re.IGNORECASE)

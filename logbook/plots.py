@@ -134,14 +134,8 @@ def quality_against_cost(
         front = sorted((line["cost"], line["quality"]) for line in chosen if line["on_front"])
         # Steps, not slopes: between two networks of the front there is none that has half of each.
         if front:
-            axes.step(
-                *zip(*front, strict=True),
-                where="post",
-                color=color,
-                lw=1.8,
-                label=f"{strategy}: front",
-                zorder=4 - place,
-            )
+            costs, qualities = zip(*front, strict=True)
+            axes.step(costs, qualities, where="post", color=color, lw=1.8, label=f"{strategy}: front", zorder=4 - place)
     markers = cycle("*sD^vPX")
     for (name, cost, quality), marker, color in zip(
         networks, markers, cycle((PURPLE, GREEN, ORANGE, SKY, INK)), strict=False
