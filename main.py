@@ -6,6 +6,7 @@ python main.py resume=outputs/<run>               # go on with a run that stoppe
 """
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -174,7 +175,7 @@ def main(config: RunConfig, text: str) -> None:
     for note in results["notes"]:
         console.say(note)
     report = write_report(run.folder)
-    console.say(f"Report: {report}   TensorBoard: tensorboard --logdir {run.folder}")
+    console.say(f"Report: {report}   TensorBoard: tensorboard --logdir {shlex.quote(str(run.folder))}")
     console.say(f"Finished in {time.monotonic() - started:.0f} s.")
 
 

@@ -7,6 +7,7 @@ python optimize.py resume=outputs/<run>                             # go on with
 
 import copy
 import math
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -186,7 +187,7 @@ def main(config: OptimizeConfig, text: str) -> None:
     for note in results["notes"]:
         console.say(note)
     report = write_optimization(run.folder)
-    console.say(f"Report: {report}   TensorBoard: tensorboard --logdir {run.folder}")
+    console.say(f"Report: {report}   TensorBoard: tensorboard --logdir {shlex.quote(str(run.folder))}")
     console.say(f"Finished in {time.monotonic() - started:.0f} s.")
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,8 @@ import hydra
 from gymnasium.error import Error as GymnasiumError
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -84,6 +86,10 @@ def launch(start: Callable[[Config, str], None], kind: type[Config] = RunConfig,
 
     try:
         entry()
+    except OverrideParseException as error:
+        key, is_set, value = error.override.partition("=")
+        as_text = f"; if its value is a text, quote it: {override(key, value)}" if is_set else ""
+        failed.append((f"cannot read {error.override} as Hydra's key=value{as_text}", 2))
     except EXPECTED as error:
         failed.append((_with_overrides(one_line(error)), 2))
     except Exception as error:  # Hydra stumbles over some overrides itself
@@ -113,7 +119,13 @@ def under_way(
     with Interruption() as interruption:
         every = config.checkpoint_every_s
         run = Run.resume(Path(config.resume), every, interruption) if config.resume else None
-        built = build(run)
+        try:
+            built = build(run)
+        except (ValueError, OSError) as error:
+            if run is None:
+                raise
+            where = f"the run's config is {run.folder / 'config.yaml'}; if what it reads has moved, correct its paths"
+            raise ConfigError(f"{one_line(error)} ({where})") from None
         if run is None:
             run = Run.create(Path(config.output), config.name, text, every, interruption)
         try:
@@ -121,7 +133,7 @@ def under_way(
                 console.say(remark)
             yield run, console, built
         except Interrupted:
-            console.say(f"Stopped. Go on with: python {script} resume={run.folder}")
+            console.say(f"Stopped. Go on with: python {script} {override('resume', run.folder)}")
             raise
         finally:
             run.close()
@@ -154,7 +166,8 @@ def resolve(composed: DictConfig, overrides: list[str], kind: type[Config] = Run
         script = "optimize.py" if "steps" in saved else "main.py"
         if ("steps" in saved) != ("steps" in composed):
             raise ConfigError(
-                f"resume: {composed.resume} is a run of {script}; go on with: python {script} resume={composed.resume}"
+                f"resume: {composed.resume} is a run of {script}; go on with: python {script} "
+                f"{override('resume', composed.resume)}"
             )
         free = [key for key in FREE_ON_RESUME if key not in kind.UNREAD]
         _refuse_changes(saved, composed, keys, free)
@@ -167,6 +180,16 @@ def resolve(composed: DictConfig, overrides: list[str], kind: type[Config] = Run
         except ImportError as error:
             raise ConfigError(f"plugins: cannot import {plugin!r} ({error}); is its folder on PYTHONPATH?") from None
     return read(kind, plain, ""), OmegaConf.to_yaml(data, resolve=True)
+
+
+def override(key: str, value: Path | str) -> str:
+    """`key=value` for a shell, with the quotes that it and Hydra's grammar need for this very text."""
+    plain = f"{key}={value}"
+    try:
+        as_it_is = OverridesParser.create().parse_override(plain).value() == str(value)
+    except HydraException:
+        as_it_is = False
+    return shlex.quote(plain if as_it_is else f"{key}={QuotedString(str(value), Quote.double).with_quotes()}")
 
 
 def _keys(key: str, value: Any) -> Iterator[str]:

@@ -417,7 +417,9 @@ def read(kind: Any, value: Any, key: str) -> Any:
         return float(value)
     names = {int: "an integer", bool: "true or false", str: "text"}
     if kind in names and type(value) is not kind:
-        raise ConfigError(f"{key}: expected {names[kind]}, got {value!r}")
+        quoted = f"; quotes within quotes make it one: '{key}=\"{value}\"'"
+        hint = quoted if kind is str and value is not None else ""
+        raise ConfigError(f"{key}: expected {names[kind]}, got {value!r}{hint}")
     return value
 
 

@@ -164,12 +164,13 @@ def make_task(
     if groups is not None:
         train = replace(train, groups=torch.from_numpy(np.unique(np.asarray(groups), return_inverse=True)[1]))
     if test is None:
-        train, held_out = _hold_out(name, train, test_share, "test_share", derive_seed(seed, "test split"))
+        draw = derive_seed(seed, "test split")
+        train, held_out = _hold_out(name, train, classes, test_share, "test_share", draw)
     else:
         held_out = _split(f"{name} test set", *test, classes)
     if validation is None:
         draw = derive_seed(seed, "validation split")
-        train, chosen = _hold_out(name, train, validation_share, "validation_share", draw)
+        train, chosen = _hold_out(name, train, classes, validation_share, "validation_share", draw)
     else:
         chosen = _split(f"{name} validation set", *validation, classes)
     for other in (chosen, held_out):
@@ -305,7 +306,9 @@ def _split(name: str, stored: Tensor, y: Answers, classes: NDArray[Any] | None) 
     return Split(stored, torch.from_numpy(np.searchsorted(classes, y).astype(np.int64)))
 
 
-def _hold_out(name: str, split: Split, share: float, key: str, seed: int) -> tuple[Split, Split]:
+def _hold_out(
+    name: str, split: Split, classes: NDArray[Any] | None, share: float, key: str, seed: int
+) -> tuple[Split, Split]:
     if not 0 < share < 1:
         raise ValueError(f"{name}: {key} must be between 0 and 1, got {share}")
     everything, draw = np.arange(len(split)), seed % 2**32
@@ -314,7 +317,8 @@ def _hold_out(name: str, split: Split, share: float, key: str, seed: int) -> tup
             dealer = GroupShuffleSplit(1, test_size=share, random_state=draw)
             rest, held_out = next(dealer.split(everything, groups=split.groups.numpy()))
         else:
-            strata = None if split.targets.is_floating_point() else split.targets.numpy()
+            # By name, which is what the error tells.
+            strata = None if classes is None else classes[split.targets.numpy()]
             rest, held_out = train_test_split(everything, test_size=share, stratify=strata, random_state=draw)
     except ValueError as error:
         raise ValueError(f"{name}: cannot hold out {key}={share} of {len(split)} samples: {error}") from None

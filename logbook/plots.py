@@ -6,6 +6,7 @@ Ink and colors are of middle lightness on a transparent ground, so that a file r
 
 import io
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,7 +61,9 @@ STYLE = {
 @contextmanager
 def styled() -> Iterator[None]:
     """Draw in this style, as a decorator or in a `with`; what others draw keeps theirs."""
-    with mpl.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
+    with mpl.rc_context(STYLE), warnings.catch_warnings():  # pyright: ignore[reportArgumentType]
+        # Of a class named in letters that the font lacks: the report shows them in the page's own font.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         yield
 
 
@@ -419,6 +422,13 @@ def canvas(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
     """An empty plot, in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
+
+
+def shorten(name: str, most: int) -> str:
+    """A name of at most so many letters, its middle left out where it is longer: beginnings are often alike."""
+    if len(name) <= most:
+        return name
+    return f"{name[: most // 2]}…{name[len(name) - (most - 1) // 2 :]}"
 
 
 def cost_tick(value: float, _: float) -> str:

@@ -16,6 +16,9 @@ from logbook.sections.section import Grid, Picture, Section
 MOST_CLASSES = 30
 """In a picture; of more the worst are drawn."""
 
+MOST_LETTERS = 20
+"""Of a class's name in a picture."""
+
 MOST_RESIDUALS = 10
 
 
@@ -123,7 +126,8 @@ def draw_classes(counts: dict[str, list[tuple[int, int]]], classes: Sequence[str
         )
         shares = [each[number][0] / each[number][1] for number in order]
         axes.scatter(shares, rows, s=26, color=color, zorder=3, label=name.replace("_", " "))
-    axes.set_yticks(range(len(order)), [f"{classes[number]} ({first[number][1]})" for number in order], fontsize=8.5)
+    labels = [f"{plots.shorten(classes[number], MOST_LETTERS)} ({first[number][1]})" for number in order]
+    axes.set_yticks(range(len(order)), labels, fontsize=8.5)
     axes.set(ylim=(len(order) - 0.4, -0.6), xlabel="accuracy (beside a class: its samples)")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -147,7 +151,8 @@ def draw_confusions(rows: Sequence[tuple[Confusion, Sequence[NDArray[Any]]]], cl
     columns = max(1, *(len(images) for _, images in rows))
     figure, axes = plots.canvas(0.72 * len(rows))
     for row, (confusion, images) in enumerate(rows):
-        said = f"{classes[confusion.right]}, taken for {classes[confusion.given]}\n{confusion.share:.1%} of its class"
+        right, given = (plots.shorten(classes[each], MOST_LETTERS) for each in (confusion.right, confusion.given))
+        said = f"{right},\ntaken for {given}\n{confusion.share:.1%} of its class"
         axes.text(-0.6, row, said, va="center", ha="right", fontsize=8.5)
         for column, image in enumerate(images):
             picture = image[0] if len(image) == 1 else image.transpose(1, 2, 0)

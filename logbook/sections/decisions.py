@@ -1,6 +1,5 @@
 """Which decisions mattered, what was preferred and when, and what every single change of the choice would give."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -270,7 +269,7 @@ def draw_neighbors(center: Json, lines: Sequence[Json], error: float | None) -> 
         )
         axes.grid(axis="y", visible=False)
     chosen = {line["decision"]: line["from"] for line in lines}
-    labels = [textwrap.shorten(f"{name} = {chosen[name]}", 34, placeholder="…") for name in rows]
+    labels = [plots.shorten(f"{name} = {chosen[name]}", 34) for name in rows]
     panels[0].set_yticks(range(len(rows)), labels, fontsize=8.5)
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
     return figure

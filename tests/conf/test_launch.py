@@ -1,5 +1,6 @@
 """From the command line to a run: every config composes, and every mistake is one line."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from child.cost import CostModel
 from child.macro import MacroSpace
 from child.space import NetworkSpace
 from child.task import Task
-from conf.launch import FREE_ON_RESUME, compose, one_line
+from conf.launch import FREE_ON_RESUME, compose, one_line, override, under_way
 from conf.schema import ConfigError, OptimizeConfig, RunConfig
 from controller.strategy import Strategy
 
@@ -239,6 +243,33 @@ def test_other_changes_are_refused(stopped: Path, override: str, expected: str) 
         compose(f"resume={stopped}", override)
 
 
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"])))
+def test_a_shell_and_hydra_read_an_override_as_it_was(value: str) -> None:
+    (word,) = shlex.split(override("key", value))
+    assert OverridesParser.create().parse_override(word).value() == value
+
+
+def test_an_override_has_no_more_quotes_than_it_needs() -> None:
+    assert override("resume", Path("outputs/digits-1")) == "resume=outputs/digits-1"
+    assert override("resume", "my runs/1") == "'resume=my runs/1'"
+    assert override("name", "2024") == "'name=\"2024\"'"
+
+
+def test_a_run_whose_data_are_gone_says_where_it_looks_for_them(compose_text: Any, tmp_path: Path) -> None:
+    def lost(_: Any) -> Any:
+        raise ValueError("env.task: cannot read mine.npz")
+
+    config, text = compose_text(f"output={tmp_path}")
+    with pytest.raises(ValueError, match=r"^env.task: cannot read mine.npz$"), under_way(config, text, "main.py", lost):
+        pass
+    with under_way(config, text, "main.py", lambda _: None) as (run, *_):
+        pass
+    again, _ = compose_text(override("resume", run.folder))
+    where = rf"cannot read mine.npz \(the run's config is {run.folder}/config.yaml; if what it reads has moved"
+    with pytest.raises(ConfigError, match=where), under_way(again, text, "main.py", lost):
+        pass
+
+
 def test_a_config_runs_no_code(tmp_path: Path) -> None:
     """In the folder of a run that is to go on, or in one of the user's."""
     trace = tmp_path / "trace"
@@ -275,6 +306,12 @@ def start(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["space.num_layers=0"], "luban: space: space macro needs num_layers from 1 to 1000, got 0"),
         (["controller=radom"], "luban: controller: there is no config 'radom'; "),
         (["search.rounds"], "luban: "),
+        (
+            ["env=arrays", "env.path=/mär chen"],
+            "luban: cannot read env.path=/mär chen as Hydra's key=value; if its "
+            "value is a text, quote it: 'env.path=\"/mär chen\"'",
+        ),
+        (["name=2024"], "luban: name: expected text, got 2024; quotes within quotes make it one: 'name=\"2024\"'"),
         (["reward.unit=watts"], "luban: reward.unit: got 'watts'; allowed: macs, parameters, latency_ms"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.path import Path as MplPath
+from matplotlib.text import Text
 from rich.console import Console
 from scipy import stats
 
 import report as report_script
 from logbook import compare, plots
+from logbook.analysis import Confusion
 from logbook.compare import comparison_tables, read_parts, side_by_side, write_comparison
 from logbook.numbers import results_table
 from logbook.optimization import steps_table
 from logbook.record import read_run
 from logbook.report import usage_example, verdict, write_report
+from logbook.sections.answers import draw_classes, draw_confusions
 from logbook.sections.comparison import curves_section
 from logbook.sections.decisions import decisions_section
 from logbook.significance import estimate
@@ -603,6 +606,21 @@ def test_the_names_of_operations_do_not_run_into_each_other(name: str, labels: l
     if names[0].get_rotation() == 0:  # else they stand side by side on a slant
         boxes = [label.get_window_extent() for label in names]
         assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+
+
+def test_long_and_foreign_names_of_classes_stay_within_their_pictures(recwarn: pytest.WarningsRecorder) -> None:
+    classes = ["a class whose name is a sentence, and told apart by its end", "猫" * 12, "no_spaces_" * 7]
+    images = [np.zeros((3, 8, 8), np.uint8)] * 5
+    for figure in (
+        draw_classes({"teacher": [(1, 2), (2, 3), (3, 4)]}, classes),
+        draw_confusions([(Confusion(0, 2, [1], 0.5), images), (Confusion(2, 1, [1], 0.25), images)], classes),
+    ):
+        plots.svg(figure)
+        assert not recwarn.list
+        with plots.styled():
+            assert min(text.get_window_extent().xmin for text in figure.findobj(Text)) >= 0
+    assert plots.shorten("0123456789", 10) == "0123456789"
+    assert [plots.shorten("0123456789", most) for most in (9, 8)] == ["0123…6789", "0123…789"]
 
 
 def test_layers_beyond_the_chosen_depth_have_no_share() -> None:
