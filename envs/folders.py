@@ -1,7 +1,8 @@
 """Folders of files by class, of any kind: a subfolder for each class, or `train`, `validation` and `test` of such."""
 
+import os
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +120,12 @@ def class_files(folder: Path, endings: Container[str], kind: str) -> dict[str, l
         kind: Of the files, for messages.
 
     Raises:
-        ValueError: There is no subfolder, or one without such a file, with others that would be lost, or with parts of
-            the data inside.
+        ValueError: There is no subfolder, or one without such a file, with others that would be lost, with parts of
+            the data inside, or with a link to where it lies.
     """
     found = {}
     for subfolder in sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."):
-        entries = [file.relative_to(subfolder) for file in subfolder.rglob("*")]
+        entries = [file.relative_to(subfolder) for file in files_below(subfolder)]
         shown = sorted(file for file in entries if not any(part[0] == "." for part in file.parts))
         inside = [file for file in shown if file.suffix.lower() in endings]
         lost = [file for file in shown if file.suffix.lower() in NOT_READ and file.suffix.lower() not in endings]
@@ -146,3 +147,16 @@ def class_files(folder: Path, endings: Container[str], kind: str) -> dict[str, l
     if not found:
         raise ValueError(f"{folder} has no subfolders; expected one per class, each with its {kind}s")
     return found
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files in a folder, at any depth, also where links lead.
+
+    Raises:
+        ValueError: A link leads to a folder that it lies in.
+    """
+    for name, _, files in os.walk(folder, followlinks=True):
+        inner = Path(name)
+        if inner.is_symlink() and inner.parent.resolve().is_relative_to(inner.resolve()):
+            raise ValueError(f"{inner} is a link to a folder that it lies in, where there is no end; take it away")
+        yield from (inner / file for file in files)

@@ -80,6 +80,17 @@ def test_hidden_folders_are_left_out(folder: Path) -> None:
     assert len(pixels) == 16 and 9 not in pixels
 
 
+def test_links_are_followed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    for number in range(4):
+        (folder / "cat" / f"{number}.png").rename(tmp_path / "elsewhere" / f"{number}.png")
+    (folder / "cat" / "older").symlink_to(tmp_path / "elsewhere")
+    (folder / "dog").rename(tmp_path / "dog")
+    (folder / "dog").symlink_to(tmp_path / "dog")
+    pixels, _ = module.read_parts(str(folder), 8)["train"]
+    assert sorted(pixels[:, 0, 0].tolist()) == [*range(8), *range(100, 108)]
+
+
 @pytest.mark.parametrize(
     "parts", [("Test", "Train"), ("Testing", "Training"), ("test_set", "training_set"), ("test", "validation")]
 )
@@ -154,9 +165,14 @@ def other_kind(folder: Path) -> None:
         (folder / "cat" / "inner" / f"{number}.HEIC").touch()
 
 
+def circle(folder: Path) -> None:
+    (folder / "cat" / "all").symlink_to(folder)
+
+
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
+        (circle, r"cat/all is a link to a folder that it lies in, .*; take it away"),
         (parts_in_classes, r"test and train in .*cat look like parts .*; put .*, as in pets/train/cat"),
         (other_kind, r"inner/0\.HEIC is of a kind that is not read, .* \(of such there are 2 in .*cat\)"),
         (broken, r"cannot read the image .*dog.3\.png"),
