@@ -434,16 +434,18 @@ def check_task(made: Any) -> Task:
     The sealed test set stays unread; that it has samples is all that is asked.
 
     Raises:
-        ValueError: It is no task, or a set is empty, has other samples than training, a value that is not finite, or
-            answers that the objective does not know.
+        ValueError: It is no task, or a set is empty, has other samples than training, a value that is not finite,
+            answers that the objective does not know, or but one where numbers are to be predicted.
     """
     if not isinstance(made, Task) or not isinstance(made.test, SealedSplit):
         got = f"one whose test is a {type(made.test).__name__}" if isinstance(made, Task) else type(made).__name__
         raise ValueError(
             f"env.task: expected a Task with a SealedSplit as its test, such as envs.arrays.array_task makes, got {got}"
         )
-    if not len(made.test):
-        raise ValueError(f"env.task: the test set of {made.name} has no samples")
+    least = 1 + isinstance(made.objective, Regression)
+    if len(made.test) < least:
+        needed = "; R squared needs two" if least == 2 else ""
+        raise ValueError(f"env.task: the test set of {made.name} has {len(made.test) or 'no'} samples{needed}")
     shape, axes = made.train.inputs.shape[1:], 1 + isinstance(made.objective, Language)
     for name, split in (("training", made.train), ("validation", made.validation)):
         inputs, targets, where = split.inputs, split.targets, f"env.task: the {name} set of {made.name}"
@@ -456,6 +458,8 @@ def check_task(made: Any) -> Task:
         if targets.ndim != axes:
             raise ValueError(f"{where} has answers of shape {tuple(targets.shape)}; expected {axes} dimensions")
         if isinstance(made.objective, Regression):
+            if not (targets != targets[0]).any():
+                raise ValueError(f"{where} has no two different answers, which R squared needs; give it more samples")
             continue
         if targets.dtype != torch.int64 or targets.min() < 0 or targets.max() >= made.num_outputs:
             raise ValueError(

@@ -427,3 +427,19 @@ def test_numbers_to_predict_are_one_for_each_sample(small_task: Task) -> None:
     task = replace(small_task.with_splits(*columns), objective=Regression("y", 0.0, 1.0))
     with pytest.raises(ValueError, match=r"training set of small has answers of shape \(\d+, 1\); expected 1 dim"):
         check_task(task)
+
+
+def test_numbers_to_predict_differ_where_they_are_judged(small_task: Task) -> None:
+    """Of one alone R squared is not defined."""
+
+    train, validation = (
+        Split(s.inputs, torch.arange(len(s)).float()) for s in (small_task.train, small_task.validation)
+    )
+    objective = Regression("y", 0.0, 1.0)
+    task = replace(small_task.with_splits(train, validation), objective=objective, test=SealedSplit(validation))
+    assert check_task(task) is task
+    for few in (validation.take([0]), validation.take([1, 1])):
+        with pytest.raises(ValueError, match="the validation set of small has no two different answers"):
+            check_task(task.with_splits(train, few))
+    with pytest.raises(ValueError, match="the test set of small has 1 samples; R squared needs two"):
+        check_task(replace(task, test=SealedSplit(validation.take([0]))))
