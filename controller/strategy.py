@@ -102,10 +102,26 @@ class WholeStrategy(Strategy):
 
     @abstractmethod
     def propose(self, num: int, round_number: int) -> list[Genotype]:
-        """The architectures of this round."""
+        """The architectures of this round, `num` of them."""
 
     def begin(self, num: int, round_number: int) -> None:
-        self._tokens = np.array([genotype.tokens for genotype in self.propose(num, round_number)], np.int64)
+        """As for every strategy.
+
+        Raises:
+            ValueError: There are not as many proposals, or they are no architectures of the space.
+        """
+        proposed, num_steps = self.propose(num, round_number), len(self.space.decisions)
+        if len(proposed) != num:
+            raise ValueError(
+                f"controller: propose of {type(self).__name__} gave {len(proposed)} of {num} architectures"
+            )
+        for each in proposed:
+            if not isinstance(each, Genotype) or len(each.tokens) != num_steps:
+                raise ValueError(
+                    f"controller: propose of {type(self).__name__} gave {each!r:.100}; expected a Genotype with the "
+                    f"{num_steps} tokens of space {self.space.name}"
+                )
+        self._tokens = np.array([genotype.tokens for genotype in proposed], np.int64)
 
     def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
         return self._tokens[:, int(observation["step"][0])]
@@ -128,7 +144,7 @@ def check_strategy(made: Any) -> Strategy:
     """Prove that a strategy, which may be of the user's own making, can play beside random search.
 
     Raises:
-        ValueError: It is none, or has no name of its own.
+        ValueError: It is none, has no name of its own, or its `__init__` leaves out that of Strategy.
     """
     kind = type(made).__name__
     if not isinstance(made, Strategy):
@@ -140,4 +156,6 @@ def check_strategy(made: Any) -> Strategy:
         raise ValueError(
             f"controller: {kind} is called {name!r}, as the search that plays beside it; give it another name"
         )
+    if not hasattr(made, "space"):
+        raise ValueError(f"controller: {kind} has no space; call super().__init__(space, seed) in its __init__")
     return made

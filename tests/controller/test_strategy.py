@@ -71,3 +71,30 @@ def test_a_strategy_of_ones_own_has_a_name_of_its_own(known: Any) -> None:
     assert isinstance(check_strategy(Mine(space, 0)), Mine)
     with pytest.raises(ValueError, match=r"expected a Strategy of controller\.strategy, got a dict"):
         check_strategy({})
+
+    class Forgetful(Mine):
+        def __init__(self, space: SearchSpace, seed: int):
+            self.temperature = 1.0
+
+    with pytest.raises(ValueError, match=r"Forgetful has no space; call super\(\).__init__\(space, seed\)"):
+        check_strategy(Forgetful(space, 0))
+
+
+@pytest.mark.parametrize(
+    ("proposed", "told"),
+    [
+        ([], "gave 0 of 2 architectures"),
+        ([Genotype("flat", (0, 1))] * 3, "gave 3 of 2 architectures"),
+        ([Genotype("flat", (0, 1)), (0, 1)], r"gave \(0, 1\); expected a Genotype with the 2 tokens of space flat"),
+        ([Genotype("flat", (0, 1, 0))] * 2, r"gave Genotype\(.*; expected a Genotype with the 2 tokens"),
+    ],
+)
+def test_what_is_no_architecture_is_not_played(known: Any, proposed: list[Any], told: str) -> None:
+    class Careless(WholeStrategy):
+        name = "careless"
+
+        def propose(self, num: int, round_number: int) -> list[Genotype]:
+            return proposed
+
+    with pytest.raises(ValueError, match=f"controller: propose of Careless {told}"):
+        Careless(known.FlatSpace(2, 2), 0).begin(2, 0)
