@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -183,7 +184,8 @@ def choose(
 ) -> list[Candidate]:
     """What a strategy evaluated, each architecture once, in the order in which it should be chosen.
 
-    For evaluations that cannot be made again, as those of a table.
+    For evaluations that cannot be made again, as those of a table. Of an architecture that was drawn more than once,
+    from a noisy one without a budget, the mean counts; what a budget's account told again for nothing is no draw.
 
     Args:
         space: What was searched.
@@ -192,19 +194,29 @@ def choose(
         cost: Of an architecture, where the environment told none.
         estimate: The strategy's own, where rewards are noisy: it is trusted more than they are, if it has one.
     """
-    first: dict[Genotype, Candidate] = {}
+    drawn: dict[Genotype, list[dict[str, Any]]] = {}
     for line in history:
         if line["strategy"] == strategy and line["failure"] is None and line["reward"] is not None:
-            genotype = space.check(Genotype.from_json(line["genotype"]))
-            its = cost(genotype) if line["cost"] is None else line["cost"]
-            evaluation = Evaluation(genotype, line["quality"], its, line["fidelity"], line["seed"])
-            first.setdefault(genotype, Candidate(strategy, evaluation, line["reward"]))
-    if not first:
+            lines = drawn.setdefault(space.check(Genotype.from_json(line["genotype"])), [])
+            if not lines or line["charge"] != 0:
+                lines.append(line)
+    if not drawn:
         raise ValueError(f"{strategy} could evaluate no architecture; see 'failure' in history.jsonl, or search.budget")
-    worth = estimate(list(first)) if estimate else None
+    candidates = []
+    for genotype, lines in drawn.items():
+        first, quality = lines[0], fmean(line["quality"] for line in lines)
+        its = cost(genotype) if first["cost"] is None else first["cost"]
+        evaluation = Evaluation(genotype, quality, its, first["fidelity"], first["seed"])
+        candidates.append(Candidate(strategy, evaluation, fmean(line["reward"] for line in lines)))
+    worth = estimate(list(drawn)) if estimate else None
     if worth is None:
-        worth = np.array([candidate.reward for candidate in first.values()])
-    return [candidate for _, candidate in sorted(zip(-worth, first.values(), strict=True), key=lambda pair: pair[0])]
+        worth = np.array([candidate.reward for candidate in candidates])
+    elif np.shape(worth) != (len(candidates),) or not np.isfinite(worth).all():
+        raise ValueError(
+            f"controller: estimate of {strategy} gave {worth!r:.100}; expected a finite number for each of "
+            f"{len(candidates)} architectures, or None"
+        )
+    return [candidate for _, candidate in sorted(zip(-worth, candidates, strict=True), key=lambda pair: pair[0])]
 
 
 def within_target(candidates: Sequence[Candidate], target: float) -> list[Candidate]:

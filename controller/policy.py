@@ -64,7 +64,8 @@ class Distribution:
         log_probability: Of each architecture, (B).
         entropy: Sum over the decisions of the exact entropy of each conditional distribution, (B), in nats.
         skip_divergence: Mean over open skip decisions of KL(policy || prior density), (B).
-        probabilities: Mean probability of each choice over the episodes in which the decision was open, (T, C).
+        probabilities: Mean probability of each choice over the episodes in which the decision was open, (T, C); NaN
+            where it was open in none.
         back: From the gradients by the three, (B) each, to that by all parameters of the policy.
     """
 
@@ -283,10 +284,13 @@ class Bernoulli:
 
 
 def mean_where_open(probabilities: NDArray[Any], masks: NDArray[np.int8]) -> NDArray[Any]:
-    """The mean over the episodes (D, C, B) that had more than one legal choice, (D, C); over all where none had."""
+    """The mean over the episodes (D, C, B) that had more than one legal choice, (D, C); NaN where none had.
+
+    A decision that was not open says nothing of what the policy prefers: its one legal choice has it all.
+    """
     choosing = (masks.sum(axis=1, keepdims=True) > 1).astype(probabilities.dtype)
-    weights = np.where(choosing.any(axis=2, keepdims=True), choosing, 1)
-    return (probabilities * weights).sum(axis=2) / weights.sum(axis=2)
+    with np.errstate(invalid="ignore"):
+        return (probabilities * choosing).sum(axis=2) / choosing.sum(axis=2)
 
 
 class Episodes:

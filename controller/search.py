@@ -6,7 +6,7 @@ the same shared weights and validation batches, with as many evaluations.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,12 +16,15 @@ from gymnasium.vector import VectorEnv
 from child.space import OVER_BUDGET, Evaluation, Genotype, Improvement, SearchSpace, Trainable, derive_seed
 from controller.ledger import Ledger
 from controller.sampler import Base, TrainingSampler
-from controller.strategy import RandomSearch, Rollout, Strategy, Update
+from controller.strategy import RandomSearch, Rollout, Strategy, Update, check_update
+from logbook.checkpoint import check_state
 from logbook.console import Console
 from logbook.run import Run
 
 MAX_IDLE = 300
 """Rounds in a row without an evaluation that had to be paid, after which a strategy with a budget has settled."""
+
+OBSERVED = {"tokens", "step", "action_mask"}
 
 PIECE = 50
 """Training batches of shared weights between two chances of a checkpoint."""
@@ -43,8 +46,8 @@ class SearchSettings:
         fidelity: The share of a full evaluation per architecture (of the validation data, or of the epochs).
         compare_random: Whether random search plays beside the strategy.
         budget: What each strategy may spend, in evaluations, or in what a table says that they are charged: then a
-            repeat costs nothing and gives the stored value, and the search ends when the budget is spent or `rounds`
-            are played. None for no such account.
+            repeat costs nothing and gives the stored value, and the search ends when the budget is spent, `rounds`
+            are played, or nothing new was proposed for 300 rounds. None for no such account.
     """
 
     rounds: int = 60
@@ -97,14 +100,22 @@ class Trained:
 
 
 def play(envs: VectorEnv[Any, Any, Any], strategy: Strategy, round_number: int, seed: int) -> Rollout:
-    """One episode in each environment, all evaluated with the same seed, and so on the same data."""
+    """One episode in each environment, all evaluated with the same seed, and so on the same data.
+
+    Raises:
+        ValueError: The environment does not play by the rules, or what the strategy chose is not legal.
+    """
     strategy.begin(envs.num_envs, round_number)
     seeds: Any = [seed] * envs.num_envs  # Gymnasium takes a list too, which its annotation leaves out
     observation, _ = envs.reset(seed=seeds)
-    masks, num_steps = [], len(strategy.space.decisions)
+    if not isinstance(observation, dict) or not observation.keys() >= OBSERVED:
+        got = list(observation) if isinstance(observation, dict) else type(observation).__name__
+        raise ValueError(f"env.id: observations need {', '.join(sorted(OBSERVED))}, got {got}")
+    masks, num_steps, returns = [], len(strategy.space.decisions), np.zeros(envs.num_envs)
     while True:
         masks.append(observation["action_mask"])
         observation, rewards, terminated, truncated, info = envs.step(strategy.act(observation))
+        returns += rewards
         ended = b"\1" in terminated.tobytes() or b"\1" in truncated.tobytes()  # ten times faster than any()
         if ended or len(masks) == num_steps:
             break
@@ -117,10 +128,12 @@ def play(envs: VectorEnv[Any, Any, Any], strategy: Strategy, round_number: int, 
     evaluations = info.get("evaluation")
     if evaluations is None:  # an environment that only speaks in rewards
         genotypes = [Genotype(strategy.space.name, tuple(row)) for row in tokens.tolist()]
-        pairs = zip(genotypes, rewards.tolist(), strict=True)
+        pairs = zip(genotypes, returns.tolist(), strict=True)
         evaluations = [Evaluation(genotype, reward, math.nan, 1.0, seed) for genotype, reward in pairs]
+    elif None in evaluations:
+        raise ValueError("env.id: info['evaluation'] is missing for some episodes; it is there for all, or for none")
     by_step = np.concatenate(masks).reshape(len(masks), *masks[0].shape)  # several times faster than stack
-    return Rollout(tokens, by_step.transpose(1, 0, 2), np.asarray(rewards, np.float64), list(evaluations))
+    return Rollout(tokens, by_step.transpose(1, 0, 2), returns, list(evaluations))
 
 
 @dataclass
@@ -155,12 +168,10 @@ class Player:
                 rollout.rewards[made],
                 [evaluation for evaluation in rollout.evaluations if evaluation.failure != OVER_BUDGET],
             )
-        update = self.strategy.learn(rollout) if len(rollout.rewards) else Update()
-        if not isinstance(update, Update):
-            raise ValueError(
-                f"controller: learn of {type(self.strategy).__name__} gave {update!r:.100}; an Update is needed, and "
-                "Update() says that there is nothing to tell"
-            )
+        # Of what is written down later it gets a copy: to take a mean off its rewards in place is quickly done.
+        own = replace(rollout, rewards=rollout.rewards.copy(), evaluations=list(rollout.evaluations))
+        update = self.strategy.learn(own) if len(rollout.rewards) else Update()
+        check_update(update, self.strategy)
         return rollout, update
 
     def state_dict(self) -> dict[str, Any]:
@@ -211,6 +222,8 @@ def search(
         for player in players:
             player.load_state_dict(state["players"][player.strategy.name])
 
+    for player in players:
+        check_state(player.strategy.state_dict(), f"controller: state_dict of {type(player.strategy).__name__}")
     run.take_up(load)
 
     def state() -> dict[str, Any]:
@@ -221,8 +234,14 @@ def search(
             "players": {player.strategy.name: player.state_dict() for player in players},
         }
 
-    best = ""
-    best_reward = -math.inf
+    def status() -> str:
+        if best is None:
+            return ""
+        is_known = best["cost"] is not None and math.isfinite(best["cost"])
+        cost = f", cost {best['cost']:.4g}" if is_known else ""
+        return f"best: reward {best['reward']:.4f}, quality {best['quality']:.4f}{cost}"
+
+    best = _best(line for line in run.read("history") if line["strategy"] == strategy.name)
     ledger = players[0].ledger
 
     def done() -> int:
@@ -243,30 +262,40 @@ def search(
             data_seed = derive_seed(seed, "search", round_number)
             played = [(player, *player.play(round_number, data_seed)) for player in players if not player.finished]
             for player, rollout, update in played:
-                _remember(run, player, rollout, round_number)
+                lines = _lines(player, rollout, round_number)
+                run.append("history", *lines)
+                if player is players[0]:
+                    best = _best([best, *lines] if best else lines)
                 if update.note:
                     console.say(update.note)
+                if player.idle == MAX_IDLE and player.ledger is not None:
+                    console.say(
+                        f"{player.strategy.name} proposed nothing new for {MAX_IDLE} rounds: its search ends with "
+                        f"{player.ledger.spent:g} of {player.ledger.budget:g} spent."
+                    )
             if played[0][0] is players[0]:  # else its budget is spent, and random search alone plays on
                 _log(run, round_number, played, trained.loss)
-                own = played[0][1]
-                if np.isfinite(own.rewards).any() and np.nanmax(own.rewards) > best_reward:
-                    best_reward = float(np.nanmax(own.rewards))
-                    winner = own.evaluations[int(np.nanargmax(own.rewards))]
-                    best = f"best: reward {best_reward:.4f}, quality {winner.quality:.4f}, cost {winner.cost:.4g}"
             round_number, trained = round_number + 1, Trained()
-            progress.advance(done=done(), status=best)
+            progress.advance(done=done(), status=status())
             run.save_if_due(state)
     run.save(state())
 
 
-def _remember(run: Run, player: Player, rollout: Rollout, round_number: int) -> None:
+def _best(lines: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """The line of the highest reward, if one has a reward."""
+    paid = [line for line in lines if line["reward"] is not None and math.isfinite(line["reward"])]
+    return max(paid, key=lambda line: line["reward"], default=None)
+
+
+def _lines(player: Player, rollout: Rollout, round_number: int) -> list[dict[str, Any]]:
+    """What `history.jsonl` says of a rollout."""
     strategy, evaluations, rewards = player.strategy, rollout.evaluations, rollout.rewards.tolist()
     first = round_number * player.envs.num_envs + 1  # a round that the budget cut short has fewer
     opened: list[dict[str, Any]] = [{}] * len(evaluations)
     if strategy.space.masks_depend_on_prefix:
         # Where one decision may close another, an analysis has to know which were there to be made.
         opened = [{"open": np.flatnonzero(row).tolist()} for row in rollout.masks.sum(axis=2) > 1]
-    run.append("history", *[
+    return [
         {
             "strategy": strategy.name,
             "round": round_number,
@@ -283,7 +312,7 @@ def _remember(run: Run, player: Player, rollout: Rollout, round_number: int) -> 
             **more,
         }
         for step, (evaluation, reward, more) in enumerate(zip(evaluations, rewards, opened, strict=True), first)
-    ])  # fmt: skip
+    ]
 
 
 def _log(

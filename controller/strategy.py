@@ -34,7 +34,7 @@ class Update:
         gradient_norm: Before clipping.
         baseline: Subtracted from the rewards, in the mean.
         num_skipped: Episodes or updates left out because a number was not finite.
-        probabilities: The mean probability of each choice, one list per decision.
+        probabilities: The mean probability of each choice, one list per decision; NaN where it was not open.
         note: A sentence for a person, where something happened that the numbers do not tell.
     """
 
@@ -89,7 +89,7 @@ class Strategy(ABC):
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes as the strategy learns."""
+        """All that changes as the strategy learns: dictionaries, lists, tuples, numbers, texts and tensors."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -144,7 +144,8 @@ def check_strategy(made: Any) -> Strategy:
     """Prove that a strategy, which may be of the user's own making, can play beside random search.
 
     Raises:
-        ValueError: It is none, has no name of its own, or its `__init__` leaves out that of Strategy.
+        ValueError: It is none, has no name of its own, keeps a state that it does not load, or its `__init__` leaves
+            out that of Strategy.
     """
     kind = type(made).__name__
     if not isinstance(made, Strategy):
@@ -156,6 +157,31 @@ def check_strategy(made: Any) -> Strategy:
         raise ValueError(
             f"controller: {kind} is called {name!r}, as the search that plays beside it; give it another name"
         )
+    if type(made).state_dict is not Strategy.state_dict and type(made).load_state_dict is Strategy.load_state_dict:
+        raise ValueError(f"controller: {kind} has a state_dict, but no load_state_dict that goes back to what it gave")
     if not hasattr(made, "space"):
         raise ValueError(f"controller: {kind} has no space; call super().__init__(space, seed) in its __init__")
     return made
+
+
+def check_update(told: Any, strategy: Strategy) -> None:
+    """Prove that what learning told can be written down.
+
+    Raises:
+        ValueError: It is no Update, or its probabilities are not those of the decisions.
+    """
+    kind = type(strategy).__name__
+    if not isinstance(told, Update):
+        raise ValueError(
+            f"controller: learn of {kind} gave {told!r:.100}; an Update is needed, and Update() says that there is "
+            "nothing to tell"
+        )
+    rows = told.probabilities
+    if rows is None:
+        return
+    widths = [decision.num_choices for decision in strategy.space.decisions]
+    if not isinstance(rows, list) or [len(row) for row in rows if isinstance(row, list)] != widths:
+        raise ValueError(
+            f"controller: learn of {kind} told probabilities {rows!r:.100}; expected a list for each of "
+            f"{len(widths)} decisions, of a number for each of its choices"
+        )

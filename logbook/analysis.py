@@ -176,7 +176,8 @@ def preferences(decisions: Decisions, history: Lines, updates: Lines, columns: i
         row = column[line["round"]]
         if told:
             for total, shares in zip(totals, line["probabilities"], strict=True):
-                total[row] += shares[: total.shape[1]]
+                if None not in shares:  # else the decision was not open
+                    total[row] += shares[: total.shape[1]]
         else:
             for place in line.get("open", range(len(decisions))):
                 totals[place][row, line["genotype"]["tokens"][place]] += 1

@@ -28,6 +28,18 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, _header(payload) + b"\n" + payload)
 
 
+def check_state(state: Any, whose: str) -> None:
+    """Prove, before anything is computed, that a checkpoint can hold a state.
+
+    Raises:
+        ValueError: It cannot; the message begins with `whose`.
+    """
+    try:
+        _encode(state, {})
+    except ValueError as error:
+        raise ValueError(f"{whose}: {error}") from None
+
+
 def plain_number(value: Any) -> Any:
     """For JSON: a number of NumPy's or PyTorch's, such as an evaluator of the user's own may give, as Python's.
 
@@ -108,7 +120,8 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
         case None | bool() | int() | float() | str():
             return value
     raise ValueError(
-        f"a checkpoint holds plain data and tensors, not {type(value).__name__}: leave it out of state_dict"
+        f"a checkpoint holds plain data and tensors, not {type(value).__name__} ({value!r:.60}); an array goes in as "
+        "torch.from_numpy, a set as a sorted list, and what follows from the config stays out"
     )
 
 

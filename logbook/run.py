@@ -141,8 +141,9 @@ class Run:
                 raise
             except (KeyError, TypeError, ValueError, RuntimeError) as error:
                 raise ValueError(
-                    f"cannot resume {self.folder}: its checkpoint is of another version of Luban ({error!r}); go on "
-                    "with the one that began the run, or begin a new run"
+                    f"cannot resume {self.folder}: its checkpoint is of another version of Luban, or a part of your "
+                    f"own does not load what its state_dict gave ({error!r}); go on with what began the run, or begin "
+                    "a new run"
                 ) from None
 
     @property

@@ -145,8 +145,10 @@ def draw_preferences(decisions: Sequence[Mapping[str, Any]], preferred: Preferen
         text = f"{labels[favorite]} {share:.0%}{since_text}"
         if share < 1.05 / len(labels):
             text = "open"
+        if np.isnan(shares[-1, 0]):
+            text = "not there"
         axes.text(1.02, row, "■", transform=axes.get_yaxis_transform(), va="center", fontsize=9,
-                  color=colors[labels[favorite]] if text != "open" else plots.INK)  # fmt: skip
+                  color=plots.INK if text in ("open", "not there") else colors[labels[favorite]])  # fmt: skip
         axes.text(1.07, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8.5)
     axes.imshow(image, aspect="auto", interpolation="nearest")
     axes.set_yticks(range(len(places)), [decisions[place]["name"] for place in places], fontsize=8.5)

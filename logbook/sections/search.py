@@ -124,7 +124,8 @@ def _add_controller(run: Record, section: Section) -> None:
     if last is None or run.decisions is None:
         section.missing.append("This run keeps no probabilities per decision.")
         return
-    pairs = [(d, p[: len(d["labels"])]) for d, p in zip(run.decisions, last, strict=True)]
+    pairs = [(d, p[: len(d["labels"])]) for d, p in zip(run.decisions, last, strict=True) if None not in p]
+    closed = " What no architecture of the last round had is left out." if len(pairs) < len(last) else ""
     operations = [pair for pair in pairs if pair[0]["kind"] == "operation"]
     skips = [pair for pair in pairs if pair[0]["kind"] == "skip" and plots.skip_ends(pair[0]["name"])]
     others = [pair for pair in pairs if pair not in operations and pair not in skips]
@@ -154,7 +155,7 @@ def _add_controller(run: Record, section: Section) -> None:
     for name, title, reading, chosen, draw in kinds:
         if chosen:
             decisions, shares = zip(*chosen, strict=True)
-            section.pictures.append(Picture(name, title, reading, draw(list(decisions), list(shares))))
+            section.pictures.append(Picture(name, title, reading + closed, draw(list(decisions), list(shares))))
 
 
 def ranking_section(ranking: Json) -> Section:

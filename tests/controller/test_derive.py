@@ -1,5 +1,6 @@
 """From a history to the few architectures worth training."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -240,16 +241,19 @@ def test_the_student_is_the_best_within_the_budget() -> None:
     assert chosen(0.5) == (1, False)  # nothing is within: the cheapest
 
 
-def line_of(tokens: tuple[int, ...], reward: float | None, strategy: str = "mine") -> dict[str, Any]:
+def line_of(
+    tokens: tuple[int, ...], reward: float | None, strategy: str = "mine", charge: float = 1.0
+) -> dict[str, Any]:
     return {
         "strategy": strategy, "genotype": {"space": "flat", "tokens": list(tokens)}, "quality": reward, "cost": 1.0,
         "reward": reward, "fidelity": 1.0, "seed": 0, "failure": None if reward is not None else "broken",
+        "charge": charge,
     }  # fmt: skip
 
 
 def test_what_cannot_be_evaluated_again_is_chosen_by_reward_or_estimate(known: Any) -> None:
     space = known.FlatSpace(1, 4)
-    history = [line_of((0,), 0.3), line_of((1,), 0.9), line_of((2,), None), line_of((3,), 0.5), line_of((3,), 0.8)]
+    history = [line_of((0,), 0.3), line_of((1,), 0.9), line_of((2,), None), line_of((3,), 0.5)]
     history += [line_of((2,), 0.99, "another")]
     cost: dict[tuple[int, ...], float] = {(0,): 5.0, (1,): 6.0, (3,): 7.0}
     choose_mine = partial(choose, space, history, "mine", lambda genotype: cost[genotype.tokens])
@@ -264,6 +268,23 @@ def test_what_cannot_be_evaluated_again_is_chosen_by_reward_or_estimate(known: A
     assert [c.evaluation.cost for c in choose_mine()] == [6.0, 7.0, 5.0]
     with pytest.raises(ValueError, match="nobody could evaluate no architecture"):
         choose(space, history, "nobody", lambda genotype: 1.0)
+    for given in ([0.1, math.nan, 0.2], [0.1, 0.2], 0.5):
+        with pytest.raises(ValueError, match=r"estimate of mine gave .*; expected a finite number for each of 3"):
+            choose_mine(lambda _, given=given: np.array(given))
+
+
+def test_of_several_noisy_draws_the_mean_is_chosen_by(known: Any) -> None:
+    """The first, or the best, would be the luckiest."""
+    lucky, good, shared = (0,), (1,), (2,)
+    history = [line_of(lucky, 1.0), line_of(good, 0.75), line_of(lucky, 0.25), line_of(good, 0.5)]
+    history += [line_of(good, 0.75, charge=0.0)]  # told again from the account of a budget: no draw
+    history += [line_of(shared, 0.25, charge=0.0)]  # told as that of another that computes the same
+    found = choose(known.FlatSpace(1, 3), history, "mine", lambda genotype: 1.0)
+    assert [(c.genotype.tokens, c.reward, c.evaluation.quality) for c in found] == [
+        (lucky, 0.625, 0.625), (good, 0.625, 0.625), (shared, 0.25, 0.25),
+    ]  # fmt: skip
+    history += [line_of(lucky, 0.25)]
+    assert choose(known.FlatSpace(1, 3), history, "mine", lambda genotype: 1.0)[0].genotype.tokens == good
 
 
 def test_a_target_is_honored_where_it_can_be() -> None:

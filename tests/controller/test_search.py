@@ -1,7 +1,9 @@
 """The search loop: what it writes down, that its players are treated alike, and that it goes on where it stopped."""
 
 import math
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from conf.launch import compose
 from controller.ledger import Ledger
 from controller.policy import PolicySettings
 from controller.reinforce import Reinforce
-from controller.search import Player, SearchSettings, operation_shares, search
-from controller.strategy import RandomSearch, Rollout, Strategy
+from controller.search import MAX_IDLE, Player, SearchSettings, operation_shares, play, search
+from controller.strategy import RandomSearch, Rollout, Strategy, Update
+from envs.architecture import VectorArchitectureEnv
 from envs.reward import Linear
 from logbook.checkpoint import read_checkpoint
 from logbook.console import Console
@@ -229,6 +232,94 @@ def test_a_failure_of_unknown_cost_is_charged_as_any_other(known: Any, tmp_path:
     play_search(reinforce(known.FlatSpace(4, 4)), Fails(Genotype("flat", (0, 0, 0, 0))), run, settings)
     assert sum(line["charge"] for line in run.read("history") if line["strategy"] == "reinforce") == 9
     run.close()
+
+
+def test_what_a_strategy_does_to_its_rollout_is_not_written_down(known: Any, tmp_path: Path) -> None:
+    """To take the mean off in place is a usual line of REINFORCE."""
+
+    class InPlace(RandomSearch):
+        name = "in place"
+
+        def learn(self, rollout: Rollout) -> Update:
+            rollout.rewards[:] -= rollout.rewards.mean()
+            rollout.evaluations.clear()
+            return Update()
+
+    run, evaluator = make_run(tmp_path / "run"), known.TargetEvaluator(Genotype("flat", (1, 2, 3)))
+    play_search(InPlace(known.FlatSpace(3, 4), 0), evaluator, run)
+    for line in run.read("history"):
+        (again,) = evaluator.evaluate([Genotype.from_json(line["genotype"])], 0.5, line["seed"])
+        assert line["reward"] == REWARD(again)
+    run.close()
+
+
+def test_who_proposes_nothing_new_ends_the_search_and_is_told(
+    known: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Settled(RandomSearch):
+        name = "settled"
+
+        def propose(self, num: int, round_number: int) -> list[Genotype]:
+            return [Genotype("flat", (0, 1))] * num
+
+    run = make_run(tmp_path / "run")
+    settings = SearchSettings(rounds=1000, episodes=1, warmup_batches=0, batches_per_round=0, budget=9)
+    settings = replace(settings, compare_random=False)
+    play_search(Settled(known.FlatSpace(2, 2), 0), known.TargetEvaluator(Genotype("flat", (0, 0))), run, settings)
+    told = "settled proposed nothing new for 300 rounds: its search ends with 1 of 9 spent."
+    assert " ".join(capsys.readouterr().out.split()).count(told) == 1
+    assert len(run.read("history")) == 1 + MAX_IDLE
+    run.close()
+
+
+def test_the_best_is_known_again_after_a_stop(known: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    space, evaluator = known.FlatSpace(3, 4), known.TargetEvaluator(Genotype("flat", (1, 2, 3)))
+    told = []
+    for rounds in (2, 3):
+        run = make_run(tmp_path / "run") if rounds == 2 else Run.resume(tmp_path / "run", 0)
+        play_search(RandomSearch(space, 0), evaluator, run, replace(SETTINGS, rounds=rounds))
+        told.append(re.findall(r"best: reward ([\d.]+)", capsys.readouterr().out)[-1])
+        best = max(line["reward"] for line in run.read("history"))
+        run.close()
+        assert told[-1] == f"{best:.4f}"
+    assert told[0] == told[1]  # no better one comes, so that it is that of before the stop
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda step: ({"tokens": step[0]["tokens"]}, *step[1:]), "observations need action_mask, step, tokens"),
+        (lambda step: (step[0]["tokens"], *step[1:]), "observations need action_mask, step, tokens, got ndarray"),
+        (lambda step: (*step[:-1], {"evaluation": np.array([None, None, 1])}), "missing for some episodes"),
+    ],
+)
+def test_environments_that_break_the_rules_are_named(spoil: Any, told: str, known: Any) -> None:
+    class Spoiled(VectorArchitectureEnv):
+        def reset(self, **given: Any) -> Any:
+            return spoil(super().reset(**given))
+
+        def step(self, actions: Any) -> Any:
+            return spoil(super().step(actions))
+
+    space = known.FlatSpace(2, 2)
+    envs = Spoiled(3, space, known.TargetEvaluator(Genotype("flat", (0, 0))), REWARD)
+    with pytest.raises(ValueError, match=f"env.id: .*{told}"):
+        play(envs, RandomSearch(space, 0), 0, 0)
+
+
+def test_an_episode_is_paid_what_all_its_steps_pay(known: Any) -> None:
+    class Shaped(VectorArchitectureEnv):
+        def step(self, actions: Any) -> Any:
+            observation, rewards, *rest = super().step(actions)
+            return observation, rewards + 0.125 * (actions == 1), *rest
+
+    space, evaluator = known.FlatSpace(3, 2), known.TargetEvaluator(Genotype("flat", (0, 0, 0)))
+    plain, shaped = (
+        play(kind(4, space, evaluator, REWARD), RandomSearch(space, 0), 0, 0)
+        for kind in (VectorArchitectureEnv, Shaped)
+    )
+    assert plain.tokens.any()
+    np.testing.assert_array_equal(shaped.rewards, plain.rewards + 0.125 * plain.tokens.sum(axis=1))
 
 
 def assert_same(mine: Any, other: Any) -> None:

@@ -1,12 +1,13 @@
 """Strategies that think in whole architectures replay them token by token."""
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 
 from child.space import Genotype, SearchSpace
-from controller.strategy import RandomSearch, Rollout, Update, WholeStrategy, check_strategy
+from controller.strategy import RandomSearch, Rollout, Update, WholeStrategy, check_strategy, check_update
 
 
 def test_whole_architectures_are_replayed(known: Any) -> None:
@@ -78,6 +79,29 @@ def test_a_strategy_of_ones_own_has_a_name_of_its_own(known: Any) -> None:
 
     with pytest.raises(ValueError, match=r"Forgetful has no space; call super\(\).__init__\(space, seed\)"):
         check_strategy(Forgetful(space, 0))
+
+    class Keeps(Mine):
+        def state_dict(self) -> dict[str, Any]:
+            return {"best": 1}
+
+    with pytest.raises(ValueError, match="Keeps has a state_dict, but no load_state_dict"):
+        check_strategy(Keeps(space, 0))
+
+
+@pytest.mark.parametrize(
+    ("told", "wrong"),
+    [
+        (None, "gave None; an Update is needed"),
+        (Update(probabilities=[[0.5, 0.5]]), "told probabilities .*; expected a list for each of 2 decisions"),
+        (Update(probabilities=[[0.5, 0.5], [1.0]]), "told probabilities"),
+        (Update(probabilities=np.full((2, 2), 0.5)), "told probabilities"),  # pyright: ignore[reportArgumentType]
+    ],
+)
+def test_what_learning_tells_is_looked_at(known: Any, told: Any, wrong: str) -> None:
+    random = RandomSearch(known.FlatSpace(2, 2), 0)
+    check_update(Update(probabilities=[[0.5, 0.5], [math.nan, math.nan]]), random)
+    with pytest.raises(ValueError, match=f"controller: learn of RandomSearch {wrong}"):
+        check_update(told, random)
 
 
 @pytest.mark.parametrize(

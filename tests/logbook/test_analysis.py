@@ -1,5 +1,7 @@
 """What is computed from a run's files has answers known from how the files were made."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -61,6 +63,12 @@ def test_preferences_follow_the_probabilities_and_tell_since_when() -> None:
     found = preferences(decisions, [], updates)
     assert found is not None and found.are_probabilities
     assert found.settled(0) == (1, 0.9, 1)
+    updates[2]["probabilities"] = [[None, None]]  # it was open in no architecture of the last round
+    found = preferences(decisions, [], updates)
+    assert found is not None and found.settled(0) == (1, 0.6, 1)
+    np.testing.assert_allclose(found.shares[0], [[0.6, 0.4], [0.4, 0.6], [math.nan, math.nan]])
+    together = preferences(decisions, [], updates, columns=1)
+    assert together is not None and together.shares[0].tolist() == [[0.5, 0.5]]
     history = [{"round": n, "genotype": {"tokens": [t]}} for n, t in ((0, 0), (0, 1), (1, 1))]
     counted = preferences(decisions, history, [])
     assert counted is not None and counted.shares[0].tolist() == [[0.5, 0.5], [0.0, 1.0]]

@@ -686,6 +686,24 @@ def test_decisions_of_other_kinds_have_a_picture(tmp_path: Path) -> None:
     assert not (folder / "plots" / "operations.svg").exists()
 
 
+def test_what_no_architecture_of_the_last_round_had_is_not_drawn_as_settled(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    run = read_run(folder)
+    assert run.decisions is not None
+    last = [decision["name"].startswith("layer6.") for decision in run.decisions]
+    for update in run.updates:
+        update["probabilities"] = [
+            [None] * len(row) if gone else row for gone, row in zip(last, update["probabilities"], strict=True)
+        ]
+    write_lines(folder / "updates.jsonl", run.updates)
+    write_report(folder)
+    text = page(folder)
+    assert "What no architecture of the last round had is left out." in text
+    for name in ("operation-probabilities", "skip-probabilities", "preferences"):
+        picture = (folder / "plots" / f"{name}.svg").read_text()
+        assert "layer5" in picture and "layer6" not in picture
+
+
 def test_decisions_that_do_nothing_explain_nothing(tmp_path: Path) -> None:
     folder, rng = write_run(tmp_path / "run"), np.random.default_rng(0)
     decisions = [{"name": f"d{place}", "kind": "operation", "labels": list("abcde")} for place in range(30)]
