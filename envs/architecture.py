@@ -7,6 +7,7 @@ reward is 0. `step` never trains shared weights: a reward is a function of (geno
 Letters: B episodes side by side, T decisions, C the largest number of choices.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -66,7 +67,7 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         self._narrow = space.max_choices <= 256
         self._all = np.ones(num_envs, bool).tobytes()
         self._shape = (num_envs,)
-        # What no episode changes is made once, read-only; observations get copies, as Gymnasium's checker asks.
+        # What no episode changes is made once, read-only; who steps gets copies, which are his to change.
         limits = np.array(self._num_choices, np.uint64)[:, None].repeat(num_envs, axis=1)
         closing = np.zeros((1, space.max_choices), np.int8)
         closing[0, 0] = 1  # after the last token: never all zero, which Gymnasium would read as "anything"
@@ -82,15 +83,31 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         self._tokens = np.full((self._num_steps, num_envs), -1, np.int16)  # so that a step writes one piece of memory
         self._mask: Mask = masks[-1]
         self._seeds: list[int] = []
+        self._draw_by: int | None = None  # what has yet to seed what is drawn
 
     def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Begin B episodes; each is evaluated with its seed (one for all, one for each, or drawn)."""
-        super().reset(seed=seed if isinstance(seed, int) else None)
-        given = seed if isinstance(seed, list) else [seed] * self.num_envs
+        """Begin B episodes; each is evaluated with its seed (one for all, one for each, or drawn).
+
+        What is drawn, here and in a later reset without seeds, follows from the first seed.
+
+        Raises:
+            ValueError: There are more or fewer seeds, one is no whole number, or only some episodes are to begin.
+        """
+        several = isinstance(seed, list | tuple | np.ndarray)
+        given: list[Any] = list(seed) if several else [seed] * self.num_envs
         if len(given) != self.num_envs:
             raise ValueError(f"expected one seed or {self.num_envs} of them, got {len(given)}")
+        if not all(each is None or isinstance(each, int | np.integer) for each in set(given)):
+            raise ValueError(f"expected whole numbers as seeds, got {seed!r:.100}")
+        if options and not np.all(options.get("reset_mask", True)):
+            raise ValueError("the episodes advance together, so that all begin at once; leave reset_mask out")
+        if given[0] is not None:
+            self._draw_by = int(given[0])
+        if self._draw_by is not None and (None in given or not several):  # not where nothing is drawn: it takes long
+            super().reset(seed=self._draw_by)
+            self._draw_by = None
         if None in given:
             drawn = int(self.np_random.integers(2**62))
             given = [drawn if each is None else each for each in given]
@@ -99,7 +116,7 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         self._tokens = np.full((self._num_steps, self.num_envs), -1, np.int16)
         steps, self._mask = self._first
         observation = {"tokens": self._tokens.copy().T, "step": steps.copy(), "action_mask": self._mask.copy()}
-        return observation, {"action_mask": observation["action_mask"]}
+        return observation, {"action_mask": self._mask.copy()}
 
     def step(
         self, actions: NDArray[np.integer[Any]]
@@ -112,7 +129,7 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         """
         step = self._step
         if step == self._num_steps:
-            raise RuntimeError("the episodes are over; call reset() before step()")
+            raise RuntimeError("no episode is under way; call reset() before step()")
         limits, steps, mask = self._after[step]
         actions = np.asarray(actions)
         # The usual case in one pass: read as unsigned, a negative number is a huge one.
@@ -126,15 +143,15 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
             mask = self.search_space.mask(tokens[:step].T.astype(np.int64))
         self._mask = mask
         observation: Observation = {"tokens": tokens.copy().T, "step": steps.copy(), "action_mask": mask.copy()}
-        info: dict[str, Any] = {"action_mask": observation["action_mask"]}
+        info: dict[str, Any] = {"action_mask": mask.copy()}
         if step < self._num_steps:
-            return observation, self._unpaid, self._live, self._live, info
+            return observation, self._unpaid.copy(), self._live.copy(), self._live.copy(), info
         evaluations = self._evaluate()
         if len(evaluations) != self.num_envs:
             raise ValueError(f"the evaluator gave {len(evaluations)} evaluations of {self.num_envs} architectures")
         info["evaluation"] = np.fromiter(evaluations, object, self.num_envs)
         rewards = np.fromiter(map(self.reward, evaluations), np.float64, self.num_envs)
-        return observation, rewards, self._over, self._live, info
+        return observation, rewards, self._over.copy(), self._live.copy(), info
 
     def action_masks(self) -> NDArray[np.bool_]:
         """The legal next tokens, (B, C), as sb3-contrib asks for them."""

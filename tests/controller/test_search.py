@@ -47,7 +47,7 @@ def reinforce(space: SearchSpace, rounds: int = 4) -> Reinforce:
 
 
 CONTROLLERS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "controller").glob("*.yaml"))
-REWARD = Linear(target=20_000, beta=0.1)
+REWARD: Any = Linear(target=20_000, beta=0.1)
 
 
 def environments(space: SearchSpace, evaluator: Any, settings: SearchSettings) -> Any:

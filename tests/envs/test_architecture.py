@@ -165,6 +165,25 @@ def test_writing_into_an_observation_does_not_change_the_rules(env_id: str, piec
     np.testing.assert_array_equal(observation["tokens"], prefix)
 
 
+def test_what_a_step_gives_is_ones_own_to_change(env_id: str, pieces: Pieces) -> None:
+    """As Gymnasium's wrappers for vectors do, which clip rewards in place."""
+    envs, tokens = make_vector(env_id, 2, pieces), random_tokens(pieces["space"], 2)
+    shown = trajectory(envs, tokens, 0)
+    clean = trajectory(envs, tokens, 0)
+    for given in (shown[0][0], *(step[0] for step in shown[1:])):
+        given["action_mask"][:] = 7
+    for step in shown[1:]:
+        for array in step[1:4]:
+            array[:] = 1
+    assert not any((info["action_mask"] == 7).any() for *_, info in shown)
+    for before, after in zip(clean[1:], trajectory(envs, tokens, 0)[1:], strict=True):
+        for mine, other in zip(before[1:4], after[1:4], strict=True):
+            np.testing.assert_array_equal(mine, other)
+    clipped = gymnasium.wrappers.vector.ClipReward(envs, 0.0, 0.25)
+    for _, rewards, *_ in trajectory(clipped, tokens, 0)[1:]:
+        assert rewards.max() <= 0.25
+
+
 def wrong_actions(num_choices: int) -> dict[str, Any]:
     return {
         "too large": np.array([0, num_choices]),
@@ -257,7 +276,7 @@ def test_a_step_after_the_end_is_an_error(env_id: str, pieces: Pieces) -> None:
     with pytest.raises(RuntimeError, match="reset"):
         envs.step(tokens[:, 0])
     trajectory(envs, tokens, [0, 0])
-    with pytest.raises(RuntimeError, match=r"the episodes are over; call reset\(\)"):
+    with pytest.raises(RuntimeError, match=r"no episode is under way; call reset\(\)"):
         envs.step(tokens[:, 0])
     assert envs.metadata["autoreset_mode"] == AutoresetMode.DISABLED
 
@@ -291,8 +310,21 @@ def test_seeds(env_id: str, pieces: Pieces) -> None:
     assert len(set(drawn)) == 1 and drawn != drawn_later
     envs.reset(seed=1)
     assert evaluated(None) == drawn
+    for seed in ([2, 3, 4], (2, 3, 4), np.array([2, 3, 4]), np.int64(2)):  # what comes later follows from the first
+        envs.reset(seed=1)
+        assert evaluated(seed)[0] == 2
+        later = evaluated(None)
+        envs.reset(seed=2)
+        assert evaluated(None) == later
     with pytest.raises(ValueError, match="expected one seed or 3 of them, got 2"):
         begin(envs, [1, 2])
+    for seed in (1.5, "5", [1, 2, 1.5]):
+        with pytest.raises(ValueError, match="expected whole numbers as seeds, got "):
+            begin(envs, seed)
+    begin(envs, 1)
+    envs.reset(options={"reset_mask": np.ones(3, bool)})
+    with pytest.raises(ValueError, match=r"the episodes advance together, .*; leave reset_mask out"):
+        envs.reset(options={"reset_mask": np.array([True, False, True])})
 
 
 def test_fidelity_reaches_the_evaluator(env_id: str, pieces: Pieces) -> None:
