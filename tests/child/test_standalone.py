@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from child.cost import CostModel
 from child.macro import MacroSpace
 from child.space import Genotype
 from child.standalone import StandaloneEvaluator, StandaloneScore, folds_of
-from child.task import Split, Task
+from child.task import Classification, Objective, Regression, Split, Task
 from child.training import Training, TrainingSettings
 
 
@@ -60,11 +61,13 @@ def test_folds_are_stratified_disjoint_and_cover_all(task: Task, num_folds: int)
         assert fold.test is task.test
 
 
-def test_folds_are_drawn_by_the_seed_alone(task: Task) -> None:
+@pytest.mark.parametrize("objective", [Classification(("a", "b", "c")), Regression("y", 0.0, 1.0)])
+def test_folds_are_drawn_by_the_seed_alone(objective: Objective, task: Task) -> None:
     def deal(seed: int) -> list[set[int]]:
         np.random.seed(1)
         torch.manual_seed(2)
         together = task.with_splits(numbered(0, (20, 20, 20)), numbered(60, (6, 6, 6)))
+        together = replace(together, objective=objective)
         return [numbers(fold.validation) for fold in folds_of(together, 3, seed)]
 
     assert deal(0) == deal(0)

@@ -649,6 +649,16 @@ def test_every_part_has_two_samples(
         assert min(parts) >= 2 and sum(parts) == max(2, num)
 
 
+def test_where_samples_are_few_the_newest_moment_scores(
+    make_evaluator: Callable[..., SupernetEvaluator], sampler: Sample
+) -> None:
+    kept, without = make_evaluator(score="loss", snapshots=3, snapshot_every=1), make_evaluator(score="loss")
+    for evaluator in (kept, without):
+        evaluator.improve(sampler, 4)
+    few = 2 / len(kept.task.validation)
+    assert kept.evaluate(sampler(2, 0), few, 0) == without.evaluate(sampler(2, 0), few, 0)
+
+
 def test_several_copies_have_no_relaxation(make_evaluator: Callable[..., SupernetEvaluator]) -> None:
     evaluator = make_evaluator(copies=2)
     evaluator.space = NASBench201Space(evaluator.task.input_shape, evaluator.task.num_outputs)
@@ -689,3 +699,5 @@ def test_the_seed_decides_the_first_weights(
 ) -> None:
     prints = [fingerprint(make_evaluator(seed=seed).network) for seed in (0, 1, 0)]
     assert prints[0] == prints[2] != prints[1]
+    copies = [fingerprint(copy.network) for copy in make_evaluator(seed=0, copies=3).copies]
+    assert copies[0] == prints[0] and len(set(copies)) == 3

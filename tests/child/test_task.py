@@ -129,9 +129,11 @@ def test_other_data_have_another_mark(small_task: Task) -> None:
     inputs, targets = small_task.train.inputs.clone(), small_task.train.targets.clone()
     inputs[3] += 1
     targets[[0, 1]] = targets[[1, 0]] + 1
+    judged = replace(small_task.validation, targets=small_task.validation.targets + 1)
     marks = {with_training(inputs=inputs).mark(), with_training(targets=targets).mark(), small_task.mark(),
-             small_task.with_splits(small_task.train.take(torch.arange(9)), small_task.validation).mark()}  # fmt: skip
-    assert len(marks) == 4
+             small_task.with_splits(small_task.train.take(torch.arange(9)), small_task.validation).mark(),
+             small_task.with_splits(small_task.train, judged).mark()}  # fmt: skip
+    assert len(marks) == 5
 
 
 def test_what_is_said_of_numbers_by_hand() -> None:
@@ -327,6 +329,7 @@ def test_a_training_batch_is_the_samples_asked_for(task: Task) -> None:
 
 def test_a_training_batch_is_augmented_after_padding_with_stored_zeros(make_task: Callable[..., Task]) -> None:
     task = make_task(augmentation=Augmentation(shift=8))
+    task.train.inputs.clamp_(min=1)  # a 0 comes from the padding alone
     inputs, _ = task.training_batch(torch.arange(48), generator())
     black = task.preprocessing(torch.zeros(1, 3, 1, 1, dtype=torch.uint8)).flatten()
     moved_far = (inputs - black.view(1, 3, 1, 1)).abs().flatten(2).min(dim=2).values

@@ -339,6 +339,20 @@ def test_epochs_are_counted_in_whole_batches(linear: nn.Module, task: Task) -> N
     assert num == 6
 
 
+def test_augmentation_is_drawn_anew_at_every_step(linear: nn.Module, make_task: Callable[..., Task]) -> None:
+    seeds: list[int] = []
+
+    class Watched(Augmentation):
+        def crop(self, stored: Tensor, generator: torch.Generator) -> Tensor:
+            seeds.append(generator.initial_seed())
+            return stored
+
+    training = train(linear, make_task(augmentation=Watched()))
+    while not training.finished:
+        training.step()
+    assert len(set(seeds)) == len(seeds) == 6  # two epochs of three steps
+
+
 # Going on.
 
 

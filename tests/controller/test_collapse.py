@@ -97,6 +97,15 @@ def test_proposals_without_parameters_are_named(free_space: SearchSpace) -> None
     assert found.endswith(f"Try {warm_up} or the other evaluator.statistics.")  # evolution has none of its own
 
 
+@pytest.mark.parametrize(("first", "named"), [(16, True), (17, False)])
+def test_the_last_fifth_of_the_rounds_counts(first: int, named: bool) -> None:
+    """Rounds 16 to 19: where the first of them has its convolutions, a quarter of the operations is left."""
+    cells = [Genotype("nasbench201", (1 if number >= first else 3,) * 6) for number in range(ROUNDS)]
+    history = [{"round": number, "genotype": cell.to_json()} for number, cell in enumerate(cells)]
+    found = name_collapse(NASBench201Space(), history, updates_of(lambda _: 5.0), cells[:1], SETTINGS, REMEDIES)
+    assert len(found) == named and all("the last 4 of 20 rounds 100% are" in each for each in found)
+
+
 def test_a_choice_without_parameters_is_named(free_space: SearchSpace) -> None:
     chosen = drawn(free_space, np.random.default_rng(1), 1, pull=1.0)
     (found,) = name_collapse(

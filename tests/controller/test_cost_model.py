@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from child.space import Evaluation, Genotype, SearchSpace
-from controller.cost_model import CostRegression, Demand
+from controller.cost_model import RIDGE, CostRegression, Demand
 from controller.model_based import ModelBased
 from controller.policy import PolicySettings
 from controller.ranks import normal_scores
@@ -39,6 +39,24 @@ def test_costs_that_add_up_or_multiply_are_learned(known: Any, is_log: bool) -> 
     np.testing.assert_allclose(regression.predict(asked), np.log(cost(asked)), atol=0.01)
 
 
+def test_sum_or_product_is_told_by_leaving_each_out_once(known: Any) -> None:
+    space = known.FlatSpace(6, 4)
+    for seed in range(20):
+        tokens, shares = drawn(space, 12, seed), np.random.default_rng(seed).uniform(0.0, 1.0, (6, 4))
+        costs = np.exp(2 * shares[np.arange(6), tokens].sum(axis=1))
+        regression = CostRegression(space)
+        regression.fit(tokens, costs)
+        features, errors = regression._features(tokens), []
+        for targets, scale in ((costs, costs), (np.log(costs), 1.0)):
+            missed = []
+            for left_out in range(12):
+                others, wanted = np.delete(features, left_out, axis=0), np.delete(targets, left_out)
+                weights = np.linalg.solve(others.T @ others + RIDGE * np.eye(features.shape[1]), others.T @ wanted)
+                missed.append(abs(targets[left_out] - features[left_out] @ weights))
+            errors.append(np.median(np.array(missed) / scale))
+        assert regression.is_log == (errors[1] < errors[0])
+
+
 @pytest.mark.parametrize("reward", REWARDS, ids=lambda reward: reward.formula())
 def test_the_demand_is_what_would_earn_the_best_reward(known: Any, reward: Any) -> None:
     """Put into the reward itself, of which the demand knows nothing."""
@@ -53,6 +71,9 @@ def test_the_demand_is_what_would_earn_the_best_reward(known: Any, reward: Any) 
     for cost in range(5, 14):  # each of which was seen several times
         (needed,) = demand._needed(np.log([float(cost)]))
         assert reward.blend(needed, cost / reward.target) == pytest.approx(rewards.max(), abs=1e-3)
+    near_and_far = np.log([9.0, 90.0])  # each goes by the costs near it, whatever else is asked about
+    alone = [demand._needed(near_and_far[[place]])[0] for place in (0, 1)]
+    np.testing.assert_allclose(demand._needed(near_and_far), alone)
 
 
 def test_scores_go_with_the_qualities_and_on_beyond_them(known: Any) -> None:

@@ -67,12 +67,12 @@ def test_equal_keys_are_one() -> None:
 
 def test_the_account_is_restored() -> None:
     first: Any = Counting()
-    ledger = Ledger(first, 5.0)
-    ledger.evaluate([flat(0), flat(1)], 1.0, 3)
+    ledger = Ledger(first, 2.0)
+    ledger.evaluate([flat(0), flat(1), flat(2)], 1.0, 3)
     second: Any = Counting()
-    restored = Ledger(second, 5.0)
+    restored = Ledger(second, 2.0)
     restored.load_state_dict(ledger.state_dict())
-    assert restored.spent == 2.0 and restored.known == ledger.known
+    assert restored.closed and restored.spent == 2.0 and restored.known == ledger.known
     assert restored.evaluate([flat(1)], 1.0, 4) == ledger.evaluate([flat(1)], 1.0, 4)
     assert not second.made
 
@@ -123,8 +123,14 @@ def test_a_strategy_that_has_settled_ends(known: Any) -> None:
             assert np.isfinite(rollout.rewards).all() and len(rollout.rewards) == 2
             return Update()
 
-    player, rounds = player_of(Stubborn(known.FlatSpace(2, 2), 0), 9.0, 2), 0
+    def begin() -> Player:
+        return player_of(Stubborn(known.FlatSpace(2, 2), 0), 9.0, 2)
+
+    player, rounds = begin(), 0
     while not player.finished:
+        if rounds == MAX_IDLE // 2:  # a run that was stopped goes on counting
+            state, player = player.state_dict(), begin()
+            player.load_state_dict(state)
         player.play(rounds, 0)
         rounds += 1
     assert rounds == MAX_IDLE + 1

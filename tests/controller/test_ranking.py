@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import bootstrap, kendalltau
 
+from child.nasbench201 import NASBench201Space
+from child.space import Genotype
 from controller import ranking
 from controller.ranking import FEWEST, Agreement, agreement, choose_to_rank
 
@@ -141,6 +143,13 @@ def test_finalists_come_first_and_nothing_comes_twice(known: Any) -> None:
     assert list(chosen.values()) == ["finalist"] * 4 + ["random"] * 5
     assert chosen == choose_to_rank(space, finalists, 4, 5, seed=1)
     assert list(chosen) != list(choose_to_rank(space, finalists, 4, 5, seed=2))
+
+
+def test_cells_that_are_one_network_are_ranked_once() -> None:
+    """Both are one convolution, before or after the node that passes it on."""
+    left, right = Genotype("nasbench201", (1, 3, 0, 0, 0, 1)), Genotype("nasbench201", (3, 0, 1, 0, 0, 1))
+    space = NASBench201Space()
+    assert list(choose_to_rank(space, [left, right], 2, 0, seed=0)) == [left]
 
 
 def test_a_small_space_has_no_more_to_rank(known: Any) -> None:

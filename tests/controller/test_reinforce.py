@@ -217,8 +217,11 @@ def test_five_hopeless_updates_in_a_row_stop_the_search(known: Any) -> None:
     assert not torch.equal(weights_of(strategy), before)
     for _ in range(MAX_SKIPPED - 1):
         strategy.learn(hopeless)
-    with pytest.raises(ControllerError, match=r"not finite in 5 updates in a row; lower controller\.learning_rate"):
-        strategy.learn(hopeless)
+    resumed = reinforce(space)
+    resumed.load_state_dict(strategy.state_dict())
+    for each in (strategy, resumed):
+        with pytest.raises(ControllerError, match=r"not finite in 5 updates in a row; lower controller\.learning_rate"):
+            each.learn(hopeless)
 
 
 def test_rounds_of_ppo_that_break_off_stop_the_search(known: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from child.cost import CostModel
 from child.nasbench201 import NASBench201Space
-from child.space import CheckedEvaluator, Evaluation, Genotype, SearchSpace, derive_seed
+from child.space import CheckedEvaluator, Evaluation, Genotype, Improvement, SearchSpace, derive_seed
 from child.supernet import SupernetEvaluator
 from child.task import Task
 from child.training import TrainingSettings
@@ -22,7 +22,7 @@ from conf.launch import compose
 from controller.ledger import Ledger
 from controller.policy import PolicySettings
 from controller.reinforce import Reinforce
-from controller.search import MAX_IDLE, Player, SearchSettings, operation_shares, play, search
+from controller.search import MAX_IDLE, Player, SearchSettings, Trained, operation_shares, play, search
 from controller.strategy import RandomSearch, Rollout, Strategy, Update
 from envs.architecture import VectorArchitectureEnv
 from envs.reward import Linear
@@ -130,6 +130,13 @@ def test_the_updates_tell_what_was_learned(known: Any, tmp_path: Path) -> None:
         assert len(line["probabilities"]) == 3
         for row in line["probabilities"]:
             assert len(row) == 4 and sum(row) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_loss_of_a_round_is_the_mean_of_the_batches_that_count() -> None:
+    trained = Trained()
+    for improvement, num_batches in ((Improvement(2.0, 1), 4), (Improvement(math.nan, 2), 2), (Improvement(5.0), 1)):
+        trained = trained.after(improvement, num_batches)
+    assert trained.num_batches == 7 and trained.loss == (3 * 2.0 + 5.0) / 4
 
 
 def test_random_search_has_no_opponent(known: Any, tmp_path: Path) -> None:

@@ -329,7 +329,8 @@ def test_seeds(env_id: str, pieces: Pieces) -> None:
 
 def test_fidelity_reaches_the_evaluator(env_id: str, pieces: Pieces) -> None:
     envs = make_vector(env_id, 2, {**pieces, "fidelity": 0.25})
-    trajectory(envs, random_tokens(pieces["space"], 2), [0, 0])
+    for seeds in ([0, 0], [1, 2]):
+        trajectory(envs, random_tokens(pieces["space"], 2), seeds)
     assert {fidelity for _, fidelity, _ in pieces["evaluator"].calls} == {0.25}
     for fidelity in (0.0, 1.5):
         with pytest.raises(ValueError, match="fidelity is a share"):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from child.task import Classification, Split, Task
 from child.transforms import Normalize
-from envs.arrays import array_task, arrays
+from envs.arrays import array_task, arrays, stratified
 
 NUM = 200
 LABELS = np.arange(NUM) % 4  # 50 of each
@@ -49,6 +49,15 @@ def test_the_split_follows_from_the_seed() -> None:
     assert numbers(first.validation) != numbers(other.validation)
     tests = [numbers(opened(task)) for task in (first, again, other)]
     assert tests[0] == tests[1] != tests[2]
+    given = images(8), LABELS[:8]  # nothing is drawn but validation
+    of_seed = [numbers(array_task("t", images(), LABELS, seed, test=given).validation) for seed in (1, 1, 2)]
+    assert of_seed[0] == of_seed[1] != of_seed[2]
+
+
+def test_a_subset_follows_from_the_seed_and_has_its_part_of_every_class() -> None:
+    first, again, other = (stratified("t", LABELS, 40, seed).tolist() for seed in (1, 1, 2))
+    assert first == again == sorted(set(first)) != other
+    assert np.bincount(LABELS[first]).tolist() == np.bincount(LABELS[other]).tolist() == [10] * 4
 
 
 def test_the_test_set_is_sealed() -> None:

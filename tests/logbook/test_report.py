@@ -720,7 +720,7 @@ def test_decisions_that_do_nothing_explain_nothing(tmp_path: Path) -> None:
 
 # Comparisons claim no more than their runs can show, whatever state the runs are in.
 
-FIRST, SECOND = [0.981, 0.984, 0.990], [0.980, 0.981, 0.985]
+FIRST, SECOND = [0.981, 0.984, 0.990], [0.978, 0.980, 0.985]  # differ beyond noise if it were the only test
 
 
 @pytest.fixture(scope="module")
@@ -750,8 +750,9 @@ def test_the_page_groups_runs_and_judges_differences(repetitions: list[Path], tm
     assert found.low is not None and found.high is not None
     assert teacher[3:5] == [f"98.50% [{100 * found.low:.2f}%, {100 * found.high:.2f}%]", "3"]
     judged = next(row for row in rows if row[:2] == ["A against B", "teacher"])
-    assert judged[2] == "+0.3 points" and judged[4:6] == ["3", "paired"] and judged[-1] == "within noise"
-    assert judged[6] == f"{stats.ttest_rel(FIRST, SECOND).pvalue:.3g}"
+    assert judged[2] == "+0.4 points" and judged[4:6] == ["3", "paired"] and judged[-1] == "within noise"
+    p = stats.ttest_rel(FIRST, SECOND).pvalue
+    assert judged[6:8] == [f"{p:.3g}", f"{3 * p:.3g}"] and p < 0.05 < 3 * p
 
 
 def test_a_difference_far_beyond_its_spread_is_called_one(repetitions: list[Path], tmp_path: Path) -> None:
@@ -771,6 +772,9 @@ def test_a_seed_that_ran_twice_counts_once(repetitions: list[Path], tmp_path: Pa
     (once,), (twice,) = (read_parts(folders) for folders in (repetitions[:3], [*repetitions[:3], *again]))
     assert twice.groups[0].values("teacher") == once.groups[0].values("teacher")
     assert compare.tests(twice) == compare.tests(once)
+    change_results(again[0], teacher=[0.5, 0.5])  # two trainings weigh no more than the one of the other run
+    (uneven,) = read_parts([repetitions[0], again[0]])
+    assert uneven.groups[0].values("teacher") == [pytest.approx((FIRST[0] + 0.5) / 2)]
 
 
 def test_the_best_of_several_teachers_is_one_network_in_every_run(tmp_path: Path) -> None:
@@ -803,6 +807,13 @@ def test_single_runs_and_equal_differences_are_not_judged(repetitions: list[Path
     assert alike["judged"] == "no spread to judge by" and alike["how"] == "-"
     told = compare.verdict([part], [compare.tests(part)])
     assert re.match("Of 1 differences? between these 2 groups that can be tested, 0 lies? beyond noise;", told)
+
+
+@pytest.mark.parametrize(("higher_is_better", "told"), [(False, "beats"), (True, "does not beat")])
+def test_where_lower_is_better_less_beats_random_search(higher_is_better: bool, told: str) -> None:
+    part = compare.Part("plays", "a metric", higher_is_better, [])
+    row = {"pair": "A", "difference": "-0.3", "corrected": "0.01", "judged": "beyond noise"}
+    assert f"; the search {told} random search beyond noise." in compare.verdict([part], [[row]])
 
 
 def test_the_page_tells_how_many_tests_there_were(repetitions: list[Path], tmp_path: Path) -> None:
@@ -879,7 +890,7 @@ def test_the_script_takes_a_list_of_runs(repetitions: list[Path], tmp_path: Path
     output = ["--output", str(tmp_path / "both.html")]
     assert report_script.main([f"runs=[{repetitions[0]},{repetitions[3]}]", *output]) == 0
     printed = capsys.readouterr().out
-    assert str(tmp_path / "both.html") in printed and "98.10%" in printed and "98.00%" in printed
+    assert str(tmp_path / "both.html") in printed and "98.10%" in printed and "97.80%" in printed
 
 
 @pytest.mark.parametrize("words", [["runs=outputs/a"], ["runs=[]"], ["runs=[a,"], ["runs=[a,,b]"], ["runs=[a", "b]"]])

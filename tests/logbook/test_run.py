@@ -357,6 +357,18 @@ def test_a_signal_asks_for_a_checkpoint_and_a_second_stops_at_once(tmp_path: Pat
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_stage_without_checkpoints_is_kept_before_the_stop(tmp_path: Path) -> None:
+    interruption = Interruption()
+    run = Run.create(tmp_path, "run", "a: 1\n", math.inf, interruption)
+    interruption.requested = signal.SIGTERM
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        run.once("stage", lambda: 5)
+    run.close()
+    resumed = Run.resume(run.folder, 0.0)
+    assert resumed.finished == {"stage": 5}
+    resumed.close()
+
+
 def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "results.json"
     write_atomically(path, b"old")
