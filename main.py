@@ -39,6 +39,7 @@ from child.rungs import Rungs
 from child.space import (
     CheckedEvaluator,
     CostUnit,
+    Evaluation,
     Evaluator,
     Genotype,
     Graph,
@@ -220,6 +221,13 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
         if config.rungs.fidelities:
             raise ConfigError("rungs.fidelities: nothing is trained where a table tells the qualities; set it to []")
         reward = build_reward(config, space, evaluator.cost, known_target)
+        drawn = space.sample(np.random.default_rng(0), 1)[0]
+        cheap, dear = (Evaluation(drawn, 0.5, ratio * getattr(reward, "target", 1.0), 1.0, 0) for ratio in (0.1, 10.0))
+        if not evaluator.has_costs and reward(cheap) != reward(dear):
+            raise ConfigError(
+                f"{config.reward.key}: cost counts in it, and the table has none; set evaluator.cost to the column of "
+                "it, or reward=quality"
+            )
     else:
         if not isinstance(space, NetworkSpace):
             raise ConfigError(f"space: {config.space.target} has no networks that could be trained on {task.name}")
@@ -354,7 +362,10 @@ def build_reward(
             drawn = space.sample(np.random.default_rng(derive_seed(config.seed, "target")), 101)
             target = float(np.quantile([cost(genotype) for genotype in drawn], 0.75))
         if not target > 0:
-            raise ConfigError(f"{part.key}.target: costs are 0 here, so it must be given; set {part.key}.target=1")
+            raise ConfigError(
+                f"{part.key}.target: costs are 0 here, so that it cannot follow from them; set it, or with a table "
+                "evaluator.cost"
+            )
         part = Part(part.key, part.target, {**part.arguments, "target": target})
     reward = part.build(config.plugins)
     missing = [name for name in ("unit", "formula") if not hasattr(reward, name)]

@@ -118,7 +118,8 @@ class Evaluation(NamedTuple):
         fidelity: The share of a full evaluation that was spent, in (0, 1].
         seed: The seed that the evaluation was drawn with.
         failure: Why there is no quality, or None.
-        charge: What was charged for it, in the unit of the search's budget.
+        charge: What the search's account charged for it, which fills it in: 1, or what a table says; an evaluator
+            leaves it at 1.
     """
 
     genotype: Genotype
@@ -484,14 +485,14 @@ class CheckedEvaluator:
         try:
             unknown = math.isnan(quality)
             sound = (0 <= quality <= 1 or unknown) and (0 <= cost < math.inf or (failure and math.isnan(cost)))
-            sound = sound and 0 < given.charge < math.inf and isinstance(failure, str | None)
+            sound = sound and given.charge == 1 and isinstance(failure, str | None)
         except (TypeError, ValueError):  # what cannot be compared is no number
             unknown = sound = False
         if not sound:
             told = f"quality {quality!r}, cost {cost!r}, charge {given.charge!r} and failure {failure!r}"
             raise ValueError(
-                "expected an Evaluation with a quality in [0, 1], a cost of at least 0 and a charge above 0, both "
-                f"finite, and as its failure None or a text, got {told}"
+                "expected an Evaluation with a quality in [0, 1], a finite cost of at least 0, the charge left at 1 (a "
+                f"search's account fills it in), and as its failure None or a text, got {told}"
             )
         if unknown or failure:
             return given._replace(quality=0.0, failure=failure or f"quality {quality} is not a number")

@@ -436,8 +436,8 @@ class SupernetRelaxation:
     def _after_a_step(self, weights: Mapping[str, Tensor], choices: Tensor) -> dict[str, Tensor]:
         """The shared weights after the coming training step, as functions of the choices (Liu et al. 2019, eq. 6).
 
-        It is the step of the trainer, weight decay, clipping, Nesterov's momentum and smoothed labels included. Where
-        the paper takes finite differences of its gradient, here it is differentiated itself.
+        It is the step of the trainer, weight decay, clipping, Nesterov's momentum and smoothed labels included, but
+        without its dropout. Where the paper takes finite differences of its gradient, here it is differentiated itself.
         """
         training, settings = self.evaluator.training, self.evaluator.settings
         loss = self._task_loss(weights, choices, *training.batch(), settings.label_smoothing)

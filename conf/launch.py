@@ -24,7 +24,7 @@ from yaml import YAMLError
 from child.cost import is_out_of_memory
 from child.space import nearest
 from child.training import TrainingError, prepare_process
-from conf.schema import ConfigError, RunConfig, read
+from conf.schema import OURS, ConfigError, RunConfig, read
 from controller.reinforce import ControllerError
 from logbook.console import Console
 from logbook.interrupt import Interrupted, Interruption
@@ -235,7 +235,9 @@ def one_line(error: Exception) -> str:
     key = getattr(root, "full_key", None)
     parent = getattr(root, "parent_node", None)
     if key and isinstance(parent, DictConfig) and "not in struct" in str(root):
-        return f"{key}: unknown key; {nearest(key.rpartition('.')[2], [name for name in parent if name != 'hydra'])}"
+        known = nearest(key.rpartition(".")[2], [name for name in parent if name != "hydra"])
+        is_own = str(parent.get("_target_", OURS[0])).partition(".")[0] not in OURS
+        return f"{key}: unknown key; {known}{f'; where your class takes it, +{key}=... sets it' if is_own else ''}"
     if key and "mandatory" in str(root).lower():
         return f"{key}: this key has no default; set {key}=..."
     return " ".join(line.strip() for line in str(root).splitlines() if line.strip())

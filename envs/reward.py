@@ -1,7 +1,8 @@
 """From an evaluation to a number: how quality and cost are blended.
 
 Every reward has a target cost in its unit; r = cost / target is the cost ratio. P_data is the task's quality in [0, 1].
-A failed evaluation has quality 0 and never earns more than 0.
+A failed evaluation has quality 0 and never earns more than 0; where its cost is not known either it earns 0, which is
+the least that a reward gives, or if there is no least nothing at all (NaN, which every strategy leaves out).
 
 Search by gradients cannot differentiate a quality such as accuracy. It minimizes the reward's `loss` instead, in which
 the task's loss L takes the place of a falling quality, and the cost term stays what it is.
@@ -9,7 +10,7 @@ the task's loss L takes the place of a falling quality, and the cost term stays 
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -53,6 +54,9 @@ class _TargetedReward:
     target: float
     unit: CostUnit = "macs"
 
+    least: ClassVar[float] = 0.0
+    """That an evaluation can earn."""
+
     def __post_init__(self) -> None:
         if not (self.target > 0 and math.isfinite(self.target)):
             raise ValueError(f"reward.target must be a cost above 0 in {self.unit}, got {self.target}")
@@ -61,7 +65,7 @@ class _TargetedReward:
         # A cost of 0 (an architecture that passes its input on) must not make a negative power infinite.
         value = self.blend(evaluation.quality, max(evaluation.cost / self.target, LEAST_RATIO))
         if evaluation.failure:
-            return min(value, 0.0) if math.isfinite(value) else 0.0  # its cost may not be known
+            return min(value, 0.0) if math.isfinite(value) else self.least  # its cost may not be known
         return value
 
     def blend(self, quality: float, ratio: float) -> float:
@@ -89,6 +93,11 @@ class Linear(_TargetedReward):
         super().__post_init__()
         if not self.sharpness > 0:
             raise ValueError(f"reward.sharpness must be above 0, got {self.sharpness}")
+        if not (self.alpha >= 0 and self.beta >= 0):
+            raise ValueError(
+                f"reward.alpha and reward.beta must be at least 0 (a higher cost must not pay), got {self.alpha} and "
+                f"{self.beta}"
+            )
 
     def blend(self, quality: float, ratio: float) -> float:
         if ratio <= 1:
@@ -158,6 +167,8 @@ class Hard(_Exponential):
 @dataclass(frozen=True)
 class Absolute(_Exponential):
     """TuNAS's absolute reward (Bender et al. 2020, eq. 3): quality + w * |r - 1|; below the target costs too."""
+
+    least: ClassVar[float] = math.nan
 
     def blend(self, quality: float, ratio: float) -> float:
         return quality + self.weight * abs(ratio - 1)

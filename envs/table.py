@@ -27,7 +27,8 @@ class TableEvaluator:
         cost: The column of the cost, or None where there is none (the cost is then 0).
         cost_scale: What the cost is multiplied with, to make MACs of a column in millions, say.
         charge: The column of what an evaluation is charged, or None for 1 each.
-        noise: Standard deviation of normal noise on the signal, in its unit; each evaluation draws one value.
+        noise: Standard deviation of normal noise on the signal, in its unit; each evaluation draws one value, which is
+            cut off where a quality ends.
         hint: What to tell someone who lacks the file.
 
     Raises:
@@ -57,6 +58,8 @@ class TableEvaluator:
         self.space, self.path, self.scale, self.noise = space, path, scale, noise
         self.report_column = report
         signals = [signal] if isinstance(signal, str) else list(signal)
+        if not signals:
+            raise ValueError("signal: name the column that the search sees, or several, got none")
         columns = _read_columns(path, tokens, [*signals, *(c for c in (report, cost, charge) if c is not None)])
         codes = np.stack([columns[name] for name in tokens], axis=1)
         self.rows = _index(path, codes, space)
@@ -145,6 +148,8 @@ def _read_columns(path: str, tokens: Sequence[str], numbers: Sequence[str]) -> d
             for name in wanted:
                 if name not in header:
                     raise ValueError(f"{path} has no column {name!r}; {nearest(name, header)}")
+                if header.count(name) > 1:
+                    raise ValueError(f"{path} has {header.count(name)} columns {name!r}; rename all but one")
             places = [(name, header.index(name), name in tokens) for name in wanted]
             blank = None
             for line, row in enumerate(rows, 2):
@@ -165,7 +170,7 @@ def _number(path: str, line: int, name: str, cell: str, is_token: bool) -> float
         value = int(cell) if is_token else float(cell)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if not math.isfinite(value) or (is_token and abs(value) >= 2**31):
         expected = "the number of a choice" if is_token else "a number"
         raise ValueError(f"{path}, line {line}: column {name!r} needs {expected}, got {cell!r}")
     return value

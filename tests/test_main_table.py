@@ -170,6 +170,15 @@ def test_costs_stand_under_their_unit_if_there_are_any(
     assert list(volumes) == (["random"] if unit else [])
 
 
+def test_a_reward_that_costs_count_in_needs_some(overrides: list[str], compose_text: Compose, tmp_path: Path) -> None:
+    given = ["evaluator.cost=null", "reward=hard", f"output={tmp_path}"]
+    with pytest.raises(ConfigError, match=r"reward: cost counts in it, .*; set evaluator\.cost"):
+        main(*compose_text(*overrides, *given, "reward.target=5"))
+    with pytest.raises(ConfigError, match=r"reward\.target: costs are 0 here, .* or with a table evaluator\.cost"):
+        main(*compose_text(*overrides, *given))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_front_has_no_size_where_all_cost_the_same(
     overrides: list[str], compose_text: Compose, tmp_path: Path
 ) -> None:

@@ -162,6 +162,12 @@ def test_mistakes_are_one_line(override: str, expected: list[str]) -> None:
         assert words in line
 
 
+def test_an_argument_of_ones_own_class_is_told_how_to_be_set() -> None:
+    line = message("controller._target_=mine.Annealing", "controller.heat=3")
+    assert "controller.heat: unknown key" in line and "+controller.heat=... sets it" in line
+    assert "+controller.heat" not in message("controller.heat=3")
+
+
 @pytest.mark.parametrize(
     ("override", "key"),
     [

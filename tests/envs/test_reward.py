@@ -43,8 +43,11 @@ def test_formulas_by_hand(reward: Any, quality: float, cost: float, expected: fl
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
-def test_a_failure_of_unknown_cost_earns_nothing(kind: Any) -> None:
-    assert kind(target=100.0)(evaluation(0.0, math.nan)._replace(failure="out of memory")) == 0.0
+def test_a_failure_of_unknown_cost_earns_no_more_than_the_worst_success(kind: Any) -> None:
+    """Absolute goes below zero without end, so that a zero would be worth striving for."""
+    earned = kind(target=100.0)(evaluation(0.0, math.nan)._replace(failure="out of memory"))
+    assert math.isnan(earned) if kind is Absolute else earned == 0.0
+    assert kind(target=100.0)(evaluation(0.01, 1e5)) >= (-math.inf if math.isnan(earned) else earned)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +68,12 @@ def test_the_formula_is_told(reward: Any, text: str) -> None:
 def test_a_target_is_a_cost_above_zero(kind: Any, target: float) -> None:
     with pytest.raises(ValueError, match=r"reward\.target must be a cost above 0 in macs, got"):
         kind(target=target)
+
+
+@pytest.mark.parametrize("weights", [{"alpha": -1.0}, {"beta": -0.1}, {"beta": math.nan}])
+def test_a_linear_reward_that_pays_for_cost_is_refused(weights: Any) -> None:
+    with pytest.raises(ValueError, match=r"reward\.alpha and reward\.beta must be at least 0 .*, got "):
+        Linear(target=1.0, **weights)
 
 
 @pytest.mark.parametrize("kind", [Soft, Hard, Absolute])

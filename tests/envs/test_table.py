@@ -89,6 +89,7 @@ def changed(row: int, column: str, value: Any) -> list[list[Any]]:
         (changed(3, "valid", ""), "line 5: column 'valid' needs a number, got ''"),
         (changed(3, "valid", "nan"), "line 5: column 'valid' needs a number, got 'nan'"),
         (changed(0, "a", "1.5"), "line 2: column 'a' needs the number of a choice, got '1.5'"),
+        (changed(0, "a", 10**30), "line 2: column 'a' needs the number of a choice, got '1000000"),
         (changed(4, "b", 3), r"line 6: illegal action 3 for decision 1 \(b\); legal choices: 0 \(x\)"),
         (changed(4, "b", -1), "line 6: illegal action -1 for decision 1"),
         (changed(8, "b", 1), "line 10: the same architecture stands in line 9"),
@@ -102,6 +103,14 @@ def changed(row: int, column: str, value: Any) -> list[list[Any]]:
 def test_what_is_wrong_is_told_with_its_line(write: Any, content: list[list[Any]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         table(write(content))
+
+
+def test_columns_are_told_apart(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="signal: name the column that the search sees, or several, got none"):
+        table(write(rows()), signal=[])
+    monkeypatch.setitem(globals(), "HEADER", ["valid" if name == "valid2" else name for name in HEADER])
+    with pytest.raises(ValueError, match=r"table\.csv has 2 columns 'valid'; rename all but one"):
+        table(write(rows()))
 
 
 def test_wrong_columns_and_files_are_told(write: Any, tmp_path: Path) -> None:
