@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import torch
+
 from child.cost import Latency, count_macs, count_parameters
 from child.network import TrainedNetwork, add_file
 from child.onnx_module import QUANTIZED
@@ -141,8 +143,15 @@ def _answer(network: TrainedNetwork) -> str:
     objective = network.objective
     if isinstance(objective, Regression):
         return f"float32 (N, 1); times {objective.std:.6g} plus {objective.mean:.6g} it is in its own unit"
-    positions = "T, " if isinstance(objective, Language) else ""
-    return f"float32 (N, {positions}{objective.num_outputs}), logits; their softmax gives probabilities"
+    if not isinstance(objective, Language):
+        return f"float32 (N, {objective.num_outputs}), logits; their softmax gives probabilities"
+    size = network.input_shape[0]
+    with torch.inference_mode():
+        length = network.module(torch.zeros(1, size, dtype=torch.int64)).shape[1]
+    return (
+        f"float32 (N, {length}, {objective.num_outputs}), logits of what follows upon each of the last {length} of the "
+        f"{size}, the others being context; their softmax gives probabilities"
+    )
 
 
 def _quality(record: Record, folder: Path) -> dict[str, str]:
@@ -183,24 +192,38 @@ def _numbers(values: Sequence[float]) -> str:
 
 def _usage(network: TrainedNetwork, folder: Path) -> list[str]:
     """Ways to ask the network, as code that runs in its folder."""
+    with_luban = "With Luban (whose folder is on `PYTHONPATH`)"
     image = isinstance(network.preprocessing, Normalize) and len(network.input_shape) == 3
     model = next((name for name in (QUANTIZED, "model.onnx") if (folder / name).is_file()), None)
     plugin = network.blueprint.plugin
     parts = []
-    if image or isinstance(network.preprocessing, LogMel):
+    kinds = {LogMel: "sound.wav", Tokens: "text.txt"}
+    file = "picture.png" if image else kinds.get(type(network.preprocessing))
+    if file is not None:
         allowed = f" --plugins {plugin}" if plugin and model is None else ""
-        file = "picture.png" if image else "sound.wav"
-        parts += ["With Luban, about files:", f"    python -m child.predict{allowed} {model or '.'} {file}"]
+        parts += [f"{with_luban}, about files:", f"    python -m child.predict{allowed} {model or '.'} {file}"]
     stored, comment = _stored(network)
     source, call = "network", f'load_network(".", ["{plugin}"])' if plugin else 'load_network(".")'
     if model == QUANTIZED:
         source, call = "onnx_module", f'load_onnx("{QUANTIZED}")'
-    parts += ["With Luban, in Python:", (
+    parts += [f"{with_luban}, in Python:", (
         f"```python\nimport numpy as np\n\nfrom child.{source} import {call.partition('(')[0]}\n\nnetwork = {call}\n"
         f"samples = {stored}  # {comment}\nprint(network.predict(samples))\n```"
     )]  # fmt: skip
     if model is not None:
-        parts += ["With onnxruntime alone:", f"```python\n{_onnx_snippet(network, model, stored, comment)}```"]
+        alone = isinstance(network.preprocessing, LogMel)
+        how = f"{with_luban} for the preprocessing, and onnxruntime" if alone else "With onnxruntime alone"
+        parts += [f"{how}:", f"```python\n{_onnx_snippet(network, model, stored, comment)}```"]
+    if (folder / "model.pt2").is_file():
+        shape = ", ".join(map(str, network.input_shape))
+        kind = "int64" if isinstance(network.preprocessing, Tokens) else "float32"
+        parts += ["With PyTorch alone, which takes preprocessed inputs:", (
+            "```python\nimport json\n\nimport torch\n\n"
+            'about = {"metadata.json": ""}\n'
+            'network = torch.export.load("model.pt2", extra_files=about).module()\n'
+            f"inputs = torch.zeros(1, {shape}, dtype=torch.{kind})  # yours, preprocessed\n"
+            'print(network(inputs), json.loads(about["metadata.json"])["objective"])\n```'
+        )]  # fmt: skip
     return parts
 
 

@@ -1,15 +1,22 @@
-"""From files to the values that networks are trained on and asked with: images and sounds."""
+"""From files to the values that networks are trained on and asked with: images, sounds and text."""
 
+import lzma
 import math
 import struct
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 from scipy.io import wavfile
 from scipy.signal import resample_poly
+
+UNKNOWN = "<unk>"
+LINE_END = "<eos>"
+
+Unit = Literal["characters", "words"]
 
 TURNS = {  # by the EXIF orientation; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -90,3 +97,19 @@ def read_wave(path: Path, rate: int) -> NDArray[np.int16]:
         common = math.gcd(own_rate, rate)
         wave = resample_poly(wave, rate // common, own_rate // common)
     return np.clip(np.round(wave * 32768), -32768, 32767).astype(np.int16)
+
+
+def read_symbols(path: str, unit: Unit, hint: str | None = None) -> list[str]:
+    """The characters of a file, or its words and line ends (else ValueError); Windows' line ends are as any other."""
+    try:
+        data = Path(path).read_bytes()
+        content = (lzma.decompress(data) if path.endswith(".xz") else data).decode("utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"cannot read {path} ({error.strerror})" + (f"; {hint}" if hint else "")) from None
+    except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path}: expected text in UTF-8, or that in .xz ({error})") from None
+    content = content.replace("\r\n", "\n")  # of two signs one would be sure to follow the other
+    if unit == "characters":
+        return list(content)
+    lines = content.removesuffix("\n").split("\n")
+    return [word for line in lines for word in (*line.split(), LINE_END)]

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from child.compact import pack, unpack
 from child.cost import is_out_of_memory
 from child.space import Genotype, NetworkSpace
-from child.task import OBJECTIVES, Classification, Objective, Preprocessing, Regression, Task
+from child.task import OBJECTIVES, Classification, Language, Objective, Preprocessing, Regression, Task
 from child.transforms import PREPROCESSINGS
 
 FORMAT = 2
@@ -133,8 +133,11 @@ class TrainedNetwork:
             probabilities of the next symbol at each position (N, T, K).
 
         Raises:
-            ValueError: The samples have another shape than the network was trained for.
+            ValueError: The samples have another shape than the network was trained for, or hold what it cannot know:
+                a number that is not finite, or a symbol beyond its own.
         """
+        samples = np.asarray(samples)
+        self._check_values(samples)
         try:
             inputs = self.preprocessing(torch.from_numpy(np.ascontiguousarray(samples)))
         except (RuntimeError, IndexError, ValueError, TypeError):
@@ -149,15 +152,31 @@ class TrainedNetwork:
             return outputs[:, 0] * self.objective.std + self.objective.mean
         return outputs.softmax(dim=-1)
 
+    def _check_values(self, samples: NDArray[Any]) -> None:
+        if samples.dtype.kind == "f" and not np.isfinite(samples).all():
+            raise ValueError("expected numbers that are finite, got samples with a value that is not")
+        if isinstance(self.objective, Language) and samples.size:
+            low, high = samples.min(), samples.max()
+            if low < 0 or high >= self.objective.num_outputs:
+                raise ValueError(
+                    f"expected symbols by their numbers, 0 to {self.objective.num_outputs - 1}, got {low} to {high}"
+                )
+
     def classify(self, sample: NDArray[Any]) -> tuple[str, float]:
         """The class of one sample and its probability; an image is (H, W) or (H, W, C).
 
         Raises:
-            ValueError: The network does not tell classes apart, or the sample has the wrong shape.
+            ValueError: The network does not tell classes apart, the sample has the wrong shape, or its values are
+                fractions up to 1 where white is 255, say.
         """
         if not isinstance(self.objective, Classification):
             raise ValueError(f"this network does not classify (it learned {self.objective.metric_name}); use predict")
         if len(self.input_shape) == 3:
+            scale = getattr(self.preprocessing, "scale", 1.0)
+            if scale > 1 and sample.dtype.kind == "f" and 0 < sample.max() <= 1:
+                raise ValueError(
+                    f"expected an image with values from 0 to {scale:g}, got none above {sample.max():.3g}"
+                )
             sample = (sample[:, :, None] if sample.ndim == 2 else sample).transpose(2, 0, 1)
         probabilities = self.predict(sample[None])[0]
         best = int(probabilities.argmax())

@@ -80,6 +80,7 @@ def files_by_part(root: Path, endings: Container[str], kind: str) -> dict[str, d
             raise ValueError(
                 f"{root / other} stands beside train; {nearest(other, PARTS)}, so rename it, or move it elsewhere"
             )
+    refuse_strays(root, endings, kind)
     listed = {part: class_files(root / part, endings, kind) for part in PARTS if part in names}
     for part, classes in listed.items():
         for unknown in sorted(set(classes) - set(listed["train"])):
@@ -121,8 +122,9 @@ def class_files(folder: Path, endings: Container[str], kind: str) -> dict[str, l
 
     Raises:
         ValueError: There is no subfolder, or one without such a file, with others that would be lost, with parts of
-            the data inside, or with a link to where it lies.
+            the data inside, or with a link to where it lies; or a file lies beside them.
     """
+    refuse_strays(folder, endings, kind)
     found = {}
     for subfolder in sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."):
         entries = [file.relative_to(subfolder) for file in files_below(subfolder)]
@@ -147,6 +149,22 @@ def class_files(folder: Path, endings: Container[str], kind: str) -> dict[str, l
     if not found:
         raise ValueError(f"{folder} has no subfolders; expected one per class, each with its {kind}s")
     return found
+
+
+def refuse_strays(folder: Path, endings: Container[str], kind: str) -> None:
+    """Raise ValueError where files of the data lie beside the subfolders, where they are of no class."""
+    strays = sorted(
+        file.name
+        for file in folder.iterdir()
+        if file.is_file()
+        and file.name[0] != "."
+        and (file.suffix.lower() in endings or file.suffix.lower() in NOT_READ)
+    )
+    if strays:
+        raise ValueError(
+            f"{folder / strays[0]} lies beside the folders, and would be left out; put each {kind} into the folder of "
+            f"its class, or take it away (of such there are {len(strays)})"
+        )
 
 
 def files_below(folder: Path) -> Iterator[Path]:

@@ -54,22 +54,36 @@ class Table:
     lines: list[int]
 
     def column(self, name: str) -> list[str]:
-        """The cells of a column.
-
-        Raises:
-            ValueError: There is no such column, or a cell is empty.
-        """
+        """The cells of a column (else ValueError)."""
         if name not in self.names:
             raise ValueError(f"{self.path} has no column {name!r}; {nearest(name, self.names)}")
         place = self.names.index(name)
-        cells = [row[place].strip() for row in self.rows]
-        for cell, line in zip(cells, self.lines, strict=True):
-            if cell.lower() in MISSING:
-                raise ValueError(
-                    f"{self.path}, line {line}: column {name!r} has no value ({cell!r}); fill it in or remove the "
-                    f"line; a column that is not the target can be left out with env.task.ignore=[{name}]"
-                )
-        return cells
+        return [row[place].strip() for row in self.rows]
+
+    def check_complete(self, target: str, features: Sequence[str], ignored: Sequence[str]) -> None:
+        """Prove that every cell has a value.
+
+        Raises:
+            ValueError: There is none; the message names the first line and all columns of which one lacks a value.
+        """
+        lacking: dict[str, tuple[int, str]] = {}
+        for name in (target, *features):
+            for cell, line in zip(self.column(name), self.lines, strict=True):
+                if cell.lower() in MISSING:
+                    lacking.setdefault(name, (line, cell))
+        if not lacking:
+            return
+        name, (line, cell) = next(iter(lacking.items()))
+        others = [each for each in lacking if each not in (name, target)]
+        more = f" (nor has one each of {', '.join(map(repr, others))})" if others else ""
+        leave = ",".join([*ignored, *(each for each in lacking if each != target)])
+        advice = (
+            f", or leave columns but the target out with env.task.ignore=[{leave}]" if set(lacking) - {target} else ""
+        )
+        raise ValueError(
+            f"{self.path}, line {line}: column {name!r} has no value ({cell!r}){more}; fill in what is missing, remove "
+            f"its lines{advice}"
+        )
 
     def numbers(self, name: str, otherwise: str = "") -> NDArray[np.float64]:
         """The numbers of a column (else ValueError, naming the line and what to do otherwise)."""
@@ -135,12 +149,14 @@ def tabular(
     features = [name for name in table.names if name != target and name not in ignore]
     if target in ignore or not features:
         raise ValueError(f"{path}: predicting {target!r} needs it and another column, and ignore={list(ignore)}")
+    table.check_complete(target, features, ignore)
     values = {_whole(cell) for cell in wanted}
     if kind is None:
         numbers = table.numbers_if_meant(target, "; if these are classes, set env.task.kind=classification")
         many = None in values or len(values) > MAX_CLASSES
         kind = "regression" if numbers is not None and many else "classification"
-    whole = all(_fits(value) for value in values)
+    # 01 is a name, whatever number it may be.
+    whole = all(_fits(value) for value in values) and not any(re.fullmatch(r"[-+]?0\d+", cell) for cell in wanted)
     advice = "; if these are names of kinds, put a letter before each, or leave them out with env.task.ignore=[{}]"
     numeric = []
     for name in features:
@@ -176,10 +192,14 @@ def tabular(
         std = standard.std[: len(numeric)] + tuple(BLANK if each else 1.0 for each in unknown)
         return Normalize(1.0, mean, std, names)
 
-    stem = Path(path).name.partition(".")[0]
+    test = None
+    if test_path is not None:
+        given = read_table(test_path)
+        given.check_complete(target, features, ignore)
+        test = samples(given)
     return make_task(
-        f"{stem} ({kind} of {target})", *samples(table), seed, test_share, validation_share, fit,
-        test=None if test_path is None else samples(read_table(test_path)), answer=target,
+        f"{Path(path).name.partition('.')[0]} ({kind} of {target})", *samples(table), seed, test_share,
+        validation_share, fit, test=test, answer=target,
     )  # fmt: skip
 
 

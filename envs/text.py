@@ -9,23 +9,17 @@ The context of a window may reach back into the text before it, of the same spli
 Letters: N windows, L symbols of a window.
 """
 
-import lzma
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from child.files import UNKNOWN, Unit, read_symbols
 from child.task import Language, SealedSplit, Split, Task
 from child.transforms import Tokens
-
-UNKNOWN = "<unk>"
-LINE_END = "<eos>"
-
-Unit = Literal["characters", "words"]
 
 
 def text(
@@ -100,21 +94,6 @@ def text(
         Language(tuple(vocabulary), unit),
         splits["training"], splits["validation"], SealedSplit(splits["test"]), Tokens(),
     )  # fmt: skip
-
-
-def read_symbols(path: str, unit: Unit, hint: str | None = None) -> list[str]:
-    """The characters of a file, or its words and line ends (else ValueError)."""
-    try:
-        data = Path(path).read_bytes()
-        content = (lzma.decompress(data) if path.endswith(".xz") else data).decode("utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"cannot read {path} ({error.strerror})" + (f"; {hint}" if hint else "")) from None
-    except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path}: expected text in UTF-8, or that in .xz ({error})") from None
-    if unit == "characters":
-        return list(content)
-    lines = content.removesuffix("\n").split("\n")
-    return [word for line in lines for word in (*line.split(), LINE_END)]
 
 
 def vocabulary_of(train: Sequence[str], parts: Iterable[Sequence[str]], max_symbols: int | None) -> list[str]:

@@ -11,7 +11,7 @@ from logbook import plots
 from logbook.analysis import front_of
 from logbook.numbers import duration, human, score, which_way
 from logbook.record import Json, Record, read_run
-from logbook.report import template, write_plots
+from logbook.report import template, usage_of, write_plots
 from logbook.sections.decisions import decisions_section
 from logbook.sections.networks import layers_section
 from logbook.sections.section import Grid, Picture, Section
@@ -113,6 +113,7 @@ def write_optimization(folder: Path) -> Path:
         columns=[(key, TITLES.get(key, key)) for key in COLUMNS],
         chosen=results["chosen"],
         sections=sections,
+        usage=usage_of(run, "networks/student"),
         seconds={titles.get(name, name): duration(time) for name, time in results["seconds"].items()},
         config=run.config_text,
     )

@@ -21,6 +21,7 @@ from logbook.sections.search import ranking_section, rescored, search_section
 from logbook.sections.section import Picture
 from logbook.significance import ALPHA, welch
 
+QUANTIZED = "model.int8.onnx"
 CLONE = Path(__file__).resolve().parent.parent
 ONE_SEARCH = "in one search each: other seeds may say otherwise"
 
@@ -78,13 +79,14 @@ def _rounds_to_zero(difference: float, metric: str) -> bool:
     return abs(difference) < 0.00005 if metric == "accuracy" else difference == 0
 
 
-def usage_example(folder: str, task: str, network: Mapping[str, Any]) -> str:
+def usage_example(folder: str, task: str, network: Mapping[str, Any], is_quantized: bool = False) -> str:
     """A few lines of Python that load a network of a run and let it answer, run from the clone's root.
 
     Args:
         folder: The network's folder.
         task: `digits` comes with scikit-learn, so its example runs as it is; others get a place for a sample.
         network: The content of its `network.json`.
+        is_quantized: Whether its answers are those of the model in 8-bit integers beside it.
     """
     shape, preparation = tuple(network["input_shape"]), network["preprocessing"]
     imports, ask = (
@@ -98,18 +100,24 @@ def usage_example(folder: str, task: str, network: Mapping[str, Any]) -> str:
         channels, height, width = shape
         size = (height, width) if channels == 1 else (height, width, channels)
         sample = f'image = numpy.zeros({size}, "uint8")  # your image'
+    elif preparation["kind"] in ("LogMel", "Tokens"):  # files, as `python -m child.predict` is asked about them
+        imports = "from pathlib import Path\n"
+        sample = f'file = Path("{"sound.wav" if preparation["kind"] == "LogMel" else "text.txt"}")  # yours'
+        ask = "print(answer(network, file))\n"
     else:
-        kinds = {"Tokens": "int64", "LogMel": "int16"}
-        stored = (preparation["length"],) if "length" in preparation else shape
-        kind = "uint8" if len(shape) == 3 else kinds.get(preparation["kind"], "float32")
-        sample = f'samples = numpy.zeros({(1, *stored)}, "{kind}")  # yours: one, or many'
+        kind = "uint8" if len(shape) == 3 else "float32"
+        meant = f"its {shape[0]} features in the order that MODEL.md beside it names" if len(shape) == 1 else "one"
+        sample = f'samples = numpy.zeros({(1, *shape)}, "{kind}")  # yours: {meant}, or many'
         ask = "print(network.predict(samples))\n"
+        if network["objective"]["kind"] == "Classification":
+            ask = 'label, probability = network.classify(samples[0])\nprint(f"{label}: {probability:.1%}")\n'
     module = network["build"]["target"].rpartition(".")[0]
     allowed = "" if module.partition(".")[0] == "child" else f", {json.dumps([module])}"
-    return (
-        f"{imports}\nfrom child.network import load_network\n\n"
-        f"network = load_network({json.dumps(folder)}{allowed})\n{sample}\n{ask}"
-    )
+    source, call = "network", f"load_network({json.dumps(folder)}{allowed})"
+    if is_quantized:
+        source, call = "onnx_module", f"load_onnx({json.dumps(f'{folder}/{QUANTIZED}')})"
+    answering = "from child.predict import answer\n" if "answer(" in ask else ""
+    return f"{imports}\nfrom child.{source} import {call.partition('(')[0]}\n{answering}\nnetwork = {call}\n{sample}\n{ask}"
 
 
 def write_report(folder: Path) -> Path:
@@ -137,7 +145,7 @@ def write_report(folder: Path) -> Path:
         looked_up=run.looked_up,
         notes=results.get("notes", []),
         sections=sections,
-        usage=_usage(run, usable[0]) if usable else None,
+        usage=usage_of(run, usable[0]["folder"]) if usable else None,
         candidates=_candidate_rows(run),
         rescored=rescored(run),
         hypervolume=candidates.get("hypervolume") or {},
@@ -172,13 +180,14 @@ def write_plots(folder: Path, pictures: Sequence[Picture]) -> None:
         (folder / f"{picture.name}.png").write_bytes(plots.png(picture.figure))
 
 
-def _usage(run: Record, row: Mapping[str, Any]) -> str | None:
-    folder = (run.folder / row["folder"]).resolve()
+def usage_of(run: Record, name: str) -> str | None:
+    """How the network in this folder of a run is asked; None where there is none."""
+    folder = (run.folder / name).resolve()
     network = read_object(folder / "network.json", ("build", "input_shape", "preprocessing", "objective"))
     if network is None:
         return None
     inside = folder.relative_to(CLONE) if folder.is_relative_to(CLONE) else folder
-    return usage_example(inside.as_posix(), run.task, network)
+    return usage_example(inside.as_posix(), run.task, network, (folder / QUANTIZED).is_file())
 
 
 def _key_figures(run: Record) -> list[tuple[str, str, str]]:

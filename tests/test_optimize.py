@@ -200,6 +200,7 @@ def test_every_file_is_there(finished: Path) -> None:
         "5-share", "original", "student",
     ]  # fmt: skip
     page = (finished / "report.html").read_text()
+    assert "Use the network" in page and "networks/student" in page
     assert "5. share" in page and "<svg" in page and load(finished / "results.json")["verdict"] in page
 
 

@@ -282,7 +282,7 @@ def test_the_card_tells_all(small: Path) -> None:
 
 
 def test_the_code_in_the_card_runs_as_it_is_written(small: Path, root: Path) -> None:
-    luban, alone = re.findall(r"```python\n(.*?)```", (small / "MODEL.md").read_text(), re.DOTALL)
+    luban, alone, archive = re.findall(r"```python\n(.*?)```", (small / "MODEL.md").read_text(), re.DOTALL)
     wanted = load_network(small).predict(np.zeros((1, 6), np.float32))
     label = ("no", "yes")[int(wanted.argmax())]
 
@@ -294,6 +294,7 @@ def test_the_code_in_the_card_runs_as_it_is_written(small: Path, root: Path) -> 
         return done.stdout
 
     assert run(alone) == f"['{label}']\n"
+    assert "'yes'" in run(archive) or '"yes"' in run(archive)
     assert run(luban, PYTHONPATH=str(root)) == f"{wanted}\n"
 
 

@@ -32,8 +32,8 @@ from child.network import (
 )
 from child.resnet import ResNet
 from child.space import NetworkSpace
-from child.task import Classification, Task
-from child.transforms import Normalize
+from child.task import Classification, Language, Task
+from child.transforms import Normalize, Tokens
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -251,6 +251,27 @@ def test_a_gray_image_needs_no_channel() -> None:
 def test_images_of_another_shape_are_refused(trained: TrainedNetwork, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"expected samples of shape \(N, 3, 8, 8\), got"):
         trained.predict(np.zeros(shape, np.uint8))
+
+
+def test_values_that_were_never_learned_from_are_refused(trained: TrainedNetwork) -> None:
+    image = np.random.default_rng(0).random((8, 8, 3), np.float32)
+    with pytest.raises(ValueError, match=r"expected an image with values from 0 to 255, got none above 0\.9"):
+        trained.classify(image)
+    dark = (image > 0.5).astype(np.uint8)  # as it is stored
+    for given in (255 * image, np.zeros_like(image), dark):
+        assert trained.classify(given)[0] in COLORS.classes
+    image[1, 2, 0] = np.nan
+    with pytest.raises(ValueError, match="expected numbers that are finite"):
+        trained.classify(255 * image)
+
+
+def test_symbols_beyond_the_vocabulary_are_refused() -> None:
+    blueprint = Blueprint("torch.nn.Identity", {})
+    network = TrainedNetwork(nn.Embedding(3, 3), blueprint, (2,), Language(("a", "b", "c"), "characters"), Tokens())
+    assert network.predict(np.array([[0, 2]])).shape == (1, 2, 3)
+    for given in ([[0, 3]], [[-1, 0]]):
+        with pytest.raises(ValueError, match="expected symbols by their numbers, 0 to 2, got"):
+            network.predict(np.array(given))
 
 
 # Damage.

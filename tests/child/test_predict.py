@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -16,8 +17,11 @@ from child.export import export
 from child.network import Blueprint, TrainedNetwork, save_network
 from child.plain_mlp import PlainMLP
 from child.predict import main
-from child.task import Classification, Objective, Preprocessing, Regression
+from child.recurrent import RecurrentSpace
+from child.task import Classification, Language, Objective, Preprocessing, Regression
+from child.training import measure
 from child.transforms import LogMel, Normalize
+from envs.text import text
 
 CLASSES = Classification(("dark", "light"))
 BLUEPRINT = Blueprint("child.resnet.ResNet", {"input_shape": [1, 4, 6], "num_outputs": 2, "width": 1})
@@ -99,6 +103,38 @@ def test_a_number_is_told_in_its_own_unit(
     assert capsys.readouterr().out == f"{tmp_path / 'white.png'}: 30\n"  # the first output is -1
 
 
+@pytest.mark.parametrize("unit", ["characters", "words"])
+def test_a_text_is_judged_as_its_task_does_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], unit: Literal["characters", "words"]
+) -> None:
+    rng = np.random.default_rng(0)
+    words = [("the", "cat", "sat", "on", "a", "mat")[number] for number in rng.integers(0, 6, 900)]
+    lines = [" ".join(words[place : place + 5]) for place in range(0, 900, 5)]
+    (tmp_path / "novel.txt").write_text("\n".join(lines) + "\n", newline="\r\n")
+    task = text(str(tmp_path / "novel.txt"), 0, unit, context=3, length=6, test_path=str(tmp_path / "novel.txt"))
+    assert isinstance(task.objective, Language)
+    space = RecurrentSpace((9,), task.num_outputs, num_nodes=2, width=8, context=3)
+    torch.manual_seed(0)
+    blueprint = Blueprint.of(space, space.sample(rng, 1)[0])
+    network = TrainedNetwork(blueprint.build(), blueprint, (9,), task.objective, task.preprocessing)
+    save_network(network, tmp_path / "network")
+    main([str(tmp_path / "network"), str(tmp_path / "novel.txt"), "--top", "2"])
+    task.test.unseal()
+    test = task.test.read("all")
+    wanted = measure(network.module, task, test, 64, torch.device("cpu"))
+    said = capsys.readouterr().out
+    assert f"txt: {wanted:.4g} {task.metric_name} over {test.targets.numel():,}; next: '" in said
+    assert said.count("%") == 2
+
+    (tmp_path / "short.txt").write_text("the cat\n")
+    (tmp_path / "strange.txt").write_text("the cat sat on a zebra\n" * 3)
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "network"), str(tmp_path / "short.txt"), str(tmp_path / "strange.txt")])
+    short, strange = capsys.readouterr().err.splitlines()
+    assert f"short.txt: the network reads 9 {unit} at once, got " in short
+    assert f"strange.txt: the network does not know {'z' if unit == 'characters' else 'zebra'!r}" in strange
+
+
 @pytest.mark.usefixtures("stands")
 def test_mistakes_are_one_line_and_the_other_files_are_answered(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -117,7 +153,7 @@ def test_mistakes_are_one_line_and_the_other_files_are_answered(
     with pytest.raises(SystemExit, match=r"Error: cannot read .*absent.*; expected a folder that a run wrote"):
         main([str(tmp_path / "absent"), good])
     vectors = write(tmp_path / "vectors", (7,), Normalize(1.0, (0.5,) * 7, (0.25,) * 7))
-    with pytest.raises(SystemExit, match="neither images nor sounds; ask it in Python"):
+    with pytest.raises(SystemExit, match="neither images, sounds nor text; ask it in Python"):
         main([str(vectors), good])
     five = write(tmp_path / "five", (5, 4, 6), Normalize(1.0, (0.5,) * 5, (0.25,) * 5))
     with pytest.raises(SystemExit, match="takes images of 5 channels, which no image file has"):
@@ -156,7 +192,7 @@ def test_it_runs_with_nothing_but_child(tmp_path: Path, root: Path) -> None:
     (tmp_path / "alone" / "child").symlink_to(root / "child")
     command = [sys.executable, "-m", "child.predict", str(tmp_path / "network"), "a.png"]
     done = subprocess.run(command, cwd=tmp_path / "alone", capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "neither images nor sounds" in done.stderr
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "neither images, sounds nor text" in done.stderr
     ask = "import sys, child.predict; print([name for name in sys.modules if 'train' in name and name[:5] == 'child'])"
     done = subprocess.run(
         [sys.executable, "-c", ask], cwd=tmp_path / "alone", capture_output=True, text=True, check=True

@@ -165,6 +165,12 @@ def other_kind(folder: Path) -> None:
         (folder / "cat" / "inner" / f"{number}.HEIC").touch()
 
 
+def stray(folder: Path) -> None:
+    (folder / "9.JPG").touch()
+    (folder / "notes.txt").touch()
+    (folder / ".9.png").touch()
+
+
 def circle(folder: Path) -> None:
     (folder / "cat" / "all").symlink_to(folder)
 
@@ -172,6 +178,7 @@ def circle(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
+        (stray, r"pets/9\.JPG lies beside the folders, .*; put each image into .*, or take it away \(.* are 1\)"),
         (circle, r"cat/all is a link to a folder that it lies in, .*; take it away"),
         (parts_in_classes, r"test and train in .*cat look like parts .*; put .*, as in pets/train/cat"),
         (other_kind, r"inner/0\.HEIC is of a kind that is not read, .* \(of such there are 2 in .*cat\)"),

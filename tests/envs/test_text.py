@@ -162,6 +162,15 @@ def test_a_compressed_text(tmp_path: Path) -> None:
     assert found.name == "novel" and found.train.inputs.equal(expected.train.inputs)
 
 
+@pytest.mark.parametrize("unit", ["characters", "words"])
+def test_windows_line_ends_are_no_symbols_of_their_own(tmp_path: Path, unit: Any) -> None:
+    unix, windows = (
+        text(write(tmp_path, (SENTENCES * 30).replace("\n", end), f"{len(end)}.txt"), 0, unit, context=3, length=2)
+        for end in ("\n", "\r\n")
+    )
+    assert unix.objective == windows.objective and unix.train.inputs.equal(windows.train.inputs)
+
+
 @pytest.mark.parametrize(
     ("content", "arguments", "expected"),
     [

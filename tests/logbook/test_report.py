@@ -543,9 +543,10 @@ def test_other_metrics_are_not_given_in_percent(tmp_path: Path) -> None:
         ("digits", [1, 8, 8], "Classification", {"kind": "Normalize"}, "network.classify(image)"),
         ("photos", [3, 32, 24], "Classification", {"kind": "Normalize"}, 'numpy.zeros((32, 24, 3), "uint8")'),
         ("ages", [3, 32, 24], "Regression", {"kind": "Normalize"}, 'numpy.zeros((1, 3, 32, 24), "uint8")'),
-        ("prices", [7], "Regression", {"kind": "Normalize"}, 'numpy.zeros((1, 7), "float32")'),
-        ("plays", [96], "Language", {"kind": "Tokens"}, 'numpy.zeros((1, 96), "int64")'),
-        ("words", [40, 63], "Classification", {"kind": "LogMel", "length": 8000}, 'numpy.zeros((1, 8000), "int16")'),
+        ("prices", [7], "Regression", {"kind": "Normalize"}, "# yours: its 7 features in the order that MODEL.md"),
+        ("kinds", [7], "Classification", {"kind": "Normalize"}, "network.classify(samples[0])"),
+        ("plays", [96], "Language", {"kind": "Tokens"}, 'Path("text.txt")  # yours\nprint(answer(network, file))'),
+        ("words", [40, 63], "Classification", {"kind": "LogMel"}, 'Path("sound.wav")  # yours\nprint(answer(network, '),
     ],
 )
 def test_the_usage_example_is_python_that_names_the_network(
@@ -559,6 +560,8 @@ def test_the_usage_example_is_python_that_names_the_network(
         code = usage_example("outputs/run/networks/student", task, {**network, "build": {"target": target}})
         compile(code, "example", "exec")
         assert call in code and line in code
+    code = usage_example("a/student", task, {**network, "build": {"target": "child.mlp.MLPSpace"}}, is_quantized=True)
+    assert 'load_onnx("a/student/model.int8.onnx")' in code and "load_network" not in code
 
 
 def test_layers_are_drawn_in_order_and_arcs_pass_beside_them() -> None:
