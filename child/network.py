@@ -174,9 +174,7 @@ class TrainedNetwork:
         if len(self.input_shape) == 3:
             scale = getattr(self.preprocessing, "scale", 1.0)
             if scale > 1 and sample.dtype.kind == "f" and 0 < sample.max() <= 1:
-                raise ValueError(
-                    f"expected an image with values from 0 to {scale:g}, got none above {sample.max():.3g}"
-                )
+                raise ValueError(f"expected an image of values from 0 to {scale:g}, got none above {sample.max():.3g}")
             sample = (sample[:, :, None] if sample.ndim == 2 else sample).transpose(2, 0, 1)
         probabilities = self.predict(sample[None])[0]
         best = int(probabilities.argmax())

@@ -116,8 +116,9 @@ def usage_example(folder: str, task: str, network: Mapping[str, Any], is_quantiz
     source, call = "network", f"load_network({json.dumps(folder)}{allowed})"
     if is_quantized:
         source, call = "onnx_module", f"load_onnx({json.dumps(f'{folder}/{QUANTIZED}')})"
-    answering = "from child.predict import answer\n" if "answer(" in ask else ""
-    return f"{imports}\nfrom child.{source} import {call.partition('(')[0]}\n{answering}\nnetwork = {call}\n{sample}\n{ask}"
+    loads = f"from child.{source} import {call.partition('(')[0]}\n"
+    answers = "from child.predict import answer\n" if "answer(" in ask else ""
+    return f"{imports}\n{loads}{answers}\nnetwork = {call}\n{sample}\n{ask}"
 
 
 def write_report(folder: Path) -> Path:

@@ -255,7 +255,7 @@ def test_images_of_another_shape_are_refused(trained: TrainedNetwork, shape: tup
 
 def test_values_that_were_never_learned_from_are_refused(trained: TrainedNetwork) -> None:
     image = np.random.default_rng(0).random((8, 8, 3), np.float32)
-    with pytest.raises(ValueError, match=r"expected an image with values from 0 to 255, got none above 0\.9"):
+    with pytest.raises(ValueError, match=r"expected an image of values from 0 to 255, got none above 0\.9"):
         trained.classify(image)
     dark = (image > 0.5).astype(np.uint8)  # as it is stored
     for given in (255 * image, np.zeros_like(image), dark):
