@@ -69,7 +69,7 @@ from child.training import (
     grade,
     measure,
 )
-from conf.launch import launch, under_way
+from conf.launch import launch, override, under_way
 from conf.schema import ConfigError, Goal, OptimizeConfig
 from controller.search import Player, search
 from controller.strategy import Strategy
@@ -266,21 +266,30 @@ def check_steps(config: OptimizeConfig, network: TrainedNetwork, groups: Sequenc
 
 def network_for(key: str, folder: Path, task: Task, plugins: Sequence[str]) -> TrainedNetwork:
     """A network from disk that was trained for this task, on this very split of its data (else ConfigError)."""
-    network, path = load_network(folder, plugins), folder
-    known = read_object(folder.resolve().parent.parent / "task.json", ())  # of the run that it lies in, if any
-    its_data = (known or {}).get("data", task.mark())
+    network, its_run = load_network(folder, plugins), folder.resolve().parent.parent
+    its_data = (read_object(its_run / "task.json", ()) or {}).get("data", task.mark())  # where it lies in a run
     for what, its, ours in (
-        ("inputs of shape", network.input_shape, task.input_shape),
-        ("the objective", network.objective, task.objective),
-        ("data prepared by", network.preprocessing, task.preprocessing),
-        ("data of the digest", its_data, task.mark()),
+        (f"inputs of shape {network.input_shape}, not {task.input_shape} as", network.input_shape, task.input_shape),
+        ("another objective than", network.objective, task.objective),
+        ("data prepared otherwise than", network.preprocessing, task.preprocessing),
+        ("other data, or another split of them, than", its_data, task.mark()),
     ):
         if its != ours:
             raise ConfigError(
-                f"{key}: {path} was trained for {what} {its!s:.120}, but the task {task.name} has {ours!s:.120}; "
-                "give the env and the seed that it was trained with (another seed may split off other test data)"
+                f"{key}: {folder} was trained for {what} in the task {task.name}; give the env and the seed that it "
+                f"was trained with{told_by(its_run / 'config.yaml')}"
             )
     return network
+
+
+def told_by(path: Path) -> str:
+    """The seed and the data of the run with this config, as the overrides that name them; nothing if there is none."""
+    if not path.is_file():
+        return ""
+    saved = OmegaConf.load(path)
+    where = OmegaConf.select(saved, "env.path")
+    its_path = "" if where is None else f" {override('env.path', where)}"
+    return f": seed={OmegaConf.select(saved, 'seed')}{its_path}, and what else of env stands in {path}"
 
 
 def with_weights(module: nn.Module, file: Path) -> nn.Module:
