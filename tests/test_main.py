@@ -25,6 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import main as main_script
 from child.cost import CostModel, count_macs, measure_latency
+from child.distill import SoftTargets
 from child.nasbench201 import NASBench201Space
 from child.network import load_network
 from child.retrain import retrain
@@ -698,6 +699,95 @@ def test_several_seeds_and_several_candidates(run_main: Any, tmp_path: Path) -> 
     assert weights[0] != weights[1]
 
 
+def test_the_student_alone_listens_to_the_better_teacher(
+    known: Any, compose_text: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the cheaper of two here, and the student's budget is a share of its cost."""
+    config, text = compose_text(
+        *known.TINY, "retrain.training.epochs=4", "distill.training.epochs=7", "distill.training.label_smoothing=0.2",
+        "distill.budget=0.5", "baseline.learning_rates=[0.05,0.1]",
+    )  # fmt: skip
+    parts = build_parts(config)
+    assert parts.task is not None and isinstance(parts.final_space, NetworkSpace)
+    space, shape = parts.final_space, parts.task.input_shape
+    drawn = sorted(space.sample(np.random.default_rng(0), 12), key=space.macs)
+    smallest, small, middle, better, costly = (drawn[place] for place in (0, 2, 4, 7, -1))
+    assert space.macs(small) < 0.5 * space.macs(better) < space.macs(middle) < 0.5 * space.macs(costly)
+    epochs, heard = {}, []
+
+    def learn(build: Any, task: Task, settings: Any, seed: int, stage: str, *rest: Any) -> Any:
+        network, loss_of = build(), rest[-1]
+        epochs[stage] = settings.epochs
+        if loss_of is not None:
+            heard.append(stage)
+            loss_of(network)
+        return network, 0.9 if stage == "teacher2" else 0.5
+
+    def loss(self: SoftTargets, student: Any, teacher: Any, task: Task, label_smoothing: float = 0.0) -> None:
+        heard.extend([count_macs(student, shape), count_macs(teacher, shape), label_smoothing])
+
+    monkeypatch.setattr(main_script, "retrain", learn)
+    monkeypatch.setattr(SoftTargets, "loss", loss)
+    run = Run.create(tmp_path, "run", text, 30.0)
+    at = main_script.Setting(config, parts.device, parts.task, space, run, main_script.Console())
+    qualities = ((smallest, 0.6), (small, 0.7), (middle, 0.8), (better, 0.9), (costly, 0.9))
+    main_script.train_finals(at, {
+        "teachers": [costly.tokens, better.tokens], "random_best": costly.tokens, "derived_by": None, "num_equal": 1,
+        "cheaper": [(genotype.tokens, quality) for genotype, quality in qualities],
+    })  # fmt: skip
+    assert heard == ["student", space.macs(small), space.macs(better), 0.2]
+    assert epochs == {
+        "teacher": 4, "teacher2": 4, "student": 7, "student_alone": 7, "random_best": 4,
+        "hand_designed_0.05": 2, "hand_designed_0.1": 2, "hand_designed": 4,
+    }  # fmt: skip
+
+
+def test_a_target_is_the_upper_quartile_of_costs_or_the_one_that_the_run_had(compose_text: Compose, known: Any) -> None:
+    config, costs = compose_text("reward=hard")[0], iter(range(101))
+    reward = main_script.build_reward(config, known.FlatSpace(3, 3), lambda genotype: float(next(costs)), None)
+    assert reward.target == 75
+    assert main_script.build_reward(config, known.FlatSpace(3, 3), lambda genotype: 1.0, 40.0).target == 40
+
+
+@pytest.mark.parametrize(("cost", "told"), [(2.0, False), (2.1, True)])
+def test_a_choice_that_costs_the_target_is_within_it(cost: float, told: bool, compose_text: Compose) -> None:
+    config = compose_text("derive.within_target=true", "reward.target=2")[0]
+    assert bool(main_script.above_target(config, config.reward.build(()), cost)) == told
+
+
+def test_an_architecture_that_is_met_again_is_not_counted_again(
+    run_main: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(at: Any, parts: Any, found: dict[str, Any]) -> None:
+        assert found["num_evaluations"] == len(distinct()) < 10
+        raise StoppedError
+
+    def distinct() -> set[tuple[int, ...]]:
+        history = lines(tmp_path / "run" / "history.jsonl")
+        return {tuple(line["genotype"]["tokens"]) for line in history if line["strategy"] == "reinforce"}
+
+    monkeypatch.setattr(main_script, "check_ranking", stop)
+    few = ["space.num_layers=1", "space.min_layers=null", "space.num_reductions=0"]  # six operations, and nothing else
+    with pytest.raises(StoppedError):
+        run_main(tmp_path, *few, "search.budget=100", "search.episodes=5", "search.compare_random=false")
+
+
+def test_a_recalibration_counts_in_what_a_brief_analysis_can_afford(
+    known: Any, compose_text: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its training samples are looked at too, beside 337 of the validation data."""
+    monkeypatch.setattr(main_script, "BRIEF_MACS", 10**8)
+    afforded = []
+    for statistics in ("batch", "recalibrated"):
+        own = ("evaluator.recalibration_batches=5", "evaluator.settings.batch_size=100")
+        parts = build_parts(compose_text(*known.TINY, *own, f"evaluator.statistics={statistics}")[0])
+        assert isinstance(parts.space, NetworkSpace)
+        center = parts.space.sample(np.random.default_rng(0), 1)[0]
+        afforded.append(main_script.num_affordable(parts, parts.cheap, center))
+    macs = parts.space.macs(center)
+    assert afforded == [10**8 // (337 * macs), 10**8 // (837 * macs)]
+
+
 @pytest.mark.parametrize(("joined", "apart", "num"), [(True, False, 1347), (True, True, 1010), (False, False, 1010)])
 def test_what_is_joined_is_trained_on(joined: bool, apart: bool, num: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
@@ -760,6 +850,8 @@ def test_joined_validation_data_are_no_longer_evidence(run_main: Any, tmp_path: 
     results = load(folder / "results.json")
     assert [row["name"] for row in results["rows"]] == STAGES[:-1]
     assert [row["validation"] for row in results["rows"]] == [[]] * 4
+    with np.load(folder / "answers.npz", allow_pickle=False) as answers:
+        assert {name.partition(" ")[0] for name in answers} == {"test"}
     assert re.match(r"Left out: training of hand_designed stopped at step \d: loss or gradient", results["notes"][0])
     apart = load(run_main(tmp_path, *short, name="apart") / "results.json")["samples"]
     assert results["samples"] == {**apart, "training": apart["training"] + apart["validation"], "validation": 0}

@@ -19,7 +19,7 @@ from child.prune import (
 )
 from child.ratios import PruningEvaluator, RatioSpace
 from child.resnet import ResNet
-from child.space import NetworkSpace
+from child.space import NetworkSpace, derive_seed
 from child.task import Task
 from child.training import FineTuning, grade
 
@@ -63,6 +63,12 @@ def test_an_evaluation_is_that_of_what_is_left(
     again = evaluator.evaluate(chosen, 1.0, seed=4)  # of all of the data the seed draws nothing
     assert [(e.quality, e.cost) for e in found] == [(e.quality, e.cost) for e in again]
     assert evaluator.evaluate(chosen[:1], 0.5, 3)[0] == evaluator.evaluate(chosen, 0.5, 3)[0]
+    halves = [evaluator.evaluate(chosen[2:], 0.5, seed)[0].quality for seed in range(8)]
+    drawn = [task.validation.draw(12, derive_seed(seed, "validation")) for seed in range(8)]
+    whole = evaluator.left(chosen[2])
+    gather_statistics(whole, task, 2, 16, 5)
+    assert halves == [task.quality(grade(whole, task, split, 16, device), split.targets) for split in drawn]
+    assert len(set(halves)) > 1
     for genotype, evaluation in zip(chosen, found, strict=True):
         kept = keep_shares(groups, {g.name: 1 - 0.5 * t for g, t in zip(groups, genotype.tokens, strict=True)})
         left = remove_units(module, (3, 8, 8), groups, scores, kept)

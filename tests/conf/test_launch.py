@@ -19,8 +19,10 @@ from child.cost import CostModel
 from child.macro import MacroSpace
 from child.space import NetworkSpace
 from child.task import Task
-from conf.launch import FREE_ON_RESUME, compose, one_line, override, under_way
+from child.training import TrainingError
+from conf.launch import FREE_ON_RESUME, compose, launch, one_line, override, under_way
 from conf.schema import ConfigError, OptimizeConfig, RunConfig
+from controller.reinforce import ControllerError
 from controller.strategy import Strategy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -274,6 +276,23 @@ def test_a_run_whose_data_are_gone_says_where_it_looks_for_them(compose_text: An
     where = rf"cannot read mine.npz \(the run's config is {run.folder}/config.yaml; if what it reads has moved"
     with pytest.raises(ConfigError, match=where), under_way(again, text, "main.py", lost):
         pass
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ConfigError("wrong"), 2), (TrainingError("too high"), 1), (ControllerError("lost"), 1)]
+)
+def test_the_exit_status_tells_mistakes_from_runs_that_could_not_go_on(
+    error: Exception, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which a launch sets, so that it is as before afterwards
+
+    def start(config: RunConfig, text: str) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        launch(start)
+    assert ended.value.code == status and capsys.readouterr().err == f"luban: {error}\n"
 
 
 def test_a_config_runs_no_code(tmp_path: Path) -> None:
