@@ -289,6 +289,8 @@ class RunConfig:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise ValueError(f"threads must be from 1 to 1024 or null, got {self.threads}")
+        if self.name in (".", "..") or "/" in self.name:
+            raise ValueError(f"name is that of a folder in output, without a /, got {self.name!r}; set output too")
 
 
 @dataclass(frozen=True)

@@ -116,10 +116,11 @@ class WholeStrategy(Strategy):
                 f"controller: propose of {type(self).__name__} gave {len(proposed)} of {num} architectures"
             )
         for each in proposed:
-            if not isinstance(each, Genotype) or len(each.tokens) != num_steps:
+            is_own = isinstance(each, Genotype) and each.space == self.space.name and len(each.tokens) == num_steps
+            if not is_own or not all(isinstance(token, int | np.integer) for token in each.tokens):
                 raise ValueError(
-                    f"controller: propose of {type(self).__name__} gave {each!r:.100}; expected a Genotype with the "
-                    f"{num_steps} tokens of space {self.space.name}"
+                    f"controller: propose of {type(self).__name__} gave {each!r:.100}; expected a Genotype of space "
+                    f"{self.space.name}, with {num_steps} whole numbers as its tokens"
                 )
         self._tokens = np.array([genotype.tokens for genotype in proposed], np.int64)
 

@@ -1,8 +1,9 @@
 """The MDP of architecture search: one token a step, a reward at the end.
 
 Observation: `tokens` (-1 where not yet chosen), `step`, and `action_mask` (the legal next tokens, int8). Action: the
-next token. On the last token the evaluator is asked for all architectures at once, on the same data; every other
-reward is 0. `step` never trains shared weights: a reward is a function of (genotype, shared weights, seed).
+next token; one that the mask closes is refused, so draw with `action_space.sample(mask=observation["action_mask"])`.
+On the last token the evaluator is asked for all architectures at once, on the same data; every other reward is 0.
+`step` never trains shared weights: a reward is a function of (genotype, shared weights, seed).
 
 Letters: B episodes side by side, T decisions, C the largest number of choices.
 """

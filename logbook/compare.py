@@ -104,7 +104,10 @@ def with_interval(values: Sequence[float], metric: str) -> str:
     said = score(found.mean, metric, decimals=2)
     if found.low is None or found.high is None:
         return said
-    return f"{said} [{score(found.low, metric, decimals=2)}, {score(found.high, metric, decimals=2)}]"
+    low, high = found.low, found.high
+    if metric == "accuracy":  # of few runs an interval may reach beyond what there is
+        low, high = max(low, 0.0), min(high, 1.0)
+    return f"{said} [{score(low, metric, decimals=2)}, {score(high, metric, decimals=2)}]"
 
 
 def read_parts(folders: Sequence[Path]) -> list[Part]:

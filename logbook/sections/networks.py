@@ -35,6 +35,9 @@ def network_section(run: Record) -> Section:
     return section
 
 
+OUTSIDE = "(outside of its modules)"
+"""The layer that holds what a network computes in its own code, as `child/cost.py` calls it."""
+
 MOST_LAYERS = 24
 """In a picture; smaller ones are drawn as one."""
 
@@ -52,6 +55,10 @@ def layers_section(run: Record) -> Section:
             f"The share of each layer in the {totals['macs']} multiply-accumulates and {totals['parameters']} "
             "parameters: the longest bars are where something can be saved."
         )
+        if rows[-1]["name"] == OUTSIDE and 2 * rows[-1]["macs"] > sum(row["macs"] for row in rows):
+            reading += (
+                " Most is computed by the network itself, as by a recurrent cell, whose parts are not told apart."
+            )
         section.pictures.append(Picture(f"layers-{name}", title, reading, draw_layers(shown)))
         section.grids.append(
             Grid(

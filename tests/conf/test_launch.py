@@ -134,6 +134,7 @@ def test_values_reach_their_place() -> None:
         ("+extra=1", ["extra: unknown key"]),
         ("device=gpu", ["device: got 'gpu'", "allowed: auto, cpu, cuda"]),
         ("seed=-1", ["seed must be at least 0, got -1"]),
+        ("name=a/b", ["name is that of a folder in output, without a /, got 'a/b'"]),
         ("threads=0", ["threads must be from 1 to 1024 or null, got 0"]),
         ("threads=1000000000000000", ["threads must be from 1 to 1024 or null, got 1000000000000000"]),
         ("threads=many", ["threads: expected an integer, got 'many' (or null)"]),

@@ -25,6 +25,7 @@ from logbook.report import usage_example, verdict, write_report
 from logbook.sections.answers import draw_classes, draw_confusions
 from logbook.sections.comparison import curves_section
 from logbook.sections.decisions import decisions_section
+from logbook.sections.networks import OUTSIDE, layers_section
 from logbook.significance import estimate
 
 OPERATIONS = ["conv3", "sepconv3", "conv5", "sepconv5", "avgpool3", "maxpool3"]
@@ -689,6 +690,16 @@ def test_decisions_of_other_kinds_have_a_picture(tmp_path: Path) -> None:
     assert not (folder / "plots" / "operations.svg").exists()
 
 
+def test_a_network_that_computes_in_its_own_code_is_not_searched_for_long_bars(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    readings = []
+    for macs in (90, 9):
+        layers = [{"name": "decoder", "macs": 10, "parameters": 5}, {"name": OUTSIDE, "macs": macs, "parameters": 5}]
+        write(folder / "layers.json", {"teacher": layers})
+        readings.append(layers_section(read_run(folder)).pictures[0].reading)
+    assert "whose parts are not told apart" in readings[0] and "not told apart" not in readings[1]
+
+
 def test_what_no_architecture_of_the_last_round_had_is_not_drawn_as_settled(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     run = read_run(folder)
@@ -756,6 +767,11 @@ def test_the_page_groups_runs_and_judges_differences(repetitions: list[Path], tm
     assert judged[2] == "+0.4 points" and judged[4:6] == ["3", "paired"] and judged[-1] == "within noise"
     p = stats.ttest_rel(FIRST, SECOND).pvalue
     assert judged[6:8] == [f"{p:.3g}", f"{3 * p:.3g}"] and p < 0.05 < 3 * p
+
+
+def test_an_interval_of_accuracies_stays_within_what_there_is() -> None:
+    assert compare.with_interval([0.5, 0.9], "accuracy") == "70.00% [0.00%, 100.00%]"
+    assert compare.with_interval([0.5, 0.9], "R squared") == "0.7 [-1.841, 3.241]"
 
 
 def test_a_difference_far_beyond_its_spread_is_called_one(repetitions: list[Path], tmp_path: Path) -> None:
