@@ -68,7 +68,8 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         self._narrow = space.max_choices <= 256
         self._all = np.ones(num_envs, bool).tobytes()
         self._shape = (num_envs,)
-        # What no episode changes is made once, read-only; who steps gets copies, which are his to change.
+        # What no episode changes is made once, read-only; observations get copies, as Gymnasium's checker asks, and
+        # rewards, which its wrappers change in place.
         limits = np.array(self._num_choices, np.uint64)[:, None].repeat(num_envs, axis=1)
         closing = np.zeros((1, space.max_choices), np.int8)
         closing[0, 0] = 1  # after the last token: never all zero, which Gymnasium would read as "anything"
@@ -117,7 +118,7 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         self._tokens = np.full((self._num_steps, self.num_envs), -1, np.int16)
         steps, self._mask = self._first
         observation = {"tokens": self._tokens.copy().T, "step": steps.copy(), "action_mask": self._mask.copy()}
-        return observation, {"action_mask": self._mask.copy()}
+        return observation, {"action_mask": observation["action_mask"]}
 
     def step(
         self, actions: NDArray[np.integer[Any]]
@@ -144,15 +145,15 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
             mask = self.search_space.mask(tokens[:step].T.astype(np.int64))
         self._mask = mask
         observation: Observation = {"tokens": tokens.copy().T, "step": steps.copy(), "action_mask": mask.copy()}
-        info: dict[str, Any] = {"action_mask": mask.copy()}
+        info: dict[str, Any] = {"action_mask": observation["action_mask"]}
         if step < self._num_steps:
-            return observation, self._unpaid.copy(), self._live.copy(), self._live.copy(), info
+            return observation, self._unpaid.copy(), self._live, self._live, info
         evaluations = self._evaluate()
         if len(evaluations) != self.num_envs:
             raise ValueError(f"the evaluator gave {len(evaluations)} evaluations of {self.num_envs} architectures")
         info["evaluation"] = np.fromiter(evaluations, object, self.num_envs)
         rewards = np.fromiter(map(self.reward, evaluations), np.float64, self.num_envs)
-        return observation, rewards, self._over.copy(), self._live.copy(), info
+        return observation, rewards, self._over, self._live, info
 
     def action_masks(self) -> NDArray[np.bool_]:
         """The legal next tokens, (B, C), as sb3-contrib asks for them."""
