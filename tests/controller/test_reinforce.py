@@ -261,7 +261,8 @@ def test_the_state_goes_on_bit_by_bit(known: Any, baseline: Any, tmp_path: Path)
         for number in rounds:
             genotypes = strategy.sample(4, number)
             rewards = [sum(genotype.tokens) / 10 for genotype in genotypes]
-            seen.append((genotypes, strategy.learn(rollout_of(space, genotypes, rewards))))
+            update = strategy.learn(rollout_of(space, genotypes, rewards))
+            seen.append((genotypes, repr(update)))  # as text, for NaN, of what was not open, does not equal itself
         return seen
 
     settings = {"baseline": baseline, "entropy_weight": 0.1, "final_entropy_weight": 0.01}
