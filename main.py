@@ -220,14 +220,7 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
             raise ConfigError(f"env.task: {config.evaluator.target} trains networks and so needs a task, got null")
         if config.rungs.fidelities:
             raise ConfigError("rungs.fidelities: nothing is trained where a table tells the qualities; set it to []")
-        reward = build_reward(config, space, evaluator.cost, known_target)
-        drawn = space.sample(np.random.default_rng(0), 1)[0]
-        cheap, dear = (Evaluation(drawn, 0.5, ratio * getattr(reward, "target", 1.0), 1.0, 0) for ratio in (0.1, 10.0))
-        if not evaluator.has_costs and reward(cheap) != reward(dear):
-            raise ConfigError(
-                f"{config.reward.key}: cost counts in it, and the table has none; set evaluator.cost to the column of "
-                "it, or reward=quality"
-            )
+        reward = build_reward(config, space, evaluator.cost, known_target, evaluator.has_costs)
     else:
         if not isinstance(space, NetworkSpace):
             raise ConfigError(f"space: {config.space.target} has no networks that could be trained on {task.name}")
@@ -287,7 +280,7 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
         )
         return Player(strategy, environments, ledger)
 
-    if config.derive.within_target and getattr(reward, "beta", None) == 0 and reward.target == 1:
+    if config.derive.within_target and reward.target == 1 and not counts_cost(reward, space):
         raise ConfigError(
             "derive.within_target: this reward has no target to stay within, for cost does not count in it; set "
             "reward.target"
@@ -349,29 +342,44 @@ def cost_unit(config: RunConfig) -> CostUnit:
 
 
 def build_reward(
-    config: RunConfig, space: SearchSpace, cost: Callable[[Genotype], float], known_target: float | None
+    config: RunConfig,
+    space: SearchSpace,
+    cost: Callable[[Genotype], float],
+    known_target: float | None,
+    has_costs: bool = True,
 ) -> Reward:
     """The reward; a target of null becomes the upper quartile of the costs of 101 random architectures.
 
-    A run that goes on keeps the one it had, since a latency measured again would not be the same.
+    A run that goes on keeps the one it had, since a latency measured again would not be the same. Where there are no
+    costs, none may count.
     """
     part = config.reward
+    lacking = (
+        f"{part.key}: cost counts in it, and the table has none; set evaluator.cost to its column, or reward=quality"
+    )
     if "target" in part.arguments and part.arguments["target"] is None:
         target = known_target
         if target is None:
             drawn = space.sample(np.random.default_rng(derive_seed(config.seed, "target")), 101)
             target = float(np.quantile([cost(genotype) for genotype in drawn], 0.75))
         if not target > 0:
-            raise ConfigError(
-                f"{part.key}.target: costs are 0 here, so that it cannot follow from them; set it, or with a table "
-                "evaluator.cost"
-            )
+            zero = f"{part.key}.target: costs are 0 here, so it must be given; set {part.key}.target=1"
+            raise ConfigError(zero if has_costs else lacking)
         part = Part(part.key, part.target, {**part.arguments, "target": target})
     reward = part.build(config.plugins)
     missing = [name for name in ("unit", "formula") if not hasattr(reward, name)]
     if missing:
         raise ConfigError(f"{part.key}: {part.target} lacks {' and '.join(missing)}; see Reward in envs/reward.py")
+    if not has_costs and counts_cost(reward, space):
+        raise ConfigError(lacking)
     return reward
+
+
+def counts_cost(reward: Reward, space: SearchSpace) -> bool:
+    """Whether the reward of an architecture depends on its cost."""
+    drawn, target = space.sample(np.random.default_rng(0), 1)[0], getattr(reward, "target", None) or 1.0
+    cheap, dear = (Evaluation(drawn, 0.5, ratio * target, 1.0, 0) for ratio in (0.1, 10.0))
+    return reward(cheap) != reward(dear)
 
 
 def relax(evaluator: Evaluator, reward: Reward) -> Relaxation | None:

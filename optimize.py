@@ -38,6 +38,7 @@ from child.network import (
     load_network,
     read_checked,
     resize,
+    run_around,
     save_network,
 )
 from child.onnx_module import QUANTIZED, OnnxModule, require
@@ -266,8 +267,9 @@ def check_steps(config: OptimizeConfig, network: TrainedNetwork, groups: Sequenc
 
 def network_for(key: str, folder: Path, task: Task, plugins: Sequence[str]) -> TrainedNetwork:
     """A network from disk that was trained for this task, on this very split of its data (else ConfigError)."""
-    network, its_run = load_network(folder, plugins), folder.resolve().parent.parent
-    its_data = (read_object(its_run / "task.json", ()) or {}).get("data", task.mark())  # where it lies in a run
+    network, its_run = load_network(folder, plugins), run_around(folder)
+    known = None if its_run is None else read_object(its_run / "task.json", ())
+    its_data = (known or {}).get("data", task.mark())
     for what, its, ours in (
         (f"inputs of shape {network.input_shape}, not {task.input_shape} as", network.input_shape, task.input_shape),
         ("another objective than", network.objective, task.objective),
@@ -277,14 +279,15 @@ def network_for(key: str, folder: Path, task: Task, plugins: Sequence[str]) -> T
         if its != ours:
             raise ConfigError(
                 f"{key}: {folder} was trained for {what} in the task {task.name}; give the env and the seed that it "
-                f"was trained with{told_by(its_run / 'config.yaml')}"
+                f"was trained with{seed_and_data_of(its_run)}"
             )
     return network
 
 
-def told_by(path: Path) -> str:
-    """The seed and the data of the run with this config, as the overrides that name them; nothing if there is none."""
-    if not path.is_file():
+def seed_and_data_of(run: Path | None) -> str:
+    """The seed and the data of a run, as the overrides that name them; nothing where there is none."""
+    path = None if run is None else run / "config.yaml"
+    if path is None or not path.is_file():
         return ""
     saved = OmegaConf.load(path)
     where = OmegaConf.select(saved, "env.path")
@@ -967,7 +970,9 @@ def joined_validation(folder: Path) -> bool:
     Args:
         folder: The run's, or that of one of its networks.
     """
-    run = folder if (folder / "config.yaml").is_file() else folder.resolve().parent.parent
+    run = folder if (folder / "config.yaml").is_file() else run_around(folder)
+    if run is None:
+        return False
     config, about = run / "config.yaml", read_object(run / "task.json", ()) or {}
     own = config.is_file() and OmegaConf.select(OmegaConf.load(config), "retrain.join_validation")
     return bool(own or about.get("joined_validation"))

@@ -11,10 +11,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import torch
-
 from child.cost import Latency, count_macs, count_parameters
-from child.network import TrainedNetwork, add_file
+from child.network import TrainedNetwork, add_file, run_around
 from child.onnx_module import QUANTIZED
 from child.task import Classification, Language, Regression
 from child.transforms import LogMel, Normalize, Tokens
@@ -53,10 +51,10 @@ def read_record(folder: Path) -> Record:
     Raises:
         ValueError: The run's results cannot be read; the message names the file.
     """
-    run = folder.resolve().parent.parent
-    results, config = run / "results.json", run / "config.yaml"
-    if folder.resolve().parent.name != "networks" or not results.is_file():
+    run = run_around(folder)
+    if run is None or not (run / "results.json").is_file():
         return Record(folder.resolve().name)
+    results, config = run / "results.json", run / "config.yaml"
     try:
         known = json.loads(results.read_text(encoding="utf-8"))
         where = f"networks/{folder.resolve().name}"
@@ -145,9 +143,7 @@ def _answer(network: TrainedNetwork) -> str:
         return f"float32 (N, 1); times {objective.std:.6g} plus {objective.mean:.6g} it is in its own unit"
     if not isinstance(objective, Language):
         return f"float32 (N, {objective.num_outputs}), logits; their softmax gives probabilities"
-    size = network.input_shape[0]
-    with torch.inference_mode():
-        length = network.module(torch.zeros(1, size, dtype=torch.int64)).shape[1]
+    size, length = network.input_shape[0], network.count_positions()
     return (
         f"float32 (N, {length}, {objective.num_outputs}), logits of what follows upon each of the last {length} of the "
         f"{size}, the others being context; their softmax gives probabilities"

@@ -5,7 +5,6 @@ import math
 import struct
 import warnings
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +12,10 @@ from PIL import ExifTags, Image, ImageOps
 from scipy.io import wavfile
 from scipy.signal import resample_poly
 
+from child.task import Unit
+
 UNKNOWN = "<unk>"
 LINE_END = "<eos>"
-
-Unit = Literal["characters", "words"]
 
 TURNS = {  # by the EXIF orientation; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -99,11 +98,11 @@ def read_wave(path: Path, rate: int) -> NDArray[np.int16]:
     return np.clip(np.round(wave * 32768), -32768, 32767).astype(np.int16)
 
 
-def read_symbols(path: str, unit: Unit, hint: str | None = None) -> list[str]:
+def read_symbols(path: Path, unit: Unit, hint: str | None = None) -> list[str]:
     """The characters of a file, or its words and line ends (else ValueError); Windows' line ends are as any other."""
     try:
-        data = Path(path).read_bytes()
-        content = (lzma.decompress(data) if path.endswith(".xz") else data).decode("utf-8-sig")
+        data = path.read_bytes()
+        content = (lzma.decompress(data) if path.suffix == ".xz" else data).decode("utf-8-sig")
     except OSError as error:
         raise ValueError(f"cannot read {path} ({error.strerror})" + (f"; {hint}" if hint else "")) from None
     except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:

@@ -152,6 +152,11 @@ class TrainedNetwork:
             return outputs[:, 0] * self.objective.std + self.objective.mean
         return outputs.softmax(dim=-1)
 
+    def count_positions(self) -> int:
+        """Of a text, at how many positions of a window the network tells what follows; the others are its context."""
+        with torch.inference_mode():
+            return self.module(torch.zeros(1, *self.input_shape, dtype=torch.int64)).shape[1]
+
     def _check_values(self, samples: NDArray[Any]) -> None:
         if samples.dtype.kind == "f" and not np.isfinite(samples).all():
             raise ValueError("expected numbers that are finite, got samples with a value that is not")
@@ -173,7 +178,7 @@ class TrainedNetwork:
             raise ValueError(f"this network does not classify (it learned {self.objective.metric_name}); use predict")
         if len(self.input_shape) == 3:
             scale = getattr(self.preprocessing, "scale", 1.0)
-            if scale > 1 and sample.dtype.kind == "f" and 0 < sample.max() <= 1:
+            if scale > 1 and sample.dtype.kind == "f" and sample.max() <= 1 and (sample % 1 != 0).any():
                 raise ValueError(f"expected an image of values from 0 to {scale:g}, got none above {sample.max():.3g}")
             sample = (sample[:, :, None] if sample.ndim == 2 else sample).transpose(2, 0, 1)
         probabilities = self.predict(sample[None])[0]
@@ -386,6 +391,12 @@ def tie(module: nn.Module, same: Mapping[str, str]) -> None:
         )
         if own in layer._parameters and its in source._parameters:
             layer._parameters[own] = source._parameters[its]
+
+
+def run_around(folder: Path) -> Path | None:
+    """The run that a network lies in, whose folder is `<run>/networks/<name>`; None where it lies elsewhere."""
+    place = folder.resolve().parent
+    return place.parent if place.name == "networks" else None
 
 
 def chosen_networks(run: Path) -> dict[str, Path]:

@@ -131,7 +131,7 @@ def read_numbers(network: TrainedNetwork, objective: Language, file: Path) -> ND
         ValueError: It cannot be read, is too short, or has a symbol that the network does not know.
     """
     known = {symbol: number for number, symbol in enumerate(objective.symbols)}
-    symbols, least = read_symbols(str(file), objective.unit), network.input_shape[0]
+    symbols, least = read_symbols(file, objective.unit), network.input_shape[0]
     strange = next((symbol for symbol in symbols if symbol not in known), None)
     if strange is not None and UNKNOWN not in known:
         raise ValueError(f"{file}: the network does not know {strange!r}, which its training text had not")
@@ -142,8 +142,7 @@ def read_numbers(network: TrainedNetwork, objective: Language, file: Path) -> ND
 
 def foreseen(network: TrainedNetwork, objective: Language, numbers: NDArray[np.int64]) -> str:
     """The metric of a text, cut into windows as a task's is; nothing where it is no longer than one."""
-    size, scores = network.input_shape[0], []
-    length = network.predict(numbers[None, :size]).shape[1]  # what is left of a window behind its context
+    size, length, scores = network.input_shape[0], network.count_positions(), []
     ends = range(size, len(numbers), length)
     for first in range(0, len(ends), WINDOWS):
         some = ends[first : first + WINDOWS]

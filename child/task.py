@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+Unit = Literal["characters", "words"]
+
 
 class WithAuxiliary(NamedTuple):
     """What a network with an auxiliary head gives in training: its outputs, the head's, and its weight in the loss."""
@@ -279,7 +281,7 @@ class Language:
     """
 
     symbols: tuple[str, ...]
-    unit: Literal["characters", "words"]
+    unit: Unit
 
     higher_is_better = False
 

@@ -73,7 +73,9 @@ def launch(start: Callable[[Config, str], None], kind: type[Config] = RunConfig,
         try:
             start(*resolve(composed, overrides, kind))
         except EXPECTED as error:  # kept from Hydra, which would add lines of its own
-            failed.append((job + one_line(error), 1 if isinstance(error, RuntimeError) else 2))
+            mistaken = [quoted for key, quoted in map(_as_text, overrides) if f"{key}: expected text" in str(error)]
+            line = "; as text: ".join([one_line(error), *mistaken])
+            failed.append((job + line, 1 if isinstance(error, RuntimeError) else 2))
         except Exception as error:
             if is_out_of_memory(error):
                 line = f"memory ran out ({one_line(error)}); ask for less at once"
@@ -87,9 +89,8 @@ def launch(start: Callable[[Config, str], None], kind: type[Config] = RunConfig,
     try:
         entry()
     except OverrideParseException as error:
-        key, is_set, value = error.override.partition("=")
-        as_text = f"; if its value is a text, quote it: {override(key, value)}" if is_set else ""
-        failed.append((f"cannot read {error.override} as Hydra's key=value{as_text}", 2))
+        quoted = f"; if its value is a text, quote it: {_as_text(error.override)[1]}" if "=" in error.override else ""
+        failed.append((f"cannot read {error.override} as Hydra's key=value{quoted}", 2))
     except EXPECTED as error:
         failed.append((_with_overrides(one_line(error)), 2))
     except Exception as error:  # Hydra stumbles over some overrides itself
@@ -122,10 +123,10 @@ def under_way(
         try:
             built = build(run)
         except (ValueError, OSError) as error:
-            if run is None:
+            if run is None or config.env.path is None or Path(config.env.path).exists():
                 raise
-            where = f"the run's config is {run.folder / 'config.yaml'}; if what it reads has moved, correct its paths"
-            raise ConfigError(f"{one_line(error)} ({where})") from None
+            where = f"where {config.env.path} has moved to, write into {run.folder / 'config.yaml'}"
+            raise ConfigError(f"{one_line(error)}; {where}") from None
         if run is None:
             run = Run.create(Path(config.output), config.name, text, every, interruption)
         try:
@@ -190,6 +191,12 @@ def override(key: str, value: Path | str) -> str:
     except HydraException:
         as_it_is = False
     return shlex.quote(plain if as_it_is else f"{key}={QuotedString(str(value), Quote.double).with_quotes()}")
+
+
+def _as_text(typed: str) -> tuple[str, str]:
+    """The key of an override, and the override for a shell by which its value is the text that was typed."""
+    key, _, value = typed.partition("=")
+    return key.lstrip("+"), override(key, value)
 
 
 def _keys(key: str, value: Any) -> Iterator[str]:

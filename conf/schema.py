@@ -290,7 +290,7 @@ class RunConfig:
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise ValueError(f"threads must be from 1 to 1024 or null, got {self.threads}")
         if self.name in (".", "..") or "/" in self.name:
-            raise ValueError(f"name is that of a folder in output, without a /, got {self.name!r}; set output too")
+            raise ValueError(f"name is that of a folder in output, got {self.name!r}; for another place set output")
 
 
 @dataclass(frozen=True)
@@ -419,9 +419,7 @@ def read(kind: Any, value: Any, key: str) -> Any:
         return float(value)
     names = {int: "an integer", bool: "true or false", str: "text"}
     if kind in names and type(value) is not kind:
-        quoted = f"; quotes within quotes make it one: '{key}=\"{value}\"'"
-        hint = quoted if kind is str and value is not None else ""
-        raise ConfigError(f"{key}: expected {names[kind]}, got {value!r}{hint}")
+        raise ConfigError(f"{key}: expected {names[kind]}, got {value!r}")
     return value
 
 

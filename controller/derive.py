@@ -208,12 +208,16 @@ def choose(
         its = cost(genotype) if first["cost"] is None else first["cost"]
         evaluation = Evaluation(genotype, quality, its, first["fidelity"], first["seed"])
         candidates.append(Candidate(strategy, evaluation, fmean(line["reward"] for line in lines)))
-    worth = estimate(list(drawn)) if estimate else None
-    if worth is None:
-        worth = np.array([candidate.reward for candidate in candidates])
-    elif np.shape(worth) != (len(candidates),) or not np.isfinite(worth).all():
+    told = estimate(list(drawn)) if estimate else None
+    if told is None:
+        told = [candidate.reward for candidate in candidates]
+    try:
+        worth = np.asarray(told, np.float64)
+    except (TypeError, ValueError):
+        worth = np.array(math.nan)
+    if worth.shape != (len(candidates),) or not np.isfinite(worth).all():
         raise ValueError(
-            f"controller: estimate of {strategy} gave {worth!r:.100}; expected a finite number for each of "
+            f"controller: estimate of {strategy} gave {told!r:.100}; expected a finite number for each of "
             f"{len(candidates)} architectures, or None"
         )
     return [candidate for _, candidate in sorted(zip(-worth, candidates, strict=True), key=lambda pair: pair[0])]

@@ -110,19 +110,18 @@ class WholeStrategy(Strategy):
         Raises:
             ValueError: There are not as many proposals, or they are no architectures of the space.
         """
-        proposed, num_steps = self.propose(num, round_number), len(self.space.decisions)
-        if len(proposed) != num:
-            raise ValueError(
-                f"controller: propose of {type(self).__name__} gave {len(proposed)} of {num} architectures"
-            )
+        proposed, space, num_steps = self.propose(num, round_number), self.space.name, len(self.space.decisions)
+        told = f"controller: propose of {type(self).__name__} gave"
+        if not isinstance(proposed, list | tuple) or len(proposed) != num:
+            got = f"{len(proposed)}" if isinstance(proposed, list | tuple) else f"{proposed!r:.100} and not {num}"
+            raise ValueError(f"{told} {got} of {num} architectures")
         for each in proposed:
-            is_own = isinstance(each, Genotype) and each.space == self.space.name and len(each.tokens) == num_steps
-            if not is_own or not all(isinstance(token, int | np.integer) for token in each.tokens):
-                raise ValueError(
-                    f"controller: propose of {type(self).__name__} gave {each!r:.100}; expected a Genotype of space "
-                    f"{self.space.name}, with {num_steps} whole numbers as its tokens"
-                )
-        self._tokens = np.array([genotype.tokens for genotype in proposed], np.int64)
+            if not isinstance(each, Genotype) or each.space != space or len(each.tokens) != num_steps:
+                raise ValueError(f"{told} {each!r:.100}; expected a Genotype of space {space} with {num_steps} tokens")
+        tokens = np.array([genotype.tokens for genotype in proposed])
+        if tokens.dtype.kind not in "iu":
+            raise ValueError(f"{told} tokens such as {tokens[0].tolist()!r:.100}; expected whole numbers")
+        self._tokens = tokens.astype(np.int64)
 
     def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
         return self._tokens[:, int(observation["step"][0])]

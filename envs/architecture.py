@@ -24,6 +24,7 @@ from envs.reward import Reward
 Observation = dict[str, NDArray[Any]]
 
 # Found once, since a step takes a few microseconds.
+_SEEDS = {int, type(None)} | {np.dtype(kind).type for kind in "bBhHiIlLqQ"}  # NumPy's whole numbers
 _INT64, _UINT64, _less = np.dtype(np.int64), np.dtype(np.uint64), np.less
 
 
@@ -97,12 +98,13 @@ class VectorArchitectureEnv(VectorEnv[Any, Any, Any]):
         Raises:
             ValueError: There are more or fewer seeds, one is no whole number, or only some episodes are to begin.
         """
-        several = isinstance(seed, list | tuple | np.ndarray)
-        given: list[Any] = list(seed) if several else [seed] * self.num_envs
+        seeds: Any = seed
+        several = isinstance(seeds, list | tuple) or (isinstance(seeds, np.ndarray) and seeds.ndim > 0)
+        given: list[Any] = list(seeds) if several else [seeds] * self.num_envs
         if len(given) != self.num_envs:
             raise ValueError(f"expected one seed or {self.num_envs} of them, got {len(given)}")
-        if not all(each is None or isinstance(each, int | np.integer) for each in set(given)):
-            raise ValueError(f"expected whole numbers as seeds, got {seed!r:.100}")
+        if not _SEEDS.issuperset(map(type, given)) or any(each is not None and each < 0 for each in given):
+            raise ValueError(f"expected whole numbers of at least 0 as seeds, got {seed!r:.100}")
         if options and not np.all(options.get("reset_mask", True)):
             raise ValueError("the episodes advance together, so that all begin at once; leave reset_mask out")
         if given[0] is not None:

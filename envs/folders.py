@@ -122,20 +122,14 @@ def class_files(folder: Path, endings: Container[str], kind: str) -> dict[str, l
 
     Raises:
         ValueError: There is no subfolder, or one without such a file, with others that would be lost, with parts of
-            the data inside, or with a link to where it lies; or a file lies beside them.
+            the data inside, or with a link to what is there already; or a file lies beside them.
     """
     refuse_strays(folder, endings, kind)
-    found = {}
+    found, known = {}, set[Path]()
     for subfolder in sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."):
-        entries = [file.relative_to(subfolder) for file in files_below(subfolder)]
-        shown = sorted(file for file in entries if not any(part[0] == "." for part in file.parts))
-        inside = [file for file in shown if file.suffix.lower() in endings]
-        lost = [file for file in shown if file.suffix.lower() in NOT_READ and file.suffix.lower() not in endings]
-        if lost:
-            raise ValueError(
-                f"{subfolder / lost[0]} is of a kind that is not read, and would be left out; convert it, or take it "
-                f"away (of such there are {len(lost)} in {subfolder})"
-            )
+        shown = sorted(files_below(subfolder, known))
+        refuse_lost(subfolder, shown, endings)
+        inside = [file.relative_to(subfolder) for file in shown if file.suffix.lower() in endings]
         parts = sorted({file.parts[0] for file in inside if len(file.parts) > 1 and PART.fullmatch(file.parts[0])})
         if len(parts) > 1:
             raise ValueError(
@@ -153,28 +147,40 @@ def class_files(folder: Path, endings: Container[str], kind: str) -> dict[str, l
 
 def refuse_strays(folder: Path, endings: Container[str], kind: str) -> None:
     """Raise ValueError where files of the data lie beside the subfolders, where they are of no class."""
-    strays = sorted(
-        file.name
-        for file in folder.iterdir()
-        if file.is_file()
-        and file.name[0] != "."
-        and (file.suffix.lower() in endings or file.suffix.lower() in NOT_READ)
-    )
+    beside = sorted(file for file in folder.iterdir() if file.is_file() and file.name[0] != ".")
+    refuse_lost(folder, beside, endings)
+    strays = [file for file in beside if file.suffix.lower() in endings]
     if strays:
         raise ValueError(
-            f"{folder / strays[0]} lies beside the folders, and would be left out; put each {kind} into the folder of "
-            f"its class, or take it away (of such there are {len(strays)})"
+            f"{strays[0]} lies beside the folders, and would be left out; put each {kind} into the folder of its "
+            f"class, or take it away (of such there are {len(strays)})"
         )
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """All files in a folder, at any depth, also where links lead.
+def refuse_lost(folder: Path, files: Sequence[Path], endings: Container[str]) -> None:
+    """Raise ValueError where some of a folder's files are data of a kind that is not read."""
+    lost = [file for file in files if file.suffix.lower() in NOT_READ and file.suffix.lower() not in endings]
+    if lost:
+        raise ValueError(
+            f"{lost[0]} is of a kind that is not read, and would be left out; convert it, or take it away (of such "
+            f"there are {len(lost)} in {folder})"
+        )
+
+
+def files_below(folder: Path, known: set[Path]) -> Iterator[Path]:
+    """All files in a folder, at any depth, also where links lead; what is called .something is left out.
+
+    Args:
+        folder: Where they lie.
+        known: The folders that were looked into already; these come to them.
 
     Raises:
-        ValueError: A link leads to a folder that it lies in.
+        ValueError: A folder was, as where links lead in a circle, and its files would count again.
     """
-    for name, _, files in os.walk(folder, followlinks=True):
-        inner = Path(name)
-        if inner.is_symlink() and inner.parent.resolve().is_relative_to(inner.resolve()):
-            raise ValueError(f"{inner} is a link to a folder that it lies in, where there is no end; take it away")
-        yield from (inner / file for file in files)
+    for name, inner, files in os.walk(folder, followlinks=True):
+        inner[:] = [each for each in inner if each[0] != "."]
+        place = Path(name).resolve()
+        if place in known:
+            raise ValueError(f"{name} is a link to {place}, whose files are there already; take it away")
+        known.add(place)
+        yield from (Path(name) / file for file in files if file[0] != ".")

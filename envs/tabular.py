@@ -76,14 +76,11 @@ class Table:
         name, (line, cell) = next(iter(lacking.items()))
         others = [each for each in lacking if each not in (name, target)]
         more = f" (nor has one each of {', '.join(map(repr, others))})" if others else ""
-        leave = ",".join([*ignored, *(each for each in lacking if each != target)])
-        advice = (
-            f", or leave columns but the target out with env.task.ignore=[{leave}]" if set(lacking) - {target} else ""
-        )
-        raise ValueError(
-            f"{self.path}, line {line}: column {name!r} has no value ({cell!r}){more}; fill in what is missing, remove "
-            f"its lines{advice}"
-        )
+        advice = "fill in what is missing, or remove its lines"
+        if set(lacking) - {target}:
+            leave = ",".join([*ignored, *(each for each in lacking if each != target)])
+            advice = f"{advice}, or leave columns but the target out with env.task.ignore=[{leave}]"
+        raise ValueError(f"{self.path}, line {line}: column {name!r} has no value ({cell!r}){more}; {advice}")
 
     def numbers(self, name: str, otherwise: str = "") -> NDArray[np.float64]:
         """The numbers of a column (else ValueError, naming the line and what to do otherwise)."""
@@ -124,9 +121,9 @@ def tabular(
 
     Columns of numbers come first, standardized by training data. Columns of text are one-hot encoded, such as
     `color=blue` and `color=red`; a text that training data lack is all zeros. Where `kind` is null, a target of numbers
-    is a regression if one of them is not whole or more than 20 are different, and all else is a classification; the
-    task's name says which. Some of a column's kinds or classes may be numbers; but where most cells are numbers, 13 or
-    more of them different, all must be.
+    is a regression if one of them is not whole or more than 20 are different, but none has a leading zero, as names
+    have (01), and all else is a classification; the task's name says which. Some of a column's kinds or classes may be
+    numbers; but where most cells are numbers, 13 or more of them different, all must be.
 
     Args:
         path: The file.
@@ -151,12 +148,12 @@ def tabular(
         raise ValueError(f"{path}: predicting {target!r} needs it and another column, and ignore={list(ignore)}")
     table.check_complete(target, features, ignore)
     values = {_whole(cell) for cell in wanted}
+    coded = any(re.fullmatch(r"[-+]?0\d+", cell) for cell in wanted)
     if kind is None:
         numbers = table.numbers_if_meant(target, "; if these are classes, set env.task.kind=classification")
-        many = None in values or len(values) > MAX_CLASSES
+        many = (None in values or len(values) > MAX_CLASSES) and not coded
         kind = "regression" if numbers is not None and many else "classification"
-    # 01 is a name, whatever number it may be.
-    whole = all(_fits(value) for value in values) and not any(re.fullmatch(r"[-+]?0\d+", cell) for cell in wanted)
+    whole = all(_fits(value) for value in values) and not coded
     advice = "; if these are names of kinds, put a letter before each, or leave them out with env.task.ignore=[{}]"
     numeric = []
     for name in features:

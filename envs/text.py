@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from child.files import UNKNOWN, Unit, read_symbols
-from child.task import Language, SealedSplit, Split, Task
+from child.files import UNKNOWN, read_symbols
+from child.task import Language, SealedSplit, Split, Task, Unit
 from child.transforms import Tokens
 
 
@@ -62,13 +62,13 @@ def text(
         raise ValueError(f"text needs context >= 0 and length >= 1, got {context} and {length}")
     if max_symbols is not None and max_symbols < 2:
         raise ValueError(f"text needs max_symbols >= 2, got {max_symbols}")
-    train = read_symbols(path, unit, hint)
+    train = read_symbols(Path(path), unit, hint)
     parts = {"training": train, "validation": train[:0], "test": train[:0]}
     shares = {"test": (test_path, test_share), "validation": (validation_path, validation_share)}
     total = len(train)
     for name, (given, share) in shares.items():  # from the end
         if given is not None:
-            parts[name] = read_symbols(given, unit, hint)
+            parts[name] = read_symbols(Path(given), unit, hint)
             continue
         if not 0 < share < 1:
             raise ValueError(f"{path}: {name}_share must be between 0 and 1, got {share}")

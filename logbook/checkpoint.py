@@ -29,7 +29,7 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def check_state(state: Any, whose: str) -> None:
-    """Prove, before anything is computed, that a checkpoint can hold a state.
+    """Prove that a checkpoint can hold a state as it is now, before much is computed that could not be kept.
 
     Raises:
         ValueError: It cannot; the message begins with `whose`.

@@ -22,6 +22,8 @@ from logbook.sections.section import Picture
 from logbook.significance import ALPHA, welch
 
 QUANTIZED = "model.int8.onnx"
+"""As `child/onnx_module.py` calls it."""
+
 CLONE = Path(__file__).resolve().parent.parent
 ONE_SEARCH = "in one search each: other seeds may say otherwise"
 
@@ -89,28 +91,27 @@ def usage_example(folder: str, task: str, network: Mapping[str, Any], is_quantiz
         is_quantized: Whether its answers are those of the model in 8-bit integers beside it.
     """
     shape, preparation = tuple(network["input_shape"]), network["preprocessing"]
-    imports, ask = (
-        "import numpy\n",
-        'label, probability = network.classify(image)\nprint(f"{label}: {probability:.1%}")\n',
-    )
-    if task == "digits" and shape == (1, 8, 8):
-        imports = "from sklearn.datasets import load_digits\n"
-        sample = 'image = load_digits().images[0].astype("uint8")'
-    elif len(shape) == 3 and network["objective"]["kind"] == "Classification":
-        channels, height, width = shape
-        size = (height, width) if channels == 1 else (height, width, channels)
-        sample = f'image = numpy.zeros({size}, "uint8")  # your image'
-    elif preparation["kind"] in ("LogMel", "Tokens"):  # files, as `python -m child.predict` is asked about them
+    imports, names = "import numpy\n", ", ".join(preparation.get("names", ()))
+    features = f"# {names}\n" if names else ""
+    one = "image" if len(shape) == 3 else "sample"
+    ask = f'label, probability = network.classify({one})\nprint(f"{{label}}: {{probability:.1%}}")\n'
+    if preparation["kind"] in ("LogMel", "Tokens"):  # files, as `python -m child.predict` is asked about them
         imports = "from pathlib import Path\n"
         sample = f'file = Path("{"sound.wav" if preparation["kind"] == "LogMel" else "text.txt"}")  # yours'
         ask = "print(answer(network, file))\n"
-    else:
+    elif network["objective"]["kind"] != "Classification":
         kind = "uint8" if len(shape) == 3 else "float32"
-        meant = f"its {shape[0]} features in the order that MODEL.md beside it names" if len(shape) == 1 else "one"
-        sample = f'samples = numpy.zeros({(1, *shape)}, "{kind}")  # yours: {meant}, or many'
+        sample = f'{features}samples = numpy.zeros({(1, *shape)}, "{kind}")  # yours: one, or many'
         ask = "print(network.predict(samples))\n"
-        if network["objective"]["kind"] == "Classification":
-            ask = 'label, probability = network.classify(samples[0])\nprint(f"{label}: {probability:.1%}")\n'
+    elif task == "digits" and shape == (1, 8, 8):
+        imports = "from sklearn.datasets import load_digits\n"
+        sample = 'image = load_digits().images[0].astype("uint8")'
+    elif len(shape) == 3:
+        channels, height, width = shape
+        size = (height, width) if channels == 1 else (height, width, channels)
+        sample = f'image = numpy.zeros({size}, "uint8")  # yours'
+    else:
+        sample = f'{features}sample = numpy.zeros({shape}, "float32")  # yours'
     module = network["build"]["target"].rpartition(".")[0]
     allowed = "" if module.partition(".")[0] == "child" else f", {json.dumps([module])}"
     source, call = "network", f"load_network({json.dumps(folder)}{allowed})"

@@ -175,10 +175,9 @@ def test_costs_stand_under_their_unit_if_there_are_any(
 
 def test_a_reward_that_costs_count_in_needs_some(overrides: list[str], compose_text: Compose, tmp_path: Path) -> None:
     given = ["evaluator.cost=null", "reward=hard", f"output={tmp_path}"]
-    with pytest.raises(ConfigError, match=r"reward: cost counts in it, .*; set evaluator\.cost"):
-        main(*compose_text(*overrides, *given, "reward.target=5"))
-    with pytest.raises(ConfigError, match=r"reward\.target: costs are 0 here, .* or with a table evaluator\.cost"):
-        main(*compose_text(*overrides, *given))
+    for target in ("5", "null"):
+        with pytest.raises(ConfigError, match=r"reward: cost counts in it, .*; set evaluator\.cost"):
+            main(*compose_text(*overrides, *given, f"reward.target={target}"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -197,9 +196,9 @@ def test_a_run_goes_on_with_its_own_table_and_target_alone(
 ) -> None:
     path, resume, targets = tmp_path / "mine.csv", f"resume={tmp_path / 'run'}", []
 
-    def build(config: RunConfig, space: Any, cost: Any, known_target: float | None) -> Any:
+    def build(config: RunConfig, space: Any, cost: Any, known_target: float | None, has_costs: bool) -> Any:
         targets.append(known_target)
-        return build_reward(config, space, cost, known_target)
+        return build_reward(config, space, cost, known_target, has_costs)
 
     monkeypatch.setattr("main.build_reward", build)
     path.write_text(Path(overrides[1].removeprefix("env.path=")).read_text())

@@ -120,12 +120,16 @@ def _add_controller(run: Record, section: Section) -> None:
                 plots.controller_over_rounds(run.updates),
             )
         )
-    last = next((update["probabilities"] for update in reversed(run.updates) if update.get("probabilities")), None)
-    if last is None or run.decisions is None:
+    told = [update["probabilities"] for update in run.updates if update.get("probabilities")]
+    if not told or run.decisions is None:
         section.missing.append("This run keeps no probabilities per decision.")
         return
-    pairs = [(d, p[: len(d["labels"])]) for d, p in zip(run.decisions, last, strict=True) if None not in p]
-    closed = " What no architecture of the last round had is left out." if len(pairs) < len(last) else ""
+    pairs: list[tuple[Json, list[float]]] = []
+    for place, decision in enumerate(run.decisions):
+        # The last that is known: a round whose architectures all lacked it says nothing of it.
+        last = next((rows[place] for rows in reversed(told) if None not in rows[place]), None)
+        if last is not None:
+            pairs.append((decision, last[: len(decision["labels"])]))
     operations = [pair for pair in pairs if pair[0]["kind"] == "operation"]
     skips = [pair for pair in pairs if pair[0]["kind"] == "skip" and plots.skip_ends(pair[0]["name"])]
     others = [pair for pair in pairs if pair not in operations and pair not in skips]
@@ -155,7 +159,7 @@ def _add_controller(run: Record, section: Section) -> None:
     for name, title, reading, chosen, draw in kinds:
         if chosen:
             decisions, shares = zip(*chosen, strict=True)
-            section.pictures.append(Picture(name, title, reading + closed, draw(list(decisions), list(shares))))
+            section.pictures.append(Picture(name, title, reading, draw(list(decisions), list(shares))))
 
 
 def ranking_section(ranking: Json) -> Section:

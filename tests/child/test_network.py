@@ -258,7 +258,7 @@ def test_values_that_were_never_learned_from_are_refused(trained: TrainedNetwork
     with pytest.raises(ValueError, match=r"expected an image of values from 0 to 255, got none above 0\.9"):
         trained.classify(image)
     dark = (image > 0.5).astype(np.uint8)  # as it is stored
-    for given in (255 * image, np.zeros_like(image), dark):
+    for given in (255 * image, np.zeros_like(image), dark, dark.astype(np.float32)):
         assert trained.classify(given)[0] in COLORS.classes
     image[1, 2, 0] = np.nan
     with pytest.raises(ValueError, match="expected numbers that are finite"):

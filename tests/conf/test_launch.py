@@ -19,10 +19,8 @@ from child.cost import CostModel
 from child.macro import MacroSpace
 from child.space import NetworkSpace
 from child.task import Task
-from child.training import TrainingError
 from conf.launch import FREE_ON_RESUME, compose, launch, one_line, override, under_way
 from conf.schema import ConfigError, OptimizeConfig, RunConfig
-from controller.reinforce import ControllerError
 from controller.strategy import Strategy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,7 +132,7 @@ def test_values_reach_their_place() -> None:
         ("+extra=1", ["extra: unknown key"]),
         ("device=gpu", ["device: got 'gpu'", "allowed: auto, cpu, cuda"]),
         ("seed=-1", ["seed must be at least 0, got -1"]),
-        ("name=a/b", ["name is that of a folder in output, without a /, got 'a/b'"]),
+        ("name=a/b", ["name is that of a folder in output, got 'a/b'", "set output"]),
         ("threads=0", ["threads must be from 1 to 1024 or null, got 0"]),
         ("threads=1000000000000000", ["threads must be from 1 to 1024 or null, got 1000000000000000"]),
         ("threads=many", ["threads: expected an integer, got 'many' (or null)"]),
@@ -258,42 +256,39 @@ def test_a_shell_and_hydra_read_an_override_as_it_was(value: str) -> None:
     assert OverridesParser.create().parse_override(word).value() == value
 
 
+@pytest.mark.parametrize("value", ["true", "1e3", "1_000", "[a,b]", "2024"])
+def test_what_hydra_took_for_something_else_is_told_as_the_text_it_was(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["main.py", f"name={value}"])
+    with pytest.raises(SystemExit) as ended:
+        launch(lambda config, text: None)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.rstrip().endswith(f"; as text: 'name=\"{value}\"'")
+
+
 def test_an_override_has_no_more_quotes_than_it_needs() -> None:
     assert override("resume", Path("outputs/digits-1")) == "resume=outputs/digits-1"
     assert override("resume", "my runs/1") == "'resume=my runs/1'"
     assert override("name", "2024") == "'name=\"2024\"'"
 
 
-def test_a_run_whose_data_are_gone_says_where_it_looks_for_them(compose_text: Any, tmp_path: Path) -> None:
+def test_a_run_whose_data_are_gone_says_where_it_looks_for_them(compose_text: Any, data: str, tmp_path: Path) -> None:
     def lost(_: Any) -> Any:
-        raise ValueError("env.task: cannot read mine.npz")
+        raise ValueError("env.task: cannot read it")
 
-    config, text = compose_text(f"output={tmp_path}")
-    with pytest.raises(ValueError, match=r"^env.task: cannot read mine.npz$"), under_way(config, text, "main.py", lost):
-        pass
+    moved = tmp_path / "moved.npz"
+    moved.write_bytes(Path(data).read_bytes())
+    config, text = compose_text("env=arrays", f"env.path={moved}", f"output={tmp_path}")
     with under_way(config, text, "main.py", lambda _: None) as (run, *_):
         pass
     again, _ = compose_text(override("resume", run.folder))
-    where = rf"cannot read mine.npz \(the run's config is {run.folder}/config.yaml; if what it reads has moved"
-    with pytest.raises(ConfigError, match=where), under_way(again, text, "main.py", lost):
-        pass
-
-
-@pytest.mark.parametrize(
-    ("error", "status"), [(ConfigError("wrong"), 2), (TrainingError("too high"), 1), (ControllerError("lost"), 1)]
-)
-def test_the_exit_status_tells_mistakes_from_runs_that_could_not_go_on(
-    error: Exception, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["main.py"])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which a launch sets, so that it is as before afterwards
-
-    def start(config: RunConfig, text: str) -> None:
-        raise error
-
-    with pytest.raises(SystemExit) as ended:
-        launch(start)
-    assert ended.value.code == status and capsys.readouterr().err == f"luban: {error}\n"
+    for is_gone in (False, True):
+        where = rf"; where {moved} has moved to, write into {run.folder}/config.yaml" if is_gone else ""
+        with pytest.raises(ValueError, match=rf"^env.task: cannot read it{where}$"), \
+             under_way(again, text, "main.py", lost):  # fmt: skip
+            pass
+        moved.unlink(missing_ok=True)
 
 
 def test_a_config_runs_no_code(tmp_path: Path) -> None:
@@ -337,7 +332,7 @@ def start(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
             "luban: cannot read env.path=/mär chen as Hydra's key=value; if its "
             "value is a text, quote it: 'env.path=\"/mär chen\"'",
         ),
-        (["name=2024"], "luban: name: expected text, got 2024; quotes within quotes make it one: 'name=\"2024\"'"),
+        (["name=2024"], "luban: name: expected text, got 2024; as text: 'name=\"2024\"'"),
         (["reward.unit=watts"], "luban: reward.unit: got 'watts'; allowed: macs, parameters, latency_ms"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -256,11 +256,12 @@ def test_what_cannot_be_evaluated_again_is_chosen_by_reward_or_estimate(known: A
     history = [line_of((0,), 0.3), line_of((1,), 0.9), line_of((2,), None), line_of((3,), 0.5)]
     history += [line_of((2,), 0.99, "another")]
     cost: dict[tuple[int, ...], float] = {(0,): 5.0, (1,): 6.0, (3,): 7.0}
-    choose_mine = partial(choose, space, history, "mine", lambda genotype: cost[genotype.tokens])
+    choose_mine: Any = partial(choose, space, history, "mine", lambda genotype: cost[genotype.tokens])
     assert [c.genotype.tokens for c in choose_mine()] == [(1,), (3,), (0,)]
     worth: dict[tuple[int, ...], float] = {(0,): 2.0, (1,): 0.0, (3,): 1.0}
     by_estimate = choose_mine(lambda given: np.array([worth[g.tokens] for g in given]))
     assert [c.genotype.tokens for c in by_estimate] == [(0,), (3,), (1,)]
+    assert choose_mine(lambda given: [worth[g.tokens] for g in given]) == by_estimate  # a list will do
     assert choose_mine(lambda given: None) == choose_mine()
     assert {c.evaluation.cost for c in choose_mine()} == {1.0}
     for line in history:
@@ -268,7 +269,7 @@ def test_what_cannot_be_evaluated_again_is_chosen_by_reward_or_estimate(known: A
     assert [c.evaluation.cost for c in choose_mine()] == [6.0, 7.0, 5.0]
     with pytest.raises(ValueError, match="nobody could evaluate no architecture"):
         choose(space, history, "nobody", lambda genotype: 1.0)
-    for given in ([0.1, math.nan, 0.2], [0.1, 0.2], 0.5):
+    for given in ([0.1, math.nan, 0.2], [0.1, 0.2], 0.5, ["a", "b", "c"]):
         with pytest.raises(ValueError, match=r"estimate of mine gave .*; expected a finite number for each of 3"):
             choose_mine(lambda _, given=given: np.array(given))
 

@@ -109,13 +109,14 @@ def test_what_learning_tells_is_looked_at(known: Any, told: Any, wrong: str) -> 
     [
         ([], "gave 0 of 2 architectures"),
         ([Genotype("flat", (0, 1))] * 3, "gave 3 of 2 architectures"),
-        ([Genotype("flat", (0, 1)), (0, 1)], r"gave \(0, 1\); expected a Genotype of space flat, with 2 whole numbers"),
+        ([Genotype("flat", (0, 1)), (0, 1)], r"gave \(0, 1\); expected a Genotype of space flat with 2 tokens"),
         ([Genotype("flat", (0, 1, 0))] * 2, r"gave Genotype\(.*; expected a Genotype of space flat"),
         ([Genotype("other", (0, 1))] * 2, r"gave Genotype\(.*other.*; expected a Genotype of space flat"),
         (
             [Genotype("flat", tuple(np.array([0, 0.7]).tolist()))] * 2,
-            r"gave Genotype\(.*0\.7.*; expected .*, with 2 whole numbers",
+            r"gave tokens such as \[0\.0, 0\.7\]; expected whole",
         ),
+        (None, "gave None and not 2 of 2 architectures"),
     ],
 )
 def test_what_is_no_architecture_is_not_played(known: Any, proposed: list[Any], told: str) -> None:

@@ -309,8 +309,8 @@ def test_seeds(env_id: str, pieces: Pieces) -> None:
         assert evaluated(None) == later
     with pytest.raises(ValueError, match="expected one seed or 3 of them, got 2"):
         begin(envs, [1, 2])
-    for seed in (1.5, "5", [1, 2, 1.5]):
-        with pytest.raises(ValueError, match="expected whole numbers as seeds, got "):
+    for seed in (1.5, "5", [1, 2, 1.5], [-1, -1, -1], -1, [[1], [2], [3]]):
+        with pytest.raises(ValueError, match="expected whole numbers of at least 0 as seeds, got "):
             begin(envs, seed)
     begin(envs, 1)
     envs.reset(options={"reset_mask": np.ones(3, bool)})

@@ -171,6 +171,15 @@ def stray(folder: Path) -> None:
     (folder / ".9.png").touch()
 
 
+def crossed(folder: Path) -> None:
+    (folder / "cat" / "also").symlink_to(folder / "dog")
+    (folder / "dog" / "also").symlink_to(folder / "cat")
+
+
+def drawing(folder: Path) -> None:
+    (folder / "logo.svg").touch()
+
+
 def circle(folder: Path) -> None:
     (folder / "cat" / "all").symlink_to(folder)
 
@@ -179,7 +188,9 @@ def circle(folder: Path) -> None:
     ("spoil", "expected"),
     [
         (stray, r"pets/9\.JPG lies beside the folders, .*; put each image into .*, or take it away \(.* are 1\)"),
-        (circle, r"cat/all is a link to a folder that it lies in, .*; take it away"),
+        (circle, r"all/cat is a link to .*pets/cat, whose files are there already; take it away"),
+        (crossed, r"cat/also is a link to .*pets/dog, whose|dog is a link to|also/also is a link"),
+        (drawing, r"pets/logo\.svg is of a kind that is not read, .*; convert it, or take it away"),
         (parts_in_classes, r"test and train in .*cat look like parts .*; put .*, as in pets/train/cat"),
         (other_kind, r"inner/0\.HEIC is of a kind that is not read, .* \(of such there are 2 in .*cat\)"),
         (broken, r"cannot read the image .*dog.3\.png"),

@@ -87,6 +87,7 @@ def test_a_level_that_training_lacks_is_all_zeros(tmp_path: Path) -> None:
         (["0.0", "1.0"], None, Classification(("0", "1"))),
         (["01", "02", "10"], None, Classification(("01", "02", "10"))),
         (["1", "01", "2"], None, Classification(("01", "1", "2"))),
+        ([f"{number:03}" for number in range(25)], None, Classification(tuple(f"{number:03}" for number in range(25)))),
         (["1", "x"], None, Classification(("1", "x"))),
         ([str(number) for number in range(20)], None, Classification(tuple(map(str, range(20))))),
         ([str(number) for number in range(21)], None, "regression"),
@@ -222,7 +223,7 @@ many = [(row, f"name{row}", row % 2) for row in range(60)]
         (",price\n1,2\n", {}, "homes.csv: column 1 has no name"),
         ('rooms,price\n"1,2\n', {}, "homes.csv, line 2: this is not CSV"),
         ("rooms,price\n1,2\nNaN,3\n", {}, r"line 3: column 'rooms' has no value \('NaN'\); .*ignore=\[rooms\]$"),
-        ("rooms,price\n1,2\n3,\n", {}, r"homes.csv, line 3: column 'price' has no value \(''\); .*, remove its lines$"),
+        ("rooms,price\n1,2\n3,\n", {}, r"line 3: column 'price' has no value \(''\); .*, or remove its lines$"),
         (
             "rooms,price,age,id\n1,2,3,0\n3,4,?,1\n,5,6,2\n", {"ignore": ["id"]},
             r"line 4: column 'rooms' has no value \(''\) \(nor has one each of 'age'\); .*ignore=\[id,rooms,age\]$",

@@ -13,9 +13,12 @@ from matplotlib.path import Path as MplPath
 from matplotlib.text import Text
 from rich.console import Console
 from scipy import stats
+from torch import nn
 
 import report as report_script
-from logbook import compare, plots
+from child.cost import cost_by_layer
+from child.onnx_module import QUANTIZED
+from logbook import compare, plots, report
 from logbook.analysis import Confusion
 from logbook.compare import comparison_tables, read_parts, side_by_side, write_comparison
 from logbook.numbers import results_table
@@ -544,8 +547,14 @@ def test_other_metrics_are_not_given_in_percent(tmp_path: Path) -> None:
         ("digits", [1, 8, 8], "Classification", {"kind": "Normalize"}, "network.classify(image)"),
         ("photos", [3, 32, 24], "Classification", {"kind": "Normalize"}, 'numpy.zeros((32, 24, 3), "uint8")'),
         ("ages", [3, 32, 24], "Regression", {"kind": "Normalize"}, 'numpy.zeros((1, 3, 32, 24), "uint8")'),
-        ("prices", [7], "Regression", {"kind": "Normalize"}, "# yours: its 7 features in the order that MODEL.md"),
-        ("kinds", [7], "Classification", {"kind": "Normalize"}, "network.classify(samples[0])"),
+        (
+            "prices",
+            [2],
+            "Regression",
+            {"kind": "Normalize", "names": ["x", "y"]},
+            "# x, y\nsamples = numpy.zeros((1, 2)",
+        ),
+        ("kinds", [7], "Classification", {"kind": "Normalize"}, 'sample = numpy.zeros((7,), "float32")  # yours'),
         ("plays", [96], "Language", {"kind": "Tokens"}, 'Path("text.txt")  # yours\nprint(answer(network, file))'),
         ("words", [40, 63], "Classification", {"kind": "LogMel"}, 'Path("sound.wav")  # yours\nprint(answer(network, '),
     ],
@@ -561,6 +570,7 @@ def test_the_usage_example_is_python_that_names_the_network(
         code = usage_example("outputs/run/networks/student", task, {**network, "build": {"target": target}})
         compile(code, "example", "exec")
         assert call in code and line in code
+    assert report.QUANTIZED == QUANTIZED  # which may not be imported there
     code = usage_example("a/student", task, {**network, "build": {"target": "child.mlp.MLPSpace"}}, is_quantized=True)
     assert 'load_onnx("a/student/model.int8.onnx")' in code and "load_network" not in code
 
@@ -697,25 +707,26 @@ def test_a_network_that_computes_in_its_own_code_is_not_searched_for_long_bars(t
         layers = [{"name": "decoder", "macs": 10, "parameters": 5}, {"name": OUTSIDE, "macs": macs, "parameters": 5}]
         write(folder / "layers.json", {"teacher": layers})
         readings.append(layers_section(read_run(folder)).pictures[0].reading)
+    (*_, last) = cost_by_layer(nn.Sequential(nn.Linear(2, 2)), (2,))
+    assert last["name"] == OUTSIDE  # which may not be imported there
     assert "whose parts are not told apart" in readings[0] and "not told apart" not in readings[1]
 
 
-def test_what_no_architecture_of_the_last_round_had_is_not_drawn_as_settled(tmp_path: Path) -> None:
+def test_what_no_architecture_of_a_round_had_is_not_drawn_as_settled(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     run = read_run(folder)
     assert run.decisions is not None
-    last = [decision["name"].startswith("layer6.") for decision in run.decisions]
-    for update in run.updates:
-        update["probabilities"] = [
-            [None] * len(row) if gone else row for gone, row in zip(last, update["probabilities"], strict=True)
-        ]
+    names = [decision["name"].partition(".")[0] for decision in run.decisions]
+    for number, update in enumerate(run.updates, 1):
+        gone = {"layer6"} if number < ROUNDS else {"layer5", "layer6"}  # the one always, the other in the end
+        rows = zip(names, update["probabilities"], strict=True)
+        update["probabilities"] = [[None] * len(row) if name in gone else row for name, row in rows]
     write_lines(folder / "updates.jsonl", run.updates)
     write_report(folder)
-    text = page(folder)
-    assert "What no architecture of the last round had is left out." in text
     for name in ("operation-probabilities", "skip-probabilities", "preferences"):
         picture = (folder / "plots" / f"{name}.svg").read_text()
         assert "layer5" in picture and "layer6" not in picture
+    assert "not there" in (folder / "plots" / "preferences.svg").read_text()
 
 
 def test_decisions_that_do_nothing_explain_nothing(tmp_path: Path) -> None:
