@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.path import Path as MplPath
 from matplotlib.text import Text
 from rich.console import Console
@@ -707,7 +708,9 @@ def test_a_network_that_computes_in_its_own_code_is_not_searched_for_long_bars(t
         layers = [{"name": "decoder", "macs": 10, "parameters": 5}, {"name": OUTSIDE, "macs": macs, "parameters": 5}]
         write(folder / "layers.json", {"teacher": layers})
         readings.append(layers_section(read_run(folder)).pictures[0].reading)
-    (*_, last) = cost_by_layer(nn.Sequential(nn.Linear(2, 2)), (2,))
+    network = nn.Sequential(nn.Linear(2, 2))
+    network.register_parameter("own", nn.Parameter(torch.zeros(3)))
+    (*_, last) = cost_by_layer(network, (2,))
     assert last["name"] == OUTSIDE  # which may not be imported there
     assert "whose parts are not told apart" in readings[0] and "not told apart" not in readings[1]
 
