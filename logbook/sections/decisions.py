@@ -28,8 +28,8 @@ def decisions_section(run: Record) -> Section:
     mine = [line for line in run.history if line["strategy"] == run.searching]
     updates = [update for update in run.updates if update["strategy"] == run.searching]
     preferred = preferences(run.decisions, mine, updates)
-    if preferred is not None:
-        places, left_out = _most_settled(preferred)
+    places, left_out = ([], "") if preferred is None else _most_settled(preferred)
+    if preferred is not None and places:
         what = "the controller's probability of it" if preferred.are_probabilities else "how often it was chosen"
         section.pictures.append(
             Picture(
