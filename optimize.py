@@ -269,12 +269,13 @@ def network_for(key: str, folder: Path, task: Task, plugins: Sequence[str]) -> T
     """A network from disk that was trained for this task, on this very split of its data (else ConfigError)."""
     network, its_run = load_network(folder, plugins), run_around(folder)
     known = None if its_run is None else read_object(its_run / "task.json", ())
-    its_data = (known or {}).get("data", task.mark())
+    our_data = task.mark()
+    its_data = (known or {}).get("data", our_data)
     for what, its, ours in (
         (f"inputs of shape {network.input_shape}, not {task.input_shape} as", network.input_shape, task.input_shape),
         ("another objective than", network.objective, task.objective),
         ("data prepared otherwise than", network.preprocessing, task.preprocessing),
-        ("other data, or another split of them, than", its_data, task.mark()),
+        ("other data, or another split of them, than", its_data, our_data),
     ):
         if its != ours:
             raise ConfigError(

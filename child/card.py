@@ -90,8 +90,7 @@ def card(
     network: TrainedNetwork, folder: Path, record: Record, architecture: str, latency: Mapping[str, Latency]
 ) -> str:
     """The text of the model card."""
-    shape = ", ".join(map(str, network.input_shape))
-    kind = "int64" if isinstance(network.preprocessing, Tokens) else "float32"
+    kind, shape = _taken(network)
     task = record.task or "not recorded"
     facts = {
         "task": f"{task}: {_question(network)}",
@@ -124,6 +123,11 @@ def card(
         *_provenance(record),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _taken(network: TrainedNetwork) -> tuple[str, str]:
+    """The type of the preprocessed inputs, and the shape of one of them."""
+    return "int64" if isinstance(network.preprocessing, Tokens) else "float32", ", ".join(map(str, network.input_shape))
 
 
 def _question(network: TrainedNetwork) -> str:
@@ -211,8 +215,7 @@ def _usage(network: TrainedNetwork, folder: Path) -> list[str]:
         how = f"{with_luban} for the preprocessing, and onnxruntime" if alone else "With onnxruntime alone"
         parts += [f"{how}:", f"```python\n{_onnx_snippet(network, model, stored, comment)}```"]
     if (folder / "model.pt2").is_file():
-        shape = ", ".join(map(str, network.input_shape))
-        kind = "int64" if isinstance(network.preprocessing, Tokens) else "float32"
+        kind, shape = _taken(network)
         parts += ["With PyTorch alone, which takes preprocessed inputs:", (
             "```python\nimport json\n\nimport torch\n\n"
             'about = {"metadata.json": ""}\n'

@@ -7,12 +7,13 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 from scipy.io import wavfile
 from scipy.signal import resample_poly
 
-from child.task import Unit
+from child.task import Split, Unit
 
 UNKNOWN = "<unk>"
 LINE_END = "<eos>"
@@ -112,3 +113,11 @@ def read_symbols(path: Path, unit: Unit, hint: str | None = None) -> list[str]:
         return list(content)
     lines = content.removesuffix("\n").split("\n")
     return [word for line in lines for word in (*line.split(), LINE_END)]
+
+
+def windows(numbers: NDArray[np.int64], context: int, length: int) -> Split:
+    """Windows of a text, at least one, as views of it: their overlaps are not stored twice."""
+    stored = torch.from_numpy(numbers)
+    fitting = (kind for kind in (torch.uint8, torch.int16, torch.int32) if numbers.max() <= torch.iinfo(kind).max)
+    inputs = stored[:-1].to(next(fitting)).unfold(0, context + length, length)
+    return Split(inputs, stored[context + 1 :].unfold(0, length, length))

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from child.files import UNKNOWN, read_image, read_symbols, read_wave
+from child.files import UNKNOWN, read_image, read_symbols, read_wave, windows
 from child.network import TrainedNetwork, find_network, load_network
 from child.onnx_module import QUANTIZED, load_onnx
 from child.task import Classification, Language, Regression
@@ -142,17 +142,14 @@ def read_numbers(network: TrainedNetwork, objective: Language, file: Path) -> ND
 
 def foreseen(network: TrainedNetwork, objective: Language, numbers: NDArray[np.int64]) -> str:
     """The metric of a text, cut into windows as a task's is; nothing where it is no longer than one."""
-    size, length, scores = network.input_shape[0], network.count_positions(), []
-    ends = range(size, len(numbers), length)
-    for first in range(0, len(ends), WINDOWS):
-        some = ends[first : first + WINDOWS]
-        given = network.predict(np.stack([numbers[end - size : end] for end in some]))
-        targets = torch.from_numpy(np.stack([numbers[end - length + 1 : end + 1] for end in some]))
-        scores.append(objective.scores(given.log(), targets))
-    if not scores:
+    size, length = network.input_shape[0], network.count_positions()
+    if len(numbers) <= size:
         return ""
-    metric = objective.metric(torch.cat(scores), torch.empty(0))
-    return f"{metric:.4g} {objective.metric_name} over {len(ends) * length:,}; "
+    text = windows(numbers, size - length, length)
+    pieces = zip(text.inputs.split(WINDOWS), text.targets.split(WINDOWS), strict=True)
+    scores = [objective.scores(network.predict(inputs.numpy()).log(), targets) for inputs, targets in pieces]
+    metric = objective.metric(torch.cat(scores), text.targets)
+    return f"{metric:.4g} {objective.metric_name} over {text.targets.numel():,}; "
 
 
 if __name__ == "__main__":

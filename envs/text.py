@@ -14,11 +14,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from child.files import UNKNOWN, read_symbols
-from child.task import Language, SealedSplit, Split, Task, Unit
+from child.files import UNKNOWN, read_symbols, windows
+from child.task import Language, SealedSplit, Task, Unit
 from child.transforms import Tokens
 
 
@@ -106,11 +104,3 @@ def vocabulary_of(train: Sequence[str], parts: Iterable[Sequence[str]], max_symb
     if lacking:
         return [*(symbol for symbol in ranked if counts[symbol] > 1), UNKNOWN]
     return ranked
-
-
-def windows(numbers: NDArray[np.int64], context: int, length: int) -> Split:
-    """Windows of a text, at least one, as views of it: their overlaps are not stored twice."""
-    stored = torch.from_numpy(numbers)
-    fitting = (kind for kind in (torch.uint8, torch.int16, torch.int32) if numbers.max() <= torch.iinfo(kind).max)
-    inputs = stored[:-1].to(next(fitting)).unfold(0, context + length, length)
-    return Split(inputs, stored[context + 1 :].unfold(0, length, length))

@@ -91,12 +91,12 @@ def usage_example(folder: str, task: str, network: Mapping[str, Any], is_quantiz
         is_quantized: Whether its answers are those of the model in 8-bit integers beside it.
     """
     shape, preparation = tuple(network["input_shape"]), network["preprocessing"]
-    imports, names = "import numpy\n", ", ".join(preparation.get("names", ()))
+    imports, answers, names = "import numpy\n", "", ", ".join(preparation.get("names", ()))
     features = f"# {names}\n" if names else ""
     one = "image" if len(shape) == 3 else "sample"
     ask = f'label, probability = network.classify({one})\nprint(f"{{label}}: {{probability:.1%}}")\n'
     if preparation["kind"] in ("LogMel", "Tokens"):  # files, as `python -m child.predict` is asked about them
-        imports = "from pathlib import Path\n"
+        imports, answers = "from pathlib import Path\n", "from child.predict import answer\n"
         sample = f'file = Path("{"sound.wav" if preparation["kind"] == "LogMel" else "text.txt"}")  # yours'
         ask = "print(answer(network, file))\n"
     elif network["objective"]["kind"] != "Classification":
@@ -118,7 +118,6 @@ def usage_example(folder: str, task: str, network: Mapping[str, Any], is_quantiz
     if is_quantized:
         source, call = "onnx_module", f"load_onnx({json.dumps(f'{folder}/{QUANTIZED}')})"
     loads = f"from child.{source} import {call.partition('(')[0]}\n"
-    answers = "from child.predict import answer\n" if "answer(" in ask else ""
     return f"{imports}\n{loads}{answers}\nnetwork = {call}\n{sample}\n{ask}"
 
 

@@ -12,11 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from child.files import windows
 from child.standalone import folds_of
 from child.task import Language, Split, Task
 from child.transforms import Tokens
 from conf.launch import compose
-from envs.text import text, vocabulary_of, windows
+from envs.text import text, vocabulary_of
 
 DATA = Path(os.environ.get("LUBAN_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 SENTENCES = "the cat sat on the mat\nthe dog sat too\n"
