@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from child.language import Recurrence
 from child.task import Task, WithAuxiliary
 from child.training import LossOf
 
@@ -87,7 +88,7 @@ class FeatureTransfer:
         kind: Which of the two.
         weight: Of this term in the loss.
         layers: Where: names of modules that both networks have, or `student.layer:teacher.layer`; None for
-            `num_layers` of those that both have, spread evenly.
+            `num_layers` of those that both have, spread evenly. A language model's recurrence is `recurrence`.
         num_layers: How many of them.
     """
 
@@ -169,22 +170,25 @@ class Pupil(nn.Module):
             if (side, name) not in self._heard:
                 raise ValueError(f"distill.features.layers: {name!r} gives no tensor that could be learned from")
         own, wanted = self._heard[0, mine], self._heard[1, its]
-        fits = own.ndim == wanted.ndim and own.ndim in (2, 3, 4)
-        if self.transfer.kind == "attention":
-            if not fits or own.ndim == 2 or len(own) != num_samples:
+        for name, features in ((mine, own), (its, wanted)):
+            if not self._has_positions(features, num_samples):
                 raise ValueError(
-                    f"distill.features: attention is over the positions of each sample, and {mine!r} gives "
-                    f"{tuple(own.shape)}; use hint"
+                    f"distill.features: attention is over the positions of each sample, and {name!r} gives "
+                    f"{tuple(features.shape)}; use hint"
                 )
-            return nn.Identity()
-        if fits and own.ndim == 4:
-            return nn.Conv2d(own.shape[1], wanted.shape[1], 1)
-        if fits and own.shape[:-1] == wanted.shape[:-1]:
-            return nn.Linear(own.shape[-1], wanted.shape[-1])
+        pooled = own.ndim == 4  # to the smaller of the two
+        if own.ndim == wanted.ndim and own.ndim in (2, 3, 4) and (pooled or own.shape[:-1] == wanted.shape[:-1]):
+            if self.transfer.kind == "attention":
+                return nn.Identity()
+            return nn.Conv2d(own.shape[1], wanted.shape[1], 1) if pooled else nn.Linear(own.shape[-1], wanted.shape[-1])
         raise ValueError(
             f"distill.features: {mine!r} gives {tuple(own.shape)} and the teacher's {its!r} {tuple(wanted.shape)}, "
             "which do not belong together; name others in distill.features.layers"
         )
+
+    def _has_positions(self, features: Tensor, num_samples: int) -> bool:
+        """Whether each sample has some, which attention alone asks for."""
+        return self.transfer.kind == "hint" or (features.ndim > 2 and len(features) == num_samples)
 
     def _listen(self, side: int, name: str):
         def hear(module: nn.Module, inputs: object, outputs: Any) -> None:
@@ -194,7 +198,10 @@ class Pupil(nn.Module):
         return hear
 
     def _alike(self, networks: tuple[nn.Module, nn.Module], inputs: Tensor) -> list[str]:
-        """Layers with weights that both have by the same name, the last left out: its features are the outputs."""
+        """Layers with weights that both have by the same name, the last left out: its features are the outputs.
+
+        What a recurrence gives is a layer too, and never left out: a language model decodes it into its outputs.
+        """
         found: list[dict[str, Tensor]] = [{}, {}]
         for network, heard in zip(networks, found, strict=True):
             handles = []
@@ -202,7 +209,8 @@ class Pupil(nn.Module):
                 # What holds a layer's values in place stands below it, and is no layer.
                 inside = [part for part, _ in layer.named_children() if part != "parametrizations"]
                 held = "parametrizations" in name.split(".")
-                if not inside and not held and next(layer.parameters(), None) is not None:
+                learns = next(layer.parameters(), None) is not None
+                if not inside and not held and (learns or isinstance(layer, Recurrence)):
 
                     def hear(module: nn.Module, inputs: object, outputs: Tensor, heard: Any = heard, name: str = name):
                         heard[name] = outputs
@@ -212,17 +220,21 @@ class Pupil(nn.Module):
                 network(inputs)
             for handle in handles:
                 handle.remove()
-        fewest = 3 if self.transfer.kind == "attention" else 2
-        alike = [
-            name
-            for name, out in list(found[0].items())[:-1]
-            if isinstance(out, Tensor) and isinstance(found[1].get(name), Tensor) and fewest <= out.ndim <= 4
-        ]
-        if not alike:
+        heard = list(found[0].items())
+        if heard and not isinstance(networks[0].get_submodule(heard[-1][0]), Recurrence):
+            heard.pop()
+        both = {
+            name: out
+            for name, out in heard
+            if isinstance(out, Tensor) and isinstance(found[1].get(name), Tensor) and 2 <= out.ndim <= 4
+        }
+        if not both:
             raise ValueError(
-                "distill.features: student and teacher have no layers of the same name; name pairs, such as "
-                "distill.features.layers=[student.layer:teacher.layer]"
+                "distill.features: student and teacher have no layers of the same name before their outputs; name "
+                "pairs, such as distill.features.layers=[student.layer:teacher.layer]"
             )
+        # Where none has positions, they stay, and the first is refused by its name.
+        alike = [name for name, out in both.items() if self._has_positions(out, len(inputs))] or list(both)
         num = min(self.transfer.num_layers, len(alike))
         return [alike[round((place + 1) * len(alike) / num) - 1] for place in range(num)]
 

@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
+class Recurrence(nn.Identity):
+    """What the recurrence gives, (B, L, W), passes through here, so that it can be heard as a layer's features are."""
+
+
 class LanguageModel(nn.Module):
     """What the models share: an embedding that also decodes (Press and Wolf 2017), and dropout around the recurrence.
 
@@ -58,6 +62,7 @@ class LanguageModel(nn.Module):
         # training on characters it was at 3.0 bits, against 2.8. PyTorch's own scale, 1, was no better than this one.
         nn.init.normal_(self.embedding.weight, std=0.3)
         self.bias = nn.Parameter(torch.zeros(num_outputs))
+        self.recurrence = Recurrence()
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Features (L, B, W) of tokens (B, L), of any numeric type."""
@@ -66,9 +71,10 @@ class LanguageModel(nn.Module):
 
     def decode(self, outputs: Tensor) -> Tensor:
         """Logits (B, L, V) of the recurrence's outputs (L, B, W)."""
-        kept = outputs * self.mask(outputs[0], self.dropout_output)
-        return functional.linear(kept.transpose(0, 1), self.embedding.weight, self.bias)
+        features = self.recurrence(outputs.transpose(0, 1))
+        kept = features * self.mask(features[:, :1], self.dropout_output)
+        return functional.linear(kept, self.embedding.weight, self.bias)
 
     def mask(self, features: Tensor, rate: float) -> Tensor:
-        """What features (B, W) are multiplied with: 0 where dropped, 1 / (1 - rate) elsewhere; 1 in evaluation."""
+        """What features (..., W) are multiplied with: 0 where dropped, 1 / (1 - rate) elsewhere; 1 in evaluation."""
         return functional.dropout(torch.ones_like(features), rate, self.training)

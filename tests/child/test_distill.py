@@ -1,5 +1,6 @@
 """Distillation, against formulas worked out by hand."""
 
+import copy
 import math
 from collections import OrderedDict
 from collections.abc import Callable
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from child.distill import Ensemble, FeatureTransfer, Pupil, SoftTargets, attention
+from child.language import LanguageModel
 from child.lstm import LSTMLanguageModel
+from child.recurrent import RecurrentSpace
 from child.share import hold
 from child.sparsify import cut_connections
 from child.task import Task
@@ -244,18 +247,116 @@ def test_layers_whose_values_are_held_are_layers_still() -> None:
     assert pupil.pairs == [("0", "0")]
 
 
-def test_hints_of_vectors_and_of_a_language() -> None:
-    """Linear maps over the last axis; the recurrence's outputs are no plain tensor, so layers are those with one."""
+def test_vectors_are_hints_by_linear_maps_and_have_no_attention() -> None:
     torch.manual_seed(0)
     student, teacher = (nn.Sequential(nn.Linear(5, size), nn.Tanh(), nn.Linear(size, 1)) for size in (4, 6))
     pupil = Pupil(student, teacher, FeatureTransfer("hint"), torch.randn(3, 5))
-    assert isinstance(pupil.maps[0], nn.Linear)
-    tokens = torch.randint(7, (3, 9))
-    models = [LSTMLanguageModel((9,), 7, width, context=2).eval() for width in (8, 12)]
-    pupil = Pupil(models[0], models[1], FeatureTransfer("hint", layers=("embedding",)), tokens)
-    pupil(tokens)
-    models[1](tokens)
-    assert pupil.distance().item() > 0
+    (change,) = pupil.maps
+    assert isinstance(change, nn.Linear) and change.weight.shape == (6, 4)
+    with pytest.raises(
+        ValueError, match=r"over the positions of each sample, and '0' gives \(3, 4\); use hint$"
+    ) as told:
+        Pupil(student, teacher, FeatureTransfer("attention"), torch.randn(3, 5))
+    assert "\n" not in str(told.value)
+
+
+def test_attention_has_as_many_positions_in_both() -> None:
+    class Reads(nn.Module):
+        def __init__(self, length: int):
+            super().__init__()
+            self.length, self.mix, self.last = length, nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.mix(x[:, : self.length]).mean(dim=1))
+
+    sequences = torch.randn(2, 7, 4)
+    told = r"'mix' gives \(2, 7, 4\) and the teacher's 'mix' \(2, 5, 4\), which do not belong together"
+    with pytest.raises(ValueError, match=told):
+        Pupil(Reads(7), Reads(5), FeatureTransfer("attention"), sequences)
+    with pytest.raises(ValueError, match=r"over the positions of each sample, and 'last' gives \(2, 3\); use hint"):
+        Pupil(Reads(7), Reads(7), FeatureTransfer("attention", layers=("mix:last",)), sequences)
+
+
+def recurrent(width: int) -> LanguageModel:
+    space = RecurrentSpace((9,), 7, num_nodes=3, width=width, context=2)
+    return space.network(space.genotype((0, 1, 0, 2)))
+
+
+def lstm(width: int) -> LanguageModel:
+    return LSTMLanguageModel((9,), 7, width, context=2)
+
+
+@pytest.fixture(params=[recurrent, lstm])
+def language(request: pytest.FixtureRequest) -> Callable[[int], LanguageModel]:
+    torch.manual_seed(0)
+    return request.param
+
+
+TOKENS = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 0, 2], [6, 4, 2, 0, 5, 3, 1, 6, 6], [1, 1, 2, 2, 3, 3, 4, 4, 5]])
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("hint", ["embedding", "recurrence"]), ("attention", ["recurrence"])])
+def test_language_models_learn_from_what_a_recurrence_gives(
+    kind: Any, layers: list[str], language: Callable[[int], LanguageModel]
+) -> None:
+    student, teacher = language(8), language(12)
+    assert Pupil(student, teacher, FeatureTransfer(kind), TOKENS).pairs == [(layer, layer) for layer in layers]
+    pupil = Pupil(student, teacher, FeatureTransfer(kind, layers=("recurrence",)), TOKENS)
+    given: list[Tensor] = []
+
+    def hear(module: nn.Module, inputs: object, outputs: Tensor) -> None:
+        given.append(outputs)
+
+    for network in (student, teacher):
+        network.recurrence.register_forward_hook(hear)
+        logits = network(TOKENS)
+        torch.testing.assert_close(logits, functional.linear(given[-1], network.embedding.weight, network.bias))
+    own, wanted = given
+    assert own.shape == (3, 7, 8) and wanted.shape == (3, 7, 12)  # (B, L - context, W)
+    (change,) = pupil.maps
+    if kind == "hint":
+        expected = (change(own) - wanted).pow(2).mean()
+    else:
+        maps = [functional.normalize(each.pow(2).mean(dim=2), dim=1) for each in given]
+        expected = (maps[0] - maps[1]).pow(2).mean()
+    distance = pupil.distance()
+    torch.testing.assert_close(distance, expected)
+    distance.backward()
+    untouched = [name for name, value in student.named_parameters() if value.grad is None]
+    assert untouched == ["bias"]  # which is added after it
+    assert all(value.grad is None for value in teacher.parameters())
+
+
+@pytest.mark.parametrize("kind", ["hint", "attention"])
+def test_a_language_model_that_is_its_teacher_is_at_no_distance(
+    kind: Any, language: Callable[[int], LanguageModel]
+) -> None:
+    teacher = language(8)
+    pupil = Pupil(copy.deepcopy(teacher), teacher, FeatureTransfer(kind), TOKENS)
+    for change in pupil.maps:
+        if isinstance(change, nn.Linear):
+            nn.init.eye_(change.weight)
+            nn.init.zeros_(change.bias)
+    pupil(TOKENS)
+    teacher(TOKENS)
+    assert pupil.distance().item() == 0
+
+
+@pytest.mark.parametrize("kind", ["hint", "attention"])
+def test_a_language_model_comes_nearer_to_its_teacher(kind: Any, language: Callable[[int], LanguageModel]) -> None:
+    student, teacher = language(8), language(12)
+    pupil = Pupil(student, teacher, FeatureTransfer(kind), TOKENS)
+    optimizer = torch.optim.Adam(pupil.parameters(), 0.02)
+    distances = []
+    for _ in range(60):
+        pupil(TOKENS)
+        teacher(TOKENS)
+        distance = pupil.distance()
+        distances.append(distance.item())
+        optimizer.zero_grad()
+        distance.backward()
+        optimizer.step()
+    assert distances[-1] < 0.1 * distances[0]
 
 
 @pytest.mark.parametrize("kind", ["hint", "attention"])
