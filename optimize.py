@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from child.card import describe_preprocessing
 from child.compact import pack, unpack
 from child.cost import cost_by_layer, count_macs, count_parameters, measure_latency
 from child.distill import Ensemble, Pupil
@@ -59,7 +61,7 @@ from child.retrain import retrain
 from child.share import hold, release, share_values, tie_alike
 from child.space import derive_seed, nearest
 from child.sparsify import cut_connections
-from child.task import Task, check_task
+from child.task import Regression, Task, check_task
 from child.training import (
     FineTuning,
     LossOf,
@@ -73,7 +75,7 @@ from child.training import (
 from conf.launch import launch, override, under_way
 from conf.schema import ConfigError, Goal, OptimizeConfig
 from controller.search import Player, search
-from controller.strategy import Strategy
+from controller.strategy import Strategy, check_strategy
 from envs.architecture import VectorArchitectureEnv
 from logbook.console import Console
 from logbook.optimization import row_line, steps_table, write_optimization
@@ -83,8 +85,6 @@ from logbook.run import Run
 LATENCY_BATCH = 64
 """Samples of a forward pass that is timed."""
 LATENCY_ROUNDS = 3
-CALIBRATION_SAMPLES = 512
-"""Training samples from which quantization takes the range of every value."""
 STATISTICS_BATCHES = 8
 """Training batches that normalizations take statistics from after channels were removed, and `taylor` its gradients."""
 FINALISTS = 5
@@ -110,7 +110,7 @@ class Setting:
 
     @cached_property
     def original_groups(self) -> list[Group]:
-        """The groups of the original's channels."""
+        """The groups of the original's channels, as it was trained: what begins at zero shows little before."""
         return find_groups(self.load("original").module, self.task.input_shape)
 
     @property
@@ -174,10 +174,9 @@ def main(config: OptimizeConfig, text: str) -> None:
         device, task, blueprint, original = built
         at = Setting(config, device, task.to(device), run, console)
         console.say(f"Luban: a smaller {blueprint.target} for {task.name}, on {device}. Run folder: {run.folder}")
-        notes = notes_on(config)
-        run.write_task({"task": task.name, "metric": task.metric_name, "data": task.mark(),
-                        "higher_is_better": task.objective.higher_is_better,
-                        "joined_validation": bool(notes)})  # fmt: skip
+        joined = notes_on(config)
+        notes = [*joined, *([] if config.model.weights is None else [given_weights(task)])]
+        run.write_task({**task.about(), "data": task.mark(), "joined_validation": bool(joined)})
         rows = optimize(at, blueprint, original)
         rows = run.once("time", lambda: time_networks(at, rows))
         choice = run.once("choice", lambda: choose(at, rows))
@@ -229,6 +228,12 @@ def build(config: OptimizeConfig) -> tuple[torch.device, Task, Blueprint, nn.Mod
         check_state(blueprint, module)
         original = None if model.weights is None else with_weights(module, Path(model.weights))
     check_storable(blueprint, task)
+    for name, value in module.named_parameters():
+        if value.is_floating_point() and value.dtype != torch.float32:
+            raise ConfigError(
+                f"model: {name} is of {str(value.dtype).removeprefix('torch.')}, and samples and what is stored are of "
+                "float32; let its __init__ end with self.float()"
+            )
     check_fit("model", lambda: module, task)
     untrained = copy.deepcopy(module)
     try:
@@ -252,7 +257,7 @@ def check_steps(config: OptimizeConfig, network: TrainedNetwork, groups: Sequenc
             )
         try:
             build_strategy(config, RatioSpace(groups, config.prune.choices), 0)
-        except ConfigError as error:
+        except ValueError as error:
             raise ConfigError(f"prune.ratios=search: {error}") from None
     two = task.preprocessing(task.train.inputs[:2])
     if "distill" in config.steps:
@@ -298,16 +303,45 @@ def seed_and_data_of(run: Path | None) -> str:
 
 def with_weights(module: nn.Module, file: Path) -> nn.Module:
     """A module with the weights of a safetensors file; such files keep what several names share under one of them."""
+    own = module.state_dict()
     try:
-        state, own = unpack(file.read_bytes())[0], module.state_dict()
-        places = {name: (value.data_ptr(), value.shape, value.stride()) for name, value in own.items()}
-        kept = {place: state[name] for name, place in places.items() if name in state}
-        module.load_state_dict({name: kept[place] for name, place in places.items() if place in kept} | state)
+        state = unpack(file.read_bytes())[0]
     except OSError as error:
         raise ConfigError(f"model.weights: cannot read {file}: {error.strerror}") from None
-    except (SafetensorError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"model.weights: {file} does not fit {type(module).__name__}: {error}") from None
+    except (SafetensorError, ValueError) as error:
+        raise ConfigError(
+            f"model.weights: {file} is not a whole safetensors file ({error}); of a state dict safetensors.torch."
+            "save_file makes one"
+        ) from None
+    places = {name: (value.data_ptr(), value.shape, value.stride()) for name, value in own.items()}
+    kept = {place: state[name] for name, place in places.items() if name in state}
+    given = {name: kept[place] for name, place in places.items() if place in kept} | state
+    try:
+        module.load_state_dict(given)  # which reads what earlier versions of PyTorch have written, too
+    except (RuntimeError, ValueError):
+        raise ConfigError(f"model.weights: {file} does not fit {type(module).__name__}: {unlike(own, given)}") from None
+    for name, value in module.named_parameters():
+        if not value.isfinite().all():
+            raise ConfigError(f"model.weights: {name} of {file} has values that are not finite")
     return module
+
+
+def unlike(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """How the weights given are not those of a network: the first few differences, and what to do."""
+    found = [
+        *(f"it lacks {name}" for name in own if name not in given),
+        *(f"it has {name}" for name in given if name not in own),
+        *(
+            f"{name} is of shape {tuple(given[name].shape)} where {tuple(value.shape)} is needed"
+            for name, value in own.items()
+            if name in given and given[name].shape != value.shape
+        ),
+    ]
+    more = f", and so on: {len(found)} in all" if len(found) > 3 else ""
+    front = next(iter(given), "").partition(".")[0]
+    prefixed = all(name.startswith(f"{front}.") and name.partition(".")[2] in own for name in given)
+    advice = f"; all its names begin with {front}., so take that off" if given and prefixed else ""
+    return f"{', '.join(found[:3])}{more}{advice}"
 
 
 def check_goals(config: OptimizeConfig, module: nn.Module, groups: Sequence[Group], task: Task) -> None:
@@ -378,6 +412,8 @@ def optimize(at: Setting, blueprint: Blueprint, original: nn.Module | None) -> l
         at.run.write("steps.json", {"rows": rows})
 
     add("original", "Original", at.run.once("train original", begin))
+    for warning in chance(rows[0], at.task):
+        at.console.say(warning)
     steps = at.config.steps
     for place, name in enumerate(steps):
         stage = f"{place + 1}-{name}"
@@ -538,7 +574,7 @@ def quantize(at: Setting, step: Step) -> float:
         network, folder = at.load(step.before), at.folder(step.stage)
         at.save(step.stage, network.module, network.blueprint)
         export(load_network(folder, at.config.plugins), folder, ("onnx",), at.task.name, at.config.plugins)
-        drawn = at.task.train.draw(CALIBRATION_SAMPLES, derive_seed(at.config.seed, step.stage))
+        drawn = at.task.train.draw(at.config.quantize.samples, derive_seed(at.config.seed, step.stage))
         quantize_exported(folder, at.task.preprocessing(drawn.inputs).cpu())
         return at.run.seconds
 
@@ -673,7 +709,7 @@ def bytes_ahead(config: OptimizeConfig, module: nn.Module) -> int:
 def units_of(at: Setting, stage: str, before: str) -> Units:
     """Those of the network before a stage."""
     module, shape, seed = at.load(before).module, at.task.input_shape, derive_seed(at.config.seed, stage)
-    groups = find_groups(module, shape)
+    groups = at.original_groups if before == "original" else find_groups(module, shape)
     return groups, score_units(
         module, shape, groups, at.config.prune.importance, at.task, STATISTICS_BATCHES, at.training.batch_size, seed
     )
@@ -732,9 +768,9 @@ def cut(
 
 def build_strategy(config: OptimizeConfig, space: RatioSpace, seed: int) -> Strategy:
     """What searches ratios."""
-    return config.controller.build(
+    return check_strategy(config.controller.build(
         config.plugins, space=space, seed=seed, num_updates=config.search.rounds, relaxation=None
-    )
+    ))  # fmt: skip
 
 
 def search_ratios(
@@ -875,7 +911,7 @@ def choose(at: Setting, rows: Sequence[Row]) -> dict[str, Any]:
     if not honoring:  # of what the steps have made
         chosen = min(rows[1:], key=lambda row: max(excess for excess, _ in misses[row["name"]]))
     elif sizes:
-        chosen = max(honoring, key=lambda row: row["quality"][0])
+        chosen = max(honoring, key=lambda row: (row["quality"][0], -row["bytes"], -row["macs"]))
     elif goal.max_loss is not None:
         chosen = min(honoring, key=lambda row: (row["bytes"], row["macs"]))
     else:
@@ -890,9 +926,56 @@ def choose(at: Setting, rows: Sequence[Row]) -> dict[str, Any]:
         verdict = f"{title} is the {'best' if sizes else 'smallest'} network that honors the goal."
     shutil.copytree(at.folder(chosen["name"]), at.folder("student"), dirs_exist_ok=True)
     notes = {name: "; ".join(words for _, words in found) for name, found in misses.items() if found}
-    choice = {"chosen": chosen["name"], "honored": bool(honoring), "verdict": verdict, "notes": notes}
+    remarks = remarks_on(rows, chosen, honoring if sizes else (), at.task)
+    choice = {
+        "chosen": chosen["name"], "honored": bool(honoring), "verdict": verdict, "notes": notes, "remarks": remarks
+    }  # fmt: skip
     at.run.write("choices.json", choice)
     return choice
+
+
+def remarks_on(rows: Sequence[Row], chosen: Row, honoring: Sequence[Row], task: Task) -> list[str]:
+    """What the table does not say by itself: steps that brought nothing, and a smaller network that is as good.
+
+    Args:
+        rows: Of the table.
+        chosen: The one that was chosen.
+        honoring: Those of which the best was chosen.
+        task: What they learned.
+    """
+    remarks, packed = chance(rows[0], task), ""
+    for before, row in pairwise(rows):
+        if before["name"].endswith(("-share", "-sparsify")):
+            packed = ", which keeps what share and sparsify pack"
+        alike = all(row[cost] == before[cost] for cost in ("macs", "parameters"))
+        if alike and row["name"].endswith("-prune"):
+            remarks.append(f"{row['title']} removed nothing, for the goal is reached without.")
+        elif row["bytes"] > 1.01 * before["bytes"]:
+            remarks.append(f"{row['title']} takes more bytes than {before['title']}{packed}.")
+    sign = 1 if task.objective.higher_is_better else -1
+    equal = [
+        row
+        for row in honoring
+        if row["bytes"] < 0.99 * chosen["bytes"]
+        and sign * (chosen["validation"][0] - row["validation"][0]) <= chosen["standard_error"]
+    ]
+    if equal:
+        row = min(equal, key=lambda row: row["bytes"])
+        remarks.append(
+            f"{row['title']} honors the goal too, has {row['bytes'] / chosen['bytes']:.0%} of the bytes of "
+            f"{chosen['title']}, and is within a standard error of it on validation data: {row['folder']}."
+        )
+    return remarks
+
+
+def chance(original: Row, task: Task) -> list[str]:
+    """A warning where the original has learned nothing."""
+    (metric,), targets = original["validation"], task.validation.targets
+    if task.metric_name == "accuracy" and metric <= targets.bincount().max().item() / len(targets):
+        return ["The original answers no better than by the commonest class, so that little can be judged by it."]
+    if isinstance(task.objective, Regression) and metric <= 0:
+        return ["The original answers no better than by the mean, so that little can be judged by it."]
+    return []
 
 
 def missed(goal: Goal, row: Row, original: Row, task: Task) -> list[tuple[float, str]]:
@@ -931,15 +1014,13 @@ def test(at: Setting, rows: Sequence[Row], choice: Mapping[str, Any], notes: Seq
             test = [measure(at.answering(row["name"]), task, split, at.training.final_batch, at.device)]
         tested.append({**row, "test": test, "note": choice["notes"].get(row["name"])})
     results = {
-        "task": task.name,
-        "metric": task.metric_name,
-        "higher_is_better": task.objective.higher_is_better,
+        **task.about(),
         "seed": at.config.seed,
         "steps": list(at.config.steps),
         "goal": {name: limit for name, limit in vars(at.config.goal).items() if limit is not None},
         **{key: choice[key] for key in ("chosen", "honored", "verdict")},
         "rows": tested,
-        "notes": list(notes),
+        "notes": [*notes, *choice.get("remarks", ())],
         "seconds": {row["name"]: row["seconds"] for row in rows},
     }
     networks = {name: at.load(name).module for name in ("original", choice["chosen"])}
@@ -948,8 +1029,18 @@ def test(at: Setting, rows: Sequence[Row], choice: Mapping[str, Any], notes: Seq
     return results
 
 
+def given_weights(task: Task) -> str:
+    """What a reader must know of an original whose weights were given."""
+    return (
+        "The original's weights were given, and are judged on samples as this task prepares them, with its order of "
+        f"answers. {describe_preprocessing(task.preprocessing)}. Where they were trained on others, let forward undo "
+        "that first. What they were trained on may be among the validation and test data here, and is then answered "
+        "too well."
+    )
+
+
 def notes_on(config: OptimizeConfig) -> list[str]:
-    """What a reader must know of the original and of the teachers."""
+    """What a reader must know of the original and of the teachers that have seen validation data."""
     notes = []
     if config.model.path is not None and joined_validation(Path(config.model.path)):
         notes.append(

@@ -14,7 +14,7 @@ from typing import Any
 from child.cost import Latency, count_macs, count_parameters
 from child.network import TrainedNetwork, add_file, run_around
 from child.onnx_module import QUANTIZED
-from child.task import Classification, Language, Regression
+from child.task import Classification, Language, Preprocessing, Regression
 from child.transforms import LogMel, Normalize, Tokens
 
 NAME = "MODEL.md"
@@ -115,7 +115,8 @@ def card(
         "| file | bytes |\n|---|---|\n" + "\n".join(f"| {path.name} | {path.stat().st_size:,} |" for path in files),
         "`sha256sum -c SHA256SUMS` checks them all.",
         "## Preprocessing",
-        _preprocessing(network),
+        f"{describe_preprocessing(network.preprocessing)}. The metadata of the exported models hold it too, as JSON "
+        "under `preprocessing`.",
         "## How to use it",
         *_usage(network, folder),
         "## What it is not for",
@@ -164,8 +165,9 @@ def _quality(record: Record, folder: Path) -> dict[str, str]:
     return rows
 
 
-def _preprocessing(network: TrainedNetwork) -> str:
-    match network.preprocessing:
+def describe_preprocessing(preprocessing: Preprocessing) -> str:
+    """What becomes of stored values, in a sentence without its full stop."""
+    match preprocessing:
         case Normalize(scale, mean, std, names):
             what = f"Stored values x become (x / {scale:g} - mean) / std, for each channel or feature"
             if len(mean) <= 8:
@@ -183,7 +185,7 @@ def _preprocessing(network: TrainedNetwork) -> str:
             what = "None: symbols are told by their numbers, in the order of the metadata's `objective`"
         case other:
             what = f"`{type(other).__name__}`"
-    return f"{what}. The metadata of the exported models hold it too, as JSON under `preprocessing`."
+    return what
 
 
 def _numbers(values: Sequence[float]) -> str:
@@ -192,10 +194,11 @@ def _numbers(values: Sequence[float]) -> str:
 
 def _usage(network: TrainedNetwork, folder: Path) -> list[str]:
     """Ways to ask the network, as code that runs in its folder."""
-    with_luban = "With Luban (whose folder is on `PYTHONPATH`)"
+    plugin = network.blueprint.plugin
+    folders = f"folder and that of `{plugin}` are" if plugin else "folder is"
+    with_luban = f"With Luban (whose {folders} on `PYTHONPATH`)"
     image = isinstance(network.preprocessing, Normalize) and len(network.input_shape) == 3
     model = next((name for name in (QUANTIZED, "model.onnx") if (folder / name).is_file()), None)
-    plugin = network.blueprint.plugin
     parts = []
     kinds = {LogMel: "sound.wav", Tokens: "text.txt"}
     file = "picture.png" if image else kinds.get(type(network.preprocessing))

@@ -20,6 +20,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_map_only
 
 from child.network import order_channels_last, resize
@@ -136,7 +139,7 @@ def trace(module: nn.Module, input_shape: Sequence[int]) -> tuple[Any, list[Grou
                 parameter.requires_grad_(True)
             inputs = torch.zeros(2, *input_shape, device=device)
             graph.build_dependency(module, inputs, verbose=False)
-            found = list(graph.get_all_groups(root_module_types=[nn.modules.conv._ConvNd, nn.Linear]))
+            found = list(graph.get_all_groups(root_module_types=[_ConvNd, nn.Linear]))
             with torch.no_grad():  # what a forward pass leaves in a module, such as a normalized weight, can be copied
                 module(inputs)
     except Exception as error:
@@ -199,34 +202,70 @@ def score_units(
         module: Is not changed.
         input_shape: Of one sample.
         groups: Those of `find_groups`.
-        importance: `magnitude`, the squared norm of all weights of a channel, coming and going (Fang et al. 2023);
-            `bn_scale`, the scale of batch normalization (Liu et al. 2017), magnitude where there is none; `taylor`,
-            what the loss would change by to first order (Molchanov et al. 2019).
+        importance: `magnitude`, the squared norm of all weights of a channel in convolutions, linear layers and
+            normalizations, coming and going, depthwise ones among them (Fang et al. 2023); `bn_scale`, the scale of
+            batch normalization (Liu et al. 2017), magnitude where there is none; `taylor`, how far the loss of a batch
+            would move to first order without these weights and biases, in the mean (Molchanov et al. 2019, who take its
+            square).
         task: For `taylor`, whose gradients are those of training batches.
         num_batches: For `taylor`.
         batch_size: For `taylor`.
         seed: Draws those batches.
     """
-    tp, module = _torch_pruning(), copy.deepcopy(module)
-    magnitude = tp.importance.GroupMagnitudeImportance(p=2)
-    scorer = {
-        "magnitude": magnitude,
-        "bn_scale": tp.importance.BNScaleImportance(),
-        "taylor": tp.importance.GroupTaylorImportance(),
-    }[importance]
+    module = copy.deepcopy(module)
     graph, _ = trace(module, input_shape)
+    found = {group: _select(graph, module, group, range(group.num_units)) for group in groups}
+    scores = {group: torch.zeros(group.num_units) for group in groups}
     if importance == "taylor":
         assert task is not None
-        _gather_gradients(module, task, num_batches, batch_size, seed)
-    scores = {}
+        for inputs, targets in _training_batches(task, num_batches, batch_size, seed):
+            _find_gradient(module, task, inputs, targets)
+            for group in groups:
+                scores[group] += _total(found[group], group, lambda weight: weight * weight.grad, biases=True).abs()
+    if importance == "bn_scale":
+        for group in groups:
+            scales = [item for item in found[group] if isinstance(item.dep.target.module, _BatchNorm)]
+            scores[group] = _total(scales, group, Tensor.abs)
     for group in groups:
-        found = _select(graph, module, group, range(group.num_units))
-        score = scorer(found)
-        score = magnitude(found) if score is None else score
-        score = score[: group.num_channels]  # zeros follow where a layer reads them twice
-        score = score.view(group.num_parts, -1).mean(dim=0).cpu()
-        scores[group.name] = score / score.mean().clamp(min=1e-12)
-    return scores
+        if not scores[group].any():
+            scores[group] = _total(found[group], group, Tensor.square)
+    return {group.name: score / score.mean().clamp(min=1e-12) for group, score in scores.items()}
+
+
+@torch.no_grad()
+def _total(found: Any, group: Group, of: Callable[[Any], Tensor], biases: bool = False) -> Tensor:
+    """For each unit of a group the sum, over all layers that have weights of it, of what `of` makes of these.
+
+    Args:
+        found: Torch-pruning's group of all these channels.
+        group: Ours.
+        of: Of a parameter, in its shape.
+        biases: Whether those of the layers that make the channels count too.
+    """
+    prune, total = _torch_pruning().pruner.function, torch.zeros(group.num_channels)
+    for item in found:
+        layer, handler = item.dep.target.module, item.dep.handler
+        reads = handler in (prune.prune_linear_in_channels, prune.prune_conv_in_channels)
+        if None in item.root_idxs:  # it lost track of what these channels are
+            continue
+        if isinstance(layer, nn.Linear | _ConvNd):
+            parts = [_by_channel(layer, of(layer.weight), reads).flatten(0, 1)]
+        elif isinstance(layer, _BatchNorm | _InstanceNorm | nn.GroupNorm | nn.LayerNorm) and layer.weight is not None:
+            parts = [of(layer.weight).movedim(-1, 0)]
+        else:
+            continue
+        if biases and not reads and layer.bias is not None:
+            parts.append(of(layer.bias).movedim(-1, 0))
+        for values in parts:
+            each = values[item.idxs].reshape(len(item.idxs), -1).sum(dim=1)
+            total.index_add_(0, torch.tensor(item.root_idxs), each.cpu())
+    return total.view(group.num_parts, -1).sum(dim=0)
+
+
+def _by_channel(layer: Any, values: Tensor, reads: bool) -> Tensor:
+    """Values of a layer's weight by the channels that it reads, or makes, as a view (groups, channels of each, ...)."""
+    parts = values.unflatten(0, (getattr(layer, "groups", 1), -1))
+    return parts if reads == getattr(layer, "transposed", False) else parts.transpose(1, 2)
 
 
 def remove_units(
@@ -348,15 +387,13 @@ def _training_batches(task: Task, num_batches: int, batch_size: int, seed: int) 
     return batches
 
 
-def _gather_gradients(module: nn.Module, task: Task, num_batches: int, batch_size: int, seed: int) -> None:
-    """The mean gradient of the loss, in `grad`, of a network in evaluation mode: dropout would only add noise."""
-    module.eval()
+def _find_gradient(module: nn.Module, task: Task, inputs: Tensor, targets: Tensor) -> None:
+    """The gradient of a batch's loss, in `grad`, of a network in evaluation mode: dropout would only add noise."""
     device = next(module.parameters()).device
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
     with torch.backends.cudnn.flags(enabled=False):  # whose recurrent layers have no gradient in evaluation mode
-        for inputs, targets in _training_batches(task, num_batches, batch_size, seed):
-            (task.loss(module(inputs.to(device)), targets.to(device)) / num_batches).backward()
+        task.loss(module.eval()(inputs.to(device)), targets.to(device)).backward()
 
 
 def _are_sound(module: nn.Module, input_shape: Sequence[int], groups: Sequence[Group]) -> bool:
@@ -431,15 +468,8 @@ def _blind(found: Any, twins: Mapping[nn.Module, Any]) -> None:
         if dep.handler not in (prune.prune_linear_in_channels, prune.prune_conv_in_channels):
             continue
         reader = twins[dep.target.module]
-        if isinstance(reader, nn.Linear):
-            reader.weight[:, idxs] = 0
-        elif reader.transposed:
-            reader.weight[idxs] = 0
-        else:
-            inputs, outputs = reader.weight.shape[1], reader.weight.shape[0] // reader.groups
-            for idx in idxs:
-                part, place = divmod(idx, inputs)
-                reader.weight[part * outputs : (part + 1) * outputs, place] = 0
+        weight, places = _by_channel(reader, reader.weight, reads=True), torch.tensor(idxs)
+        weight[places // weight.shape[1], places % weight.shape[1]] = 0
 
 
 def _hold_statistics(module: nn.Module, known: dict[str, tuple[Tensor, Tensor]]) -> None:
@@ -475,7 +505,7 @@ def _num_parts(layers: Any) -> int:
 
 def _is_grouped(layer: nn.Module) -> bool:
     """Whether this is a convolution of several groups, and not a depthwise one."""
-    if not isinstance(layer, nn.modules.conv._ConvNd):
+    if not isinstance(layer, _ConvNd):
         return False
     return layer.groups > 1 and not layer.groups == layer.in_channels == layer.out_channels
 

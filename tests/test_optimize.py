@@ -72,6 +72,25 @@ class Unexportable(Net):
         return super().forward(x) * (2 if len(x) > 2 else 1)
 
 
+class Double(Net):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.double()
+
+    def forward(self, x):
+        return super().forward(x.double())
+
+
+class Viewing(Net):
+    def __init__(self, input_shape, num_outputs):
+        super().__init__(input_shape, num_outputs)
+        self.stem, self.classifier = nn.Conv2d(1, 4, 3), nn.Linear(144, num_outputs)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.classifier(x.view(len(x), 144))
+
+
 class Pair(Net):
     def forward(self, x):
         return super().forward(x), x
@@ -354,8 +373,8 @@ def begun(compose_text: Any, folder: Path, *overrides: str) -> tuple[script.Sett
     """Where a step begins: with an original of fresh weights."""
     config, text = compose_text(*NET, "device=cpu", *overrides, kind=OptimizeConfig, name="optimize")
     run = Run.create(folder, "run", text, 30.0, Interruption())
-    at = script.Setting(config, torch.device("cpu"), digits(seed=0), run, script.Console())
     blueprint = Blueprint("child.resnet.ResNet", {"input_shape": [1, 8, 8], "num_outputs": 10, "width": 8})
+    at = script.Setting(config, torch.device("cpu"), digits(seed=0), run, script.Console())
     for stage in ("original", "0-share"):
         at.save(stage, blueprint.build(()), blueprint)
     original = {"macs": count_macs(at.load("original").module, (1, 8, 8))}
@@ -743,7 +762,30 @@ def test_models_that_do_not_fit_are_told_in_one_line(
     other = ResNet((1, 8, 8), 10, 4).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     save_file(other.state_dict(), tmp_path / "other.safetensors")
     told = line(compose_text, tmp_path, *NET, f"model.weights={tmp_path / 'other.safetensors'}")
-    assert re.match(r"model.weights: .* does not fit ResNet: Error", told)
+    assert re.match(r"model.weights: .* does not fit ResNet: stem.0.weight is of shape .* where .* is needed, .*", told)
+    assert re.search(r", and so on: \d+ in all$", told)
+    right = ResNet((1, 8, 8), 10, 8).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    state = right.state_dict()
+    save_file({f"module.{name}": value for name, value in state.items()}, tmp_path / "prefixed.safetensors")
+    told = line(compose_text, tmp_path, *NET, f"model.weights={tmp_path / 'prefixed.safetensors'}")
+    assert told.endswith("; all its names begin with module., so take that off") and len(told) < 400
+    torch.save(state, tmp_path / "own.pt")
+    told = line(compose_text, tmp_path, *NET, f"model.weights={tmp_path / 'own.pt'}")
+    assert re.search(
+        r"own.pt is not a whole safetensors file \(.*\); of a state dict safetensors.torch.save_file", told
+    )
+    state["stem.0.weight"][0] = float("nan")
+    save_file(state, tmp_path / "nan.safetensors")
+    told = line(compose_text, tmp_path, *NET, f"model.weights={tmp_path / 'nan.safetensors'}")
+    assert re.match(r"model.weights: stem.0.weight of .* has values that are not finite", told)
+    told = line(compose_text, tmp_path, "model._target_=strange.Double", *own, "steps=[share]")
+    assert told == (
+        "model: stem.0.weight is of float64, and samples and what is stored are of float32; let its __init__ end "
+        "with self.float()"
+    )
+    told = line(compose_text, tmp_path, "model._target_=strange.Viewing", *own, "steps=[share]")
+    assert told.endswith(": x.view(...) needs another order in memory than images have here, channels last; use "
+                         "x.flatten(1)")  # fmt: skip
     assert re.match(r"cannot read .*SHA256SUMS", line(compose_text, tmp_path, f"model.path={tmp_path}"))
 
 
@@ -804,13 +846,32 @@ def test_weights_that_a_file_keeps_under_one_of_their_names_are_read(tmp_path: P
     with_weights(read, tmp_path / "own.safetensors")
     assert read[1].weight is read[0].weight
     assert all(value.equal(saved.state_dict()[name]) for name, value in read.state_dict().items())
-    with pytest.raises(ConfigError, match=r"(?s)own\.safetensors does not fit Sequential: .*Missing key.* .1\.weight."):
+    with pytest.raises(ConfigError, match=r"own\.safetensors does not fit Sequential: it lacks 1\.weight$"):
         with_weights(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), tmp_path / "own.safetensors")
+
+
+def test_weights_are_read_as_pytorch_reads_them(tmp_path: Path) -> None:
+    """Those of old versions too, and buffers of any values."""
+
+    def network() -> Any:
+        module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        module.register_buffer("mask", torch.full((4, 4), -torch.inf))
+        return module
+
+    saved, file = network(), tmp_path / "own.safetensors"
+    state = {name: value for name, value in saved.state_dict().items() if "num_batches" not in name}
+    save_file(state, file)
+    assert all(
+        value.equal(state[name]) for name, value in with_weights(network(), file).state_dict().items() if name in state
+    )
+    save_file({}, file)
+    with pytest.raises(ConfigError, match=r"does not fit Sequential: it lacks mask, .*, and so on: 8 in all$"):
+        with_weights(network(), file)
 
 
 def test_weights_that_answer_nothing_are_told_of(run_optimize: Any, tmp_path: Path) -> None:
     module = ResNet((1, 8, 8), 10, 8).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    [*module.parameters()][-1].data.fill_(float("nan"))
+    [*module.parameters()][-2].data.fill_(3e38)
     save_file(module.state_dict(), tmp_path / "own.safetensors")
     with pytest.raises(TrainingError, match="Original: its outputs on validation data are not finite"):
         run_optimize(tmp_path, *NET, f"model.weights={tmp_path / 'own.safetensors'}", "steps=[share]")
@@ -830,7 +891,8 @@ def test_the_teachers_of_a_run_are_those_that_were_chosen(tmp_path: Path, monkey
 
 def row(macs: int, loss: float, latency: float = 1.0) -> dict[str, Any]:
     return {"macs": macs, "parameters": macs, "bytes": macs, "latency_ms": latency, "validation": [0.9 - loss / 100],
-            "quality": [0.9 - loss / 100], "name": f"{macs}", "title": f"T{macs}"}  # fmt: skip
+            "quality": [0.9 - loss / 100], "name": f"{macs}", "title": f"T{macs}", "standard_error": 0.001,
+            "folder": f"networks/{macs}"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("goal", "chosen", "told"), [
@@ -854,6 +916,39 @@ def test_the_best_that_honors_the_goal_or_the_nearest(
         (tmp_path / "run" / "networks" / each["name"]).mkdir(parents=True)
     choice = script.choose(at, rows)
     assert choice["chosen"] == chosen and told in choice["verdict"]
+
+
+def test_what_the_table_does_not_say_by_itself(tmp_path: Path, compose_text: Any) -> None:
+    task = digits(seed=0)
+
+    def named(name: str, accuracy: float, size: int, macs: int = 50) -> dict[str, Any]:
+        return {**row(macs, 0.0), "name": name, "title": name, "folder": f"networks/{name}", "validation": [accuracy],
+                "quality": [accuracy], "standard_error": 0.01, "bytes": size}  # fmt: skip
+
+    original, pruned = named("original", 0.9, 100, macs=100), named("1-prune", 0.89, 50)
+    equal, worse = named("2-share", 0.885, 10), named("3-quantize", 0.87, 30)
+    rows = [original, pruned, equal, worse]
+    assert script.remarks_on(rows, pruned, rows[1:], task) == [
+        "3-quantize takes more bytes than 2-share, which keeps what share and sparsify pack.",
+        "2-share honors the goal too, has 20% of the bytes of 1-prune, and is within a standard error of it on "
+        "validation data: networks/2-share.",
+    ]
+    assert script.remarks_on(rows[:3], equal, rows[1:3], task) == []
+    idle = {**named("1-prune", 0.9, 100), "macs": 100, "parameters": original["parameters"]}
+    assert script.remarks_on([original, idle], idle, (), task) == [
+        "1-prune removed nothing, for the goal is reached without."
+    ]
+    poor = named("original", 0.1, 100)
+    assert script.remarks_on([poor], poor, (), task)[0].startswith(
+        "The original answers no better than by the commonest"
+    )
+    level = {**equal, "validation": pruned["validation"], "quality": pruned["quality"]}
+    config, text = compose_text("model.path=x", "goal.macs=0.5", kind=OptimizeConfig, name="optimize")
+    run = Run.create(tmp_path, "run", text, 30.0, Interruption())
+    for each in (original, pruned, level):
+        (tmp_path / "run" / each["folder"]).mkdir(parents=True)
+    at = script.Setting(config, torch.device("cpu"), task, run, script.Console())
+    assert script.choose(at, [original, pruned, level])["chosen"] == "2-share"  # of equals the smaller
 
 
 @pytest.mark.parametrize(

@@ -566,6 +566,35 @@ def test_importance_finds_the_channel_that_does_nothing(importance: Any, task: T
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
+def test_magnitude_is_of_all_weights_that_go_with_a_unit(unsettle: Callable[..., None]) -> None:
+    """Depthwise, grouped and transposed convolutions and the scales of normalizations included."""
+    torch.manual_seed(0)
+    mixed, turned = Mixed(), nn.Sequential(
+        nn.ConvTranspose2d(3, 8, 3), nn.GroupNorm(1, 8), nn.ConvTranspose2d(8, 12, 3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(12 * 144, 5), nn.LayerNorm(5), nn.Linear(5, 3),
+    )  # fmt: skip
+
+    def weights(module: nn.Module) -> float:
+        named = module.named_parameters()
+        return sum(weight.square().sum().item() for name, weight in named if not name.endswith("bias"))
+
+    for module in (mixed.eval(), turned.eval()):
+        unsettle(module)
+        with torch.no_grad():  # of a unit both coming and going, which is counted twice
+            mixed.body.weight[range(8), range(8)] = mixed.body.weight[range(8), [4, 5, 6, 7, 0, 1, 2, 3]] = 0
+        groups = find_groups(module, SHAPE)
+        assert len(groups) == (5 if module is mixed else 3)
+        found = score_units(module, SHAPE, groups, "magnitude")
+        for group in groups:
+            gone = []
+            for unit in range(group.num_units):
+                first = {group.name: -torch.eye(group.num_units)[unit]}  # the least important
+                left = remove_units(module, SHAPE, [group], first, {group.name: group.num_units - 1})
+                gone.append(weights(module) - weights(left))
+            wanted = torch.tensor(gone)
+            torch.testing.assert_close(found[group.name], wanted / wanted.mean(), rtol=1e-3, atol=1e-3)
+
+
 def test_taylor_is_gradient_times_weight(task: Task) -> None:
     torch.manual_seed(0)
     module: Any = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), nn.Linear(6, 3))
@@ -575,8 +604,11 @@ def test_taylor_is_gradient_times_weight(task: Task) -> None:
     task.loss(module(inputs), targets).backward()
     first, second = module[1].weight, module[3].weight
     assert first.grad is not None and second.grad is not None
-    wanted = (first * first.grad).abs().sum(1) + (second * second.grad).abs().sum(0)
+    bias = module[1].bias
+    wanted = ((first * first.grad).sum(1) + bias * bias.grad + (second * second.grad).sum(0)).abs()
     torch.testing.assert_close(scores[group.name], wanted / wanted.mean(), rtol=1e-3, atol=1e-5)
+    batches = [score_units(module, SHAPE, [group], "taylor", task, num, 16)[group.name] for num in (1, 4)]
+    assert not batches[0].allclose(batches[1], rtol=0.01)  # it is the mean over batches
 
 
 def test_what_stays_by_shares() -> None:
