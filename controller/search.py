@@ -6,6 +6,7 @@ the same shared weights and validation batches, with as many evaluations.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -52,11 +53,11 @@ class SearchSettings:
 
     rounds: int = 60
     episodes: int = 16
-    warmup_batches: int = 300
-    batches_per_round: int = 10
+    warmup_batches: int = 600
+    batches_per_round: int = 15
     sampler: Base = "fair"
     policy_share: float = 1.0
-    fidelity: float = 1.0
+    fidelity: float = 0.5
     compare_random: bool = True
     budget: float | None = None
 
@@ -252,6 +253,7 @@ def search(
     total = settings.rounds if ledger is None else math.ceil(ledger.budget)
     with console.stage("search", total=total, initial=done()) as progress:
         while round_number < settings.rounds and not all(player.finished for player in players):
+            began = time.perf_counter()
             mixed.policy_share = settings.policy_share * round_number / max(1, settings.rounds - 1)
             num_batches = settings.warmup_batches if round_number == 0 else settings.batches_per_round
             while trained.num_batches < num_batches:
@@ -274,7 +276,7 @@ def search(
                         f"{player.ledger.spent:g} of {player.ledger.budget:g} spent."
                     )
             if played[0][0] is players[0]:  # else its budget is spent, and random search alone plays on
-                _log(run, round_number, played, trained.loss)
+                _log(run, round_number, played, trained.loss, time.perf_counter() - began)
             round_number, trained = round_number + 1, Trained()
             progress.advance(done=done(), status=status())
             run.save_if_due(state)
@@ -320,6 +322,7 @@ def _log(
     round_number: int,
     played: list[tuple[Player, Rollout, Update]],
     supernet_loss: float | None,
+    seconds: float,
 ) -> None:
     (player, own, update), space = played[0], played[0][0].strategy.space
     if len(own.rewards) == 0:
@@ -346,6 +349,7 @@ def _log(
         "supernet/loss": line["supernet_loss"],
         "search/spent": player.ledger.spent if player.ledger else None,
         "cost/mean": _mean(np.array([e.cost for e in own.evaluations])),
+        "perf/architectures_per_s": sum(len(rollout.evaluations) for _, rollout, _ in played) / seconds,
     }
     scalars |= {f"operations/{name}": share for name, share in operation_shares(space, own).items()}
     run.log({name: value for name, value in scalars.items() if value is not None})

@@ -15,16 +15,21 @@ from logbook.run import Run
 LAYOUT = {
     "Search": {
         "reward against random": ["Multiline", ["search/reward_mean", "search/random_reward_mean"]],
-        "best reward": ["Multiline", ["search/reward_best"]],
+        "best reward of each round": ["Multiline", ["search/reward_best"]],
         "policy": ["Multiline", ["search/entropy", "search/gradient_norm"]],
         "operations": ["Multiline", ["operations/.*"]],
+        "speed": ["Multiline", ["perf/architectures_per_s"]],
     },
     "Training": {
         "shared weights": ["Multiline", ["supernet/loss"]],
         "final networks, loss": ["Multiline", ["(?!search/|supernet/).*/loss"]],
         "final networks, validation": ["Multiline", [".*/validation_.*"]],
     },
-    "Cost": {"mean cost of proposals": ["Multiline", ["cost/mean"]]},
+    "Cost": {
+        "mean cost of proposals": ["Multiline", ["cost/mean"]],
+        "hypervolume of quality and cost": ["Multiline", ["pareto/.*"]],
+    },
+    "Ranking": {"shared weights against training alone": ["Multiline", ["ranking/.*"]]},
 }
 
 

@@ -14,13 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from logbook.numbers import gap, human, known, mean, score, which_way
-from logbook.record import Json, Record, read_run
+from logbook.record import FREE_ON_RESUME, Json, Record, read_run
 from logbook.report import template
 from logbook.sections.comparison import curves_section
 from logbook.significance import ALPHA, Estimate, difference, estimate, holm
 
 # Runs that differ in these alone are repetitions of one experiment: the keys say where it ran, not what it was.
-REPETITION_KEYS = frozenset({"seed", "device", "threads", "name", "output", "checkpoint_every_s", "resume", "analysis"})
+REPETITION_KEYS = frozenset({"seed", "name", *FREE_ON_RESUME})
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,13 @@ def with_interval(values: Sequence[float], metric: str) -> str:
     said = score(found.mean, metric, decimals=2)
     if found.low is None or found.high is None:
         return said
-    low, high = found.low, found.high
-    if metric == "accuracy":  # of few runs an interval may reach beyond what there is
-        low, high = max(low, 0.0), min(high, 1.0)
+    low, high = _possible(found.low, found.high, metric, 0.0)
     return f"{said} [{score(low, metric, decimals=2)}, {score(high, metric, decimals=2)}]"
+
+
+def _possible(low: float, high: float, metric: str, least: float) -> tuple[float, float]:
+    """An interval of few runs may reach beyond what there is: of accuracies from the least to 1."""
+    return (max(low, least), min(high, 1.0)) if metric == "accuracy" else (low, high)
 
 
 def read_parts(folders: Sequence[Path]) -> list[Part]:
@@ -209,7 +212,8 @@ def _told(found: Estimate, corrected: float | None, metric: str) -> dict[str, st
         judged = "beyond noise" if corrected < ALPHA else "within noise"
     interval = "-"
     if found.low is not None and found.high is not None:
-        interval = f"{_signed(found.low, metric)} to {_signed(found.high, metric)}"
+        low, high = _possible(found.low, found.high, metric, -1.0)
+        interval = f"{_signed(low, metric)} to {_signed(high, metric)}"
     return {
         "difference": _signed(found.mean, metric),
         "interval": interval,

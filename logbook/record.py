@@ -15,6 +15,9 @@ from yaml import YAMLError
 
 Json = dict[str, Any]
 
+FREE_ON_RESUME = ("device", "threads", "checkpoint_every_s", "resume", "output", "analysis")
+"""Keys of a config that may differ when a run goes on: where it computes, and how it is watched."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -67,7 +70,7 @@ class Record:
     @property
     def evaluations(self) -> list[Json]:
         """The history without repeats, which the account of a budget told for nothing."""
-        return [line for line in self.history if line.get("charge") != 0]
+        return paid(self.history)
 
     @property
     def rows(self) -> dict[str, Json]:
@@ -133,7 +136,7 @@ class Record:
     def noisy(self) -> bool:
         """Whether an architecture evaluated again could get another quality: from a table only where it has noise."""
         noise, signal = self.evaluator.get("noise"), self.evaluator.get("signal")
-        return self.judged_by != "table" or bool(noise) or isinstance(signal, list)
+        return self.judged_by != "table" or bool(noise) or (isinstance(signal, list) and len(signal) > 1)
 
     @property
     def on_rungs(self) -> bool:
@@ -164,6 +167,11 @@ class Record:
             return "every network trained and chosen, not yet tested"
         trained = len(list((self.folder / "networks").glob("*/network.json")))
         return f"search done, {trained} network{'' if trained == 1 else 's'} trained"  # short trials among them
+
+
+def paid(history: Iterable[Json]) -> list[Json]:
+    """The lines of a history without repeats, which the account of a budget told for nothing."""
+    return [line for line in history if line.get("charge") != 0]
 
 
 def shared_weights_learned(updates: Iterable[Json]) -> bool:

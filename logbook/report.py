@@ -117,8 +117,9 @@ def usage_example(folder: str, task: str, network: Mapping[str, Any], is_quantiz
     source, call = "network", f"load_network({json.dumps(folder)}{allowed})"
     if is_quantized:
         source, call = "onnx_module", f"load_onnx({json.dumps(f'{folder}/{QUANTIZED}')})"
+    needed = f"# with the folder of {module} on PYTHONPATH\n" if allowed else ""
     loads = f"from child.{source} import {call.partition('(')[0]}\n"
-    return f"{imports}\n{loads}{answers}\nnetwork = {call}\n{sample}\n{ask}"
+    return f"{needed}{imports}\n{loads}{answers}\nnetwork = {call}\n{sample}\n{ask}"
 
 
 def write_report(folder: Path) -> Path:

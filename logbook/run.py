@@ -19,11 +19,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import orjson
-import torch
 from numpy.typing import NDArray
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue] (generated)
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from child.space import is_out_of_memory
 from logbook.checkpoint import plain_number, read_checkpoint, write_atomically, write_checkpoint
 from logbook.interrupt import Interruption
 from logbook.record import read_object
@@ -137,9 +137,9 @@ class Run:
         if self.stage_state:
             try:
                 load(self.stage_state)
-            except torch.OutOfMemoryError:  # a RuntimeError, and no fault of the checkpoint
-                raise
             except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                if is_out_of_memory(error):  # which is no fault of the checkpoint
+                    raise
                 raise ValueError(
                     f"cannot resume {self.folder}: its checkpoint is of another version of Luban, or a part of your "
                     f"own does not load what its state_dict gave ({error!r}); go on with what began the run, or begin "
@@ -163,7 +163,7 @@ class Run:
         if journal in self._journals:
             self._journals[journal].flush()
         path = self.folder / f"{journal}.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
     def write(self, name: str, data: Any) -> None:
         """A JSON file in the run folder, there whole or not at all."""

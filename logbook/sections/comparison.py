@@ -30,6 +30,11 @@ def curves_section(title: str, name: str, groups: Groups) -> Section:
     unlike = (
         " The runs are not rewarded alike, so that heights compare within a group alone." if _unlike(groups) else ""
     )
+    if len(groups) > 1 and any(run.judged_by == "shared weights" for runs in groups.values() for run in runs):
+        unlike += (
+            " Rewards are told by shared weights of the run's own, which learn what its strategy lets them: how good "
+            "its networks are in the end, the tables say."
+        )
     budgets = [run.search.get("budget") for runs in groups.values() for run in runs]
     free = " With a budget that is no measure: repeats are free, and take rounds." if any(budgets) else ""
     section.pictures += [
