@@ -5,7 +5,8 @@
 Residual networks on the digits (five seeds, each with a test split of its own) and on 10,000 images of Fashion-MNIST
 (three seeds), two runs at a time, each with one thread, in outputs/benchmark-compression/<task>/seed<k>/<run>. Every
 run of a seed begins with the same trained original. Test data are opened once by a run, for the original and the
-result of its last step; no setting was chosen by them. Writes benchmarks/results/compression.md and compression.json.
+result of its last step; what was chosen when figures had been seen, benchmarks/README.md says. Writes
+benchmarks/results/compression.md and compression.json.
 """
 
 from whole_runs import ROOT, Job, finish, read_results, with_error, write  # isort: skip

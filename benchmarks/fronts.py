@@ -30,7 +30,7 @@ from logbook.analysis import hypervolume
 folder = partial(folder_of, "fronts")
 SEEDS = range(3)
 TARGETS = {"nasbench201": 1e6, "mobile": 7e6}
-"""The three quarters of random architectures, and the half, that cost less."""
+"""Four fifths of random architectures, and half, cost less."""
 RUNS = {
     "nasbench201": [*SETTINGS, *RANKED, "controller=model_based", "reward=linear"],
     "mobile": ["env=fashion_mnist", "env.task.num_train=10000", "space=mobile", *UNTRAINED],

@@ -141,7 +141,8 @@ def run(job: tuple[str, int]) -> dict[str, Any]:
     setting = SETTINGS[name]
     torch.set_num_threads(1)
     augmentation = Augmentation(shift=2, flip=True) if setting.augmented else None
-    task = cifar10(f"{os.environ['LUBAN_DATA']}/cifar10_jpeg.tar.xz", 0, augmentation=augmentation, size=setting.size)
+    path = f"{os.environ.get('LUBAN_DATA', 'data')}/cifar10_jpeg.tar.xz"
+    task = cifar10(path, 0, augmentation=augmentation, size=setting.size)
     space = NASBench201Space(task.input_shape, task.num_outputs, **setting.space)
     cost = CostModel(space, "macs", task.input_shape, CPU)
     num_steps = setting.copies * setting.steps
@@ -165,6 +166,7 @@ def run(job: tuple[str, int]) -> dict[str, Any]:
         "MACs": macs,
         "score and MACs": rankdata(score) + rankdata(macs),
         "parameters": np.array([float(space.parameters(genotype)) for genotype in genotypes]),
+        "random choice": np.random.default_rng(derive_seed(seed, "random choice")).random(len(genotypes)),
     }
     if name == "chosen":
         predictors |= at_initialization(space, task, genotypes, seed)

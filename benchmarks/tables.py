@@ -2,10 +2,12 @@
 
     python benchmarks/tables.py     # goes on where it was stopped
 
-Diabetes (R squared) and breast cancer (accuracy), each in five outer folds. The search, and all tuning of either side,
-see the training part of a fold alone, and judge by cross-validation inside it; then both train on all of it, and the
-fold's test rows are read once. Two folds at a time, each with one thread, in outputs/benchmark-tables/. Further
-arguments are overrides for every run. Writes benchmarks/results/tables.md and tables.json.
+Diabetes (R squared) and breast cancer (accuracy), each in five outer folds. The search, and scikit-learn's tuning, see
+the training part of a fold alone, and judge by cross-validation inside it; then both train on all of it, and the fold's
+test rows are read once. The rates and lengths of our configs are the same for all folds, settled by cross-validation
+inside their training parts, which together hold every row. Two folds at a time, each with one thread, in
+outputs/benchmark-tables/. Further arguments are overrides for every run. Writes benchmarks/results/tables.md and
+tables.json.
 """
 
 from whole_runs import finish, folder_of, read_results, with_error, write  # isort: skip
