@@ -79,7 +79,7 @@ from logbook.analysis import front_of, hypervolume, worst_confusions
 from logbook.board import describe_run, describe_search
 from logbook.console import Console
 from logbook.numbers import gap, results_table, score
-from logbook.record import shared_weights_learned
+from logbook.record import paid, shared_weights_learned
 from logbook.report import write_report
 from logbook.run import Run
 
@@ -116,6 +116,11 @@ class Parts:
     def cheap(self) -> Evaluator:
         """The evaluator, or where there are rungs what scores below them, on whose scale all is told."""
         return self.evaluator.cheap if isinstance(self.evaluator, Rungs) else self.evaluator
+
+    def standard_error(self, quality: float) -> float | None:
+        """Of a quality that is told: the task's, but where shared weights are judged by another; None of a table's."""
+        own = getattr(self.cheap, "standard_error", self.task and self.task.standard_error)
+        return own and own(quality)
 
 
 @dataclass(frozen=True)
@@ -195,12 +200,7 @@ def about_task(parts: Parts) -> dict[str, Any]:
         metric = "accuracy" if data.scale == 100 else data.report_column
         return {"task": Path(data.path).name.partition(".")[0], "metric": metric, "higher_is_better": True}
     objective = data.objective
-    return {
-        "task": data.name,
-        "metric": objective.metric_name,
-        "higher_is_better": objective.higher_is_better,
-        **({"classes": list(objective.classes)} if isinstance(objective, Classification) else {}),
-    }
+    return {**data.about(), **({"classes": list(objective.classes)} if isinstance(objective, Classification) else {})}
 
 
 def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
@@ -210,6 +210,9 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
         torch.set_num_threads(config.threads)
     task = check_task(config.env.task.build(config.plugins, seed=config.seed)) if config.env.task else None
     shapes = {"input_shape": task.input_shape, "num_outputs": task.num_outputs} if task else {}
+    for part, name in ((config.space, "input_shape"), (config.evaluator, "task")):
+        if task is None and part.needs(config.plugins, name):
+            raise ConfigError(f"env.task: {part.target} is for networks that learn a task, and here it is null")
     space: SearchSpace = config.space.build(config.plugins, **shapes)
     check_space(space)
     final_space = build_resized(config, "retrain.space", config.retrain.space, space, shapes)
@@ -224,7 +227,6 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
     else:
         if not isinstance(space, NetworkSpace):
             raise ConfigError(f"space: {config.space.target} has no networks that could be trained on {task.name}")
-        shape = {"input_shape": list(task.input_shape), "num_outputs": task.num_outputs}
         drawn = space.sample(np.random.default_rng(0), 1)[0]
         check_storable(Blueprint.of(space, drawn), task)
         check_fit("space", partial(space.network, drawn), task)
@@ -235,10 +237,13 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
                 assert isinstance(other, NetworkSpace)
                 check_fit(key, partial(other.network, drawn), task)
         if config.baseline.network is not None:
-            usual = partial(config.baseline.network.build, config.plugins, **shape)
-            check_fit("baseline.network", partial(usual, width=8), task)
-            check_width(usual, baseline_cost(config, task))
+            usual = partial(hand_designed, config, task)
+            check_storable(usual(8), task)
+            check_fit("baseline.network", partial(usual(8).build, config.plugins), task)
+            check_width(lambda width: usual(width).build(config.plugins), baseline_cost(config, task))
         cost = CostModel(space, cost_unit(config), task.input_shape, device)
+        if cost.unit == "latency_ms" and config.controller.needs(config.plugins, "relaxation"):
+            build_strategy(config, space, None)  # is refused, and now before anything is timed
         reward = build_reward(config, space, cost, known_target)
         evaluator = config.evaluator.build(
             config.plugins, space=space, task=task, cost=cost, seed=config.seed, device=device,
@@ -253,12 +258,11 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
         assert isinstance(rungs_space, NetworkSpace)
         cost = CostModel(rungs_space, "macs", task.input_shape, device)  # what is told is that of the cheap score
         alone = StandaloneEvaluator(
-            rungs_space, task, cost, config.retrain.training, 1, config.seed, device, config.rungs.score
-        )
+            rungs_space, task, cost, config.retrain.training, 1, config.seed, device, config.rungs.score,
+            config.rungs.max_seconds,
+        )  # fmt: skip
         evaluator = Rungs(evaluator, alone, config.rungs)
-    strategy = check_strategy(config.controller.build(
-        config.plugins, space=space, seed=config.seed, num_updates=config.search.rounds, relaxation=relaxation
-    ))  # fmt: skip
+    strategy = build_strategy(config, space, relaxation)
     if isinstance(strategy, GradientStrategy):
         for key, least in (("rounds", 2), ("batches_per_round", 1)):
             if getattr(config.search, key) < least:
@@ -268,6 +272,12 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
                 )
 
     TrainingSampler(config.search.sampler, strategy, config.seed)  # now, so that one that does not fit costs nothing
+
+    if config.env.isomorphic and config.search.budget is None:
+        raise ConfigError(
+            "env.isomorphic: which architectures count as one is a matter of the account, which is kept where there is "
+            "a budget; set search.budget"
+        )
 
     def join(strategy: Strategy) -> Player:
         ledger, own = None, evaluator_of(evaluator, strategy.name)
@@ -280,7 +290,8 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
         )
         return Player(strategy, environments, ledger)
 
-    if config.derive.within_target and reward.target == 1 and not counts_cost(reward, space):
+    target = getattr(reward, "target", None)
+    if config.derive.within_target and (target is None or (target == 1 and not counts_cost(reward, space))):
         raise ConfigError(
             "derive.within_target: this reward has no target to stay within, for cost does not count in it; set "
             "reward.target"
@@ -289,6 +300,13 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
     own = evaluator_of(evaluator, strategy.name)
     make_environments(config, space, own, reward, 1, config.search.fidelity).close()
     return Parts(device, task, space, final_space, reward, evaluator, strategy, join)
+
+
+def build_strategy(config: RunConfig, space: SearchSpace, relaxation: Relaxation | None) -> Strategy:
+    """What searches."""
+    return check_strategy(config.controller.build(
+        config.plugins, space=space, seed=config.seed, num_updates=config.search.rounds, relaxation=relaxation
+    ))  # fmt: skip
 
 
 def evaluator_of(evaluator: Evaluator | Rungs, strategy: str) -> Evaluator:
@@ -320,15 +338,22 @@ def build_resized(
     return resized
 
 
+def hand_designed(config: RunConfig, task: Task, width: int) -> Blueprint:
+    """The hand-designed network of a width."""
+    part, given = config.baseline.network, {"input_shape": list(task.input_shape), "num_outputs": task.num_outputs}
+    assert part is not None
+    return Blueprint(part.target, part.complete(config.plugins, **given, width=width))
+
+
 def baseline_cost(config: RunConfig, task: Task) -> Callable[[nn.Module], int]:
     """What the hand-designed network is to have as many of as the teacher."""
     return partial(count_macs, input_shape=task.input_shape) if config.baseline.match == "macs" else count_parameters
 
 
-def check_width(build: Callable[..., nn.Module], cost: Callable[[nn.Module], int]) -> None:
+def check_width(build: Callable[[int], nn.Module], cost: Callable[[nn.Module], int]) -> None:
     """Prove that the hand-designed network costs more the wider it is, for its width is how it comes to a cost."""
     with torch.device("meta"):
-        narrow, wide = (cost(build(width=width)) for width in (8, 16))
+        narrow, wide = (cost(build(width)) for width in (8, 16))
     if wide <= narrow:
         raise ConfigError(
             f"baseline.network: at width 16 it costs {wide:,}, no more than the {narrow:,} at width 8, so no width has "
@@ -337,8 +362,11 @@ def check_width(build: Callable[..., nn.Module], cost: Callable[[nn.Module], int
 
 
 def cost_unit(config: RunConfig) -> CostUnit:
-    """The unit that the reward counts costs in."""
-    return read(CostUnit, config.reward.arguments.get("unit", "macs"), f"{config.reward.key}.unit")
+    """The unit that the reward counts costs in, whatever its target, which may hang on these costs."""
+    part = config.reward
+    target = {"target": 1.0} if part.arguments.get("target", 1.0) is None else {}
+    reward = Part(part.key, part.target, {**part.arguments, **target}).build(config.plugins)
+    return read(CostUnit, getattr(reward, "unit", "macs"), f"{part.key}.unit")
 
 
 def build_reward(
@@ -441,9 +469,7 @@ def search_table(config: RunConfig, parts: Parts, table: TableEvaluator, run: Ru
         return {
             "chosen": {name: list(group[0].genotype.tokens) for name, group in chosen.items()},
             "seen": {name: group[0].evaluation.quality for name, group in chosen.items()},
-            "evaluations": {
-                name: sum(line["strategy"] == name and line["charge"] > 0 for line in history) for name in chosen
-            },
+            "evaluations": {name: sum(line["strategy"] == name for line in paid(history)) for name in chosen},
             "seconds": {"search": run.seconds},
         }
 
@@ -524,10 +550,8 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
             f"{strategy.name} could evaluate no architecture; see 'failure' in {run.folder / 'history.jsonl'}, or "
             "search.budget"
         )
-    # The task's own, but for shared weights that are judged by another quality than it has.
-    standard_error = getattr(parts.cheap, "standard_error", at.task.standard_error)
     best = groups[strategy.name][0].evaluation
-    tolerance = standard_error(best.quality)
+    tolerance = parts.standard_error(best.quality) or 0.0
     if config.env.id.startswith("luban/"):  # else the environment's reward is the user's, of which nothing is known
         tolerance = parts.reward(best) - parts.reward(best._replace(quality=max(0.0, best.quality - tolerance)))
     promising = {
@@ -557,7 +581,7 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
         "num_equal": len(equal_to_best(groups[strategy.name], tolerance)),
         "derived_by": strategy.name if own[0].genotype == choice else None,
         "tolerance": tolerance,
-        "num_evaluations": sum(line["strategy"] == strategy.name and line["charge"] > 0 for line in history),
+        "num_evaluations": sum(line["strategy"] == strategy.name for line in paid(history)),
         "to_rank": to_rank,
         "warnings": warnings,
         "seconds": {"search": searched, "derive": run.seconds - searched},
@@ -608,9 +632,9 @@ def write_neighbors(config: RunConfig, parts: Parts, run: Run, center: Genotype)
 
     draw = derive_seed(config.seed, "neighbors")
     found = weigh_changes(parts.space, center, affordable, environments, shared, draw)
-    error = getattr(shared, "standard_error", parts.task.standard_error if parts.task else lambda quality: None)
     quality = found["center"]["quality"]
-    run.write("neighbors.json", {**found, "standard_error": None if quality is None else error(quality)})
+    error = None if quality is None else parts.standard_error(quality)
+    run.write("neighbors.json", {**found, "standard_error": error})
 
 
 def num_affordable(parts: Parts, shared: Evaluator, center: Genotype) -> int:
@@ -623,10 +647,7 @@ def num_affordable(parts: Parts, shared: Evaluator, center: Genotype) -> int:
         return MOST_NEIGHBORS
     if not isinstance(shared, SupernetEvaluator) or parts.reward.unit == "latency_ms":
         return 0
-    num_samples = len(shared.task.validation)
-    if shared.statistics == "recalibrated":
-        num_samples += shared.recalibration_batches * shared.settings.batch_size
-    return min(MOST_NEIGHBORS, BRIEF_MACS // (num_samples * max(1, shared.space.macs(center))))
+    return min(MOST_NEIGHBORS, BRIEF_MACS // (shared.num_samples_per_score() * max(1, shared.space.macs(center))))
 
 
 def score_to_rank(config: RunConfig, shared: SupernetEvaluator, finalists: Sequence[Genotype]) -> list[dict[str, Any]]:
@@ -738,10 +759,9 @@ def train_finals(at: Setting, found: dict[str, Any]) -> dict[str, Any]:
     if found["random_best"] is not None:
         beside = architecture("random_best", "Best of random search", space.genotype(found["random_best"]))
         finals += attempt(lambda: train_final(at, beside))
-    usual = config.baseline.network
-    if usual is not None:
+    if config.baseline.network is not None:
         wanted = baseline_cost(config, at.task)(teacher_network)
-        finals += attempt(lambda: train_hand_designed(at, usual, wanted))
+        finals += attempt(lambda: train_hand_designed(at, wanted))
     random = []
     if config.baseline.random:
         draw = derive_seed(config.seed, "random of like MACs")
@@ -830,24 +850,23 @@ def best_of(task: Task, metrics: Sequence[Sequence[float]]) -> int:
     return int(np.argmax(qualities)) if qualities else 0
 
 
-def train_hand_designed(at: Setting, network: Part, wanted: int) -> dict[str, Any]:
+def train_hand_designed(at: Setting, wanted: int) -> dict[str, Any]:
     """A usual network of that cost; its learning rate is the best of a few after a third of the epochs."""
-    baseline, full = at.config.baseline, at.config.retrain.training
-    rates = baseline.learning_rates
-    shapes = {"input_shape": list(at.task.input_shape), "num_outputs": at.task.num_outputs}
+    config, full = at.config, at.config.retrain.training
+    rates = config.baseline.learning_rates
 
     def build(width: int) -> nn.Module:
-        return network.build(at.config.plugins, **shapes, width=width)
+        return hand_designed(config, at.task, width).build(config.plugins)
 
-    width = width_of_like_cost(build, baseline_cost(at.config, at.task), wanted)
-    name = network.target.rpartition(".")[2]
-    arguments = {**shapes, "width": width, **network.arguments}
+    width = width_of_like_cost(build, baseline_cost(config, at.task), wanted)
+    blueprint = hand_designed(config, at.task, width)
+    name = blueprint.target.rpartition(".")[2]
 
     def usual(stage: str, rate: float, epochs: int) -> Final:
         return Final(
             name=stage,
             title=f"Hand-designed ({name})",
-            blueprint=Blueprint(network.target, arguments),
+            blueprint=blueprint,
             text=f"{name} of width {width}, learning rate {rate:g}",
             graph=None,
             training=replace(full, learning_rate=rate, epochs=epochs),
@@ -903,9 +922,7 @@ def test_finals(at: Setting, found: dict[str, Any], trained: dict[str, Any]) -> 
     if config.retrain.join_validation:
         samples |= {"training": samples["training"] + samples["validation"], "validation": 0}
     results = {
-        "task": task.name,
-        "metric": task.metric_name,
-        "higher_is_better": task.objective.higher_is_better,
+        **task.about(),
         "samples": samples,
         "seed": config.seed,
         "teacher": trained["teacher"],

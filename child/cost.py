@@ -127,11 +127,6 @@ def _counted(network: nn.Module, input_shape: Sequence[int]) -> tuple[nn.Module,
     return shadow, counter
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: PyTorch has an error of its own for devices, but on the processor a plain one."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
-
-
 def _parts(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     for name, child in module.named_children():
         if isinstance(child, nn.ModuleList | nn.ModuleDict):

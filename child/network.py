@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from child.compact import pack, unpack
-from child.cost import is_out_of_memory
-from child.space import Genotype, NetworkSpace
+from child.space import Genotype, NetworkSpace, is_out_of_memory
 from child.task import OBJECTIVES, Classification, Language, Objective, Preprocessing, Regression, Task
 from child.transforms import PREPROCESSINGS
 
@@ -133,6 +132,17 @@ class TrainedNetwork:
             probabilities of the next symbol at each position (N, T, K).
 
         Raises:
+            ValueError: As for `outputs`.
+        """
+        outputs = self.outputs(samples)
+        if isinstance(self.objective, Regression):
+            return outputs[:, 0] * self.objective.std + self.objective.mean
+        return outputs.softmax(dim=-1)
+
+    def outputs(self, samples: NDArray[Any]) -> Tensor:
+        """What the network itself gives for such samples: logits, or standardized values (N, 1).
+
+        Raises:
             ValueError: The samples have another shape than the network was trained for, or hold what it cannot know:
                 a number that is not finite, or a symbol beyond its own.
         """
@@ -147,10 +157,7 @@ class TrainedNetwork:
                 f"expected samples of shape (N, {', '.join(map(str, self.input_shape))}), got {samples.shape}"
             )
         with torch.inference_mode():
-            outputs = self.module(inputs)
-        if isinstance(self.objective, Regression):
-            return outputs[:, 0] * self.objective.std + self.objective.mean
-        return outputs.softmax(dim=-1)
+            return self.module(inputs)
 
     def count_positions(self) -> int:
         """Of a text, at how many positions of a window the network tells what follows; the others are its context."""

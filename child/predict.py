@@ -147,7 +147,7 @@ def foreseen(network: TrainedNetwork, objective: Language, numbers: NDArray[np.i
         return ""
     text = windows(numbers, size - length, length)
     pieces = zip(text.inputs.split(WINDOWS), text.targets.split(WINDOWS), strict=True)
-    scores = [objective.scores(network.predict(inputs.numpy()).log(), targets) for inputs, targets in pieces]
+    scores = [objective.scores(network.outputs(inputs.numpy()), targets) for inputs, targets in pieces]
     metric = objective.metric(torch.cat(scores), text.targets)
     return f"{metric:.4g} {objective.metric_name} over {text.targets.numel():,}; "
 

@@ -35,6 +35,7 @@ class RungsSettings:
         keep: The best share of a rung that goes on to the next.
         budget: Multiply-accumulates that all these trainings of a strategy may take; None for no limit.
         score: What the result of such a training is taken from, `metric` or `loss`; see `StandaloneEvaluator`.
+        max_seconds: Give an architecture up that takes longer to train; None for never.
         space: Arguments of the space in which these networks differ from those of the search, such as more cells: what
             a shallow network cannot show, such as the worth of a residual, shows early in the training of a deep one.
     """
@@ -43,16 +44,19 @@ class RungsSettings:
     keep: float = 0.25
     budget: float | None = None
     score: StandaloneScore = "loss"
+    max_seconds: float | None = None
     space: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        rising = all(low < high for low, high in zip((0.0, *self.fidelities), self.fidelities, strict=False))
+        rising = all(low < high for low, high in pairwise((0.0, *self.fidelities)))
         if not rising or (self.fidelities and self.fidelities[-1] > 1):
             raise ValueError(f"rungs.fidelities must rise within (0, 1], got {list(self.fidelities)}")
         if not 0 < self.keep <= 1:
             raise ValueError(f"rungs.keep is a share in (0, 1], got {self.keep}")
         if self.budget is not None and not self.budget > 0:
             raise ValueError(f"rungs.budget must be above 0 or null, got {self.budget}")
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise ValueError(f"rungs.max_seconds must be above 0 or null, got {self.max_seconds}")
 
 
 class Rungs:

@@ -43,6 +43,11 @@ def nearest(name: object, allowed: Iterable[object]) -> str:
     return f"allowed: {', '.join(names)}{hint}"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: PyTorch has an error of its own for devices, but on the processor a plain one."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 MOST_PARTS = 1000
 """Layers, cells or nodes of a network; the spaces that users search have some tens."""
 

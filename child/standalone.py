@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
 
-from child.cost import CostModel, is_out_of_memory
-from child.space import Evaluation, Genotype, Improvement, NetworkSpace, Sampler, derive_seed
+from child.cost import CostModel
+from child.space import Evaluation, Genotype, Improvement, NetworkSpace, Sampler, derive_seed, is_out_of_memory
 from child.task import Classification, Language, Task
 from child.training import Training, TrainingError, TrainingSettings, grade, quality_or_failure
 
@@ -23,7 +23,7 @@ def folds_of(task: Task, num_folds: int, seed: int) -> list[Task]:
 
     The folds divide training and validation data together; each is the validation split of one task. Classes are
     spread evenly; groups stay together; a text is cut into stretches. The split is drawn by the seed alone and is the
-    same on every machine.
+    same on every machine. Preprocessing and the scale of a regression's targets stay those of the training data.
 
     Raises:
         ValueError: There are fewer samples, or groups, than folds.
@@ -31,6 +31,8 @@ def folds_of(task: Task, num_folds: int, seed: int) -> list[Task]:
     if num_folds == 1:
         return [task]
     together = task.train.join(task.validation)
+    if not 1 <= num_folds <= len(together):
+        raise ValueError(f"folds must be from 1 to the number of samples, {len(together):,}, got {num_folds:,}")
     draw = derive_seed(seed, "folds") % 2**32
     groups = None if together.groups is None else together.groups.numpy()
     labels = np.zeros(len(together), np.int64)

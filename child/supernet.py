@@ -14,10 +14,20 @@ from scipy.special import ndtr, ndtri
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from child.cost import CostModel, is_out_of_memory
+from child.cost import CostModel
 from child.expressivity import expressivity
 from child.norm import batch_norms, statistics_anew
-from child.space import Evaluation, Genotype, Improvement, NetworkSpace, Relaxation, RelaxedSpace, Sampler, derive_seed
+from child.space import (
+    Evaluation,
+    Genotype,
+    Improvement,
+    NetworkSpace,
+    Relaxation,
+    RelaxedSpace,
+    Sampler,
+    derive_seed,
+    is_out_of_memory,
+)
 from child.task import Split, Task
 from child.training import Training, TrainingSettings, check_fit, judge, quality_or_failure
 
@@ -131,8 +141,8 @@ class SupernetEvaluator:
         score: What the quality is taken from: `metric`, the task's own; `loss`, which tells apart what answers equally
             many right; or `combined`, the loss and how well the architecture's own untrained network tells samples
             apart (see `child.expressivity`), each by how far it lies from the median of random architectures. The
-            quality is then about the share of random architectures that are worse. For spaces whose
-            operations have a module of ReLUs: macro, micro, nasbench201.
+            quality is then 1/2 for the median of random architectures and rises with the share of them that are
+            worse, but slower. For spaces whose operations have a module of ReLUs: macro, micro, nasbench201.
         copies: Supernets, trained in turn on a batch each; every one gets its share of the steps.
         snapshots: From how many moments of its training the weights of each score, the present one included.
         snapshot_every: Training steps of one from one of these moments to the next.
@@ -312,6 +322,13 @@ class SupernetEvaluator:
                 self._expressivity[genotype] = expressivity(network, self._samples)
         return self._expressivity[genotype]
 
+    def num_samples_per_score(self) -> int:
+        """How many samples an architecture's score on all validation data runs through."""
+        validation = self.task.validation
+        recalibrated = self.statistics == "recalibrated"
+        again = len(self._moments(validation)) * self._num_recalibration if recalibrated else 0
+        return len(validation) + again
+
     def standard_error(self, quality: float) -> float:
         """Of a quality on all validation data."""
         if self.score != "combined":
@@ -349,8 +366,7 @@ class SupernetEvaluator:
 
     def _scores(self, genotypes: Sequence[Genotype], split: Split) -> list[Tensor | str]:
         """The scores (N) of each architecture, or why there are none."""
-        moments = [(copy.network, weights) for copy in self.copies for weights in (*copy.past, None)]  # None for now
-        moments = moments[-max(1, len(split) // 2) :]  # two samples for each at least: one alone has no statistics
+        moments = self._moments(split)
         places = torch.arange(len(split)).tensor_split(len(moments))
         parts = [split] if len(moments) == 1 else map(split.take, places)
         try:
@@ -366,6 +382,16 @@ class SupernetEvaluator:
                 return ["out of memory"]
             return [self._scores([genotype], split)[0] for genotype in genotypes]
 
+    def _moments(self, split: Split) -> list[tuple[Any, Weights | None]]:
+        """The networks that share a split, with their weights of a moment before, or None for those of now."""
+        moments = [(copy.network, weights) for copy in self.copies for weights in (*copy.past, None)]
+        return moments[-max(1, len(split) // 2) :]  # two samples for each at least: one alone has no statistics
+
+    @property
+    def _num_recalibration(self) -> int:
+        """How many training samples statistics are gathered from."""
+        return min(len(self.task.train), self.recalibration_batches * self.settings.batch_size)
+
     def _judge(self, network: Any, genotypes: Sequence[Genotype], split: Split) -> list[Tensor]:
         """All architectures walk through the data together, so that shared beginnings are computed once."""
         batch_size = self.settings.batch_size
@@ -377,8 +403,7 @@ class SupernetEvaluator:
     def _recalibrated(self, network: Any, genotype: Genotype, split: Split) -> Tensor:
         norms, batch_size = batch_norms(network), self.settings.batch_size
         before = [{name: value.clone() for name, value in norm.named_buffers()} for norm in norms]
-        count = min(len(self.task.train), self.recalibration_batches * batch_size)
-        train = self.task.train.draw(count, derive_seed(self.seed, "recalibration"))
+        train = self.task.train.draw(self._num_recalibration, derive_seed(self.seed, "recalibration"))
         try:
             with statistics_anew(network):
                 judge(lambda x: [network(x, genotype)], self.task, train, batch_size, self.device)

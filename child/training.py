@@ -12,10 +12,9 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from child.cost import is_out_of_memory
 from child.norm import batch_norms
 from child.operations import DropPath
-from child.space import derive_seed
+from child.space import derive_seed, is_out_of_memory
 from child.task import Split, Task, WithAuxiliary
 
 MAX_SKIPPED = 5
@@ -172,6 +171,8 @@ def check_fit(key: str, build: Callable[[], nn.Module], task: Task, learns: bool
                 raise
             given = f"inputs {task.input_shape}, targets {tuple(two.targets.shape[1:]) or 'of one value'}"
             why = str(error) if isinstance(error, RuntimeError | ValueError | TypeError) else repr(error)
+            if "view size is not compatible" in why and two.inputs.ndim == 4:
+                why = "x.view(...) needs another order in memory than images have here, channels last; use x.flatten(1)"
             raise ValueError(f"{key}: does not fit the task {task.name} ({given}): {why}") from None
 
 

@@ -225,7 +225,7 @@ class Augmentation:
         shift: Random crop: move by up to so many pixels each way, filled with zeros.
         flip: Mirror left and right with probability one half.
         rotate: Turn by up to so many degrees each way (bilinear, the border repeated).
-        zoom: Scale by a factor within 1 - zoom and 1 + zoom, in the same resampling as `rotate`.
+        zoom: Scale by a factor within 1 / (1 + zoom) and 1 / (1 - zoom), in the same resampling as `rotate`.
         cutout: Side of a square blanked with the mean, in pixels (DeVries and Taylor 2017); 0 for none.
     """
 

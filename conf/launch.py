@@ -18,20 +18,17 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from child.cost import is_out_of_memory
-from child.space import nearest
+from child.space import is_out_of_memory, nearest
 from child.training import TrainingError, prepare_process
-from conf.schema import OURS, ConfigError, RunConfig, read
+from conf.schema import NOT_TAKEN, OURS, ConfigError, RunConfig, read
 from controller.reinforce import ControllerError
 from logbook.console import Console
 from logbook.interrupt import Interrupted, Interruption
+from logbook.record import FREE_ON_RESUME
 from logbook.run import Run
-
-# What may differ when a run goes on: where it computes, and how it is watched.
-FREE_ON_RESUME = ("device", "threads", "checkpoint_every_s", "resume", "output", "analysis")
 
 # What a user can run into; anything else is a defect of ours and keeps its traceback.
 EXPECTED = (
@@ -74,7 +71,7 @@ def launch(start: Callable[[Config, str], None], kind: type[Config] = RunConfig,
             start(*resolve(composed, overrides, kind))
         except EXPECTED as error:  # kept from Hydra, which would add lines of its own
             mistaken = [quoted for key, quoted in map(_as_text, overrides) if f"{key}: expected text" in str(error)]
-            line = "; as text: ".join([one_line(error), *mistaken])
+            line = "; as text: ".join([one_line(error), *mistaken]) + _left_out(str(error), overrides)
             failed.append((job + line, 1 if isinstance(error, RuntimeError) else 2))
         except Exception as error:
             if is_out_of_memory(error):
@@ -152,8 +149,7 @@ def resolve(composed: DictConfig, overrides: list[str], kind: type[Config] = Run
     Raises:
         ConfigError: A key or value is wrong, or an override sets what is not read, or differs from the run to go on.
     """
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    keys = {key for each in parsed for key in _keys(each.key_or_group.replace("/", "."), each.value())}
+    keys = _typed(overrides)
     for key in sorted(keys):
         if any(f"{key}.".startswith(f"{unread}.") for unread in kind.UNREAD):
             raise ConfigError(f"{key}: nothing here reads it; it is of a search by main.py, so leave it out")
@@ -197,6 +193,20 @@ def _as_text(typed: str) -> tuple[str, str]:
     """The key of an override, and the override for a shell by which its value is the text that was typed."""
     key, _, value = typed.partition("=")
     return key.lstrip("+"), override(key, value)
+
+
+def _left_out(line: str, overrides: Sequence[str]) -> str:
+    """How to go without an argument that is not taken, where it is that of a config which was chosen as a whole."""
+    key, _, said = line.partition(": ")
+    if NOT_TAKEN not in said or key in _typed(overrides):
+        return ""
+    return f"; it comes with a config that was chosen, and {shlex.quote(f'~{key}')} leaves it out"
+
+
+def _typed(overrides: Sequence[str]) -> set[str]:
+    """The keys that overrides set."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return {key for each in parsed for key in _keys(each.key_or_group.replace("/", "."), each.value())}
 
 
 def _keys(key: str, value: Any) -> Iterator[str]:
@@ -245,6 +255,8 @@ def one_line(error: Exception) -> str:
         known = nearest(key.rpartition(".")[2], [name for name in parent if name != "hydra"])
         is_own = str(parent.get("_target_", OURS[0])).partition(".")[0] not in OURS
         return f"{key}: unknown key; {known}{f'; where your class takes it, +{key}=... sets it' if is_own else ''}"
+    if key and isinstance(root, InterpolationKeyError):
+        return f"{key}: {str(root).splitlines()[0]}; set {key}=..."
     if key and "mandatory" in str(root).lower():
         return f"{key}: this key has no default; set {key}=..."
     return " ".join(line.strip() for line in str(root).splitlines() if line.strip())

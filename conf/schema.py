@@ -26,6 +26,7 @@ from child.training import TrainingSettings
 from controller.search import SearchSettings
 
 OURS = ("child", "controller", "envs")
+NOT_TAKEN = "takes no such argument"
 
 
 class ConfigError(ValueError):
@@ -75,7 +76,8 @@ class Part:
         for name, value in self.arguments.items():
             if name not in parameters and not takes_any:
                 allowed = [known for known in parameters if known not in given]
-                raise ConfigError(f"{self.key}.{name}: {self.target} takes no such argument; {nearest(name, allowed)}")
+                known = nearest(name, allowed) if allowed else "it takes none"
+                raise ConfigError(f"{self.key}.{name}: {self.target} {NOT_TAKEN}; {known}")
             arguments[name] = read(hints.get(name, Any), value, f"{self.key}.{name}")
         for name, parameter in parameters.items():
             named = (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
@@ -90,6 +92,11 @@ class Part:
                     )
         return arguments
 
+    def needs(self, plugins: Sequence[str], name: str) -> bool:
+        """Whether the target takes an argument of this name, for which neither it nor the config has a value."""
+        parameter = inspect.signature(self._find(plugins)).parameters.get(name)
+        return name not in self.arguments and parameter is not None and parameter.default is parameter.empty
+
     def _find(self, plugins: Sequence[str]) -> Any:
         module_name, _, name = self.target.rpartition(".")
         if module_name.partition(".")[0] not in OURS and module_name not in plugins:
@@ -103,6 +110,9 @@ class Part:
             raise ConfigError(f"{self.key}._target_: cannot find {self.target!r}: {error}") from None
         if not callable(found):
             raise ConfigError(f"{self.key}._target_: {self.target!r} is a {type(found).__name__}, not a class")
+        owner = getattr(found, "__module__", None) or type(found).__module__
+        if module_name not in plugins and owner.partition(".")[0] not in OURS:  # but imported there
+            raise ConfigError(f"{self.key}._target_: {self.target!r} is none of ours, but of {owner}")
         return found
 
 
@@ -359,6 +369,21 @@ class DistillStep(DistillSettings):
             raise ValueError("distill.teachers must name at least one, such as [original]")
 
 
+@dataclass(frozen=True)
+class QuantizeStep:
+    """The step to 8-bit integers.
+
+    Args:
+        samples: Of the training data, from which the range of every value is taken.
+    """
+
+    samples: int = 512
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"quantize.samples must be at least 1, got {self.samples}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizeConfig(RunConfig):
     """A model made smaller, step by step."""
@@ -376,6 +401,7 @@ class OptimizeConfig(RunConfig):
     sparsify: SparsifySettings
     share: ShareSettings
     distill: DistillStep
+    quantize: QuantizeStep
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -404,12 +430,12 @@ def read(kind: Any, value: Any, key: str) -> Any:
         if value not in parameters or isinstance(value, bool):
             raise ConfigError(f"{key}: got {value!r}; {nearest(value, parameters)}")
         return value
-    if origin in (list, tuple, Sequence, typing.get_origin(Sequence[int])):
+    if origin in (list, tuple, Sequence):
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{key}: expected a list such as [1,2], got {value!r}")
         item = parameters[0] if parameters else Any
         return (list if origin is list else tuple)(read(item, each, f"{key}[{i}]") for i, each in enumerate(value))
-    if origin is typing.get_origin(Mapping[str, Any]):
+    if origin is Mapping:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{key}: expected a group of keys such as {{channels: 64}}, got {value!r:.200}")
         return dict(value)

@@ -15,6 +15,7 @@ from child.space import Evaluation, Evaluator, Genotype, SearchSpace
 from controller.search import play
 from controller.strategy import RandomSearch, WholeStrategy
 from logbook.analysis import front_of
+from logbook.record import paid
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,7 @@ def shortlist(history: Iterable[dict[str, Any]], strategy: str, num: int, drifts
     means, which scatter; where it no longer played, what it got last. What was told from the account of a budget, for
     nothing, is of an earlier round and does not count again.
     """
-    lines = [
-        line for line in history if line["failure"] is None and line["quality"] is not None and line.get("charge") != 0
-    ]
+    lines = [line for line in paid(history) if line["failure"] is None and line["quality"] is not None]
     drift = {key: _random_by_round(lines, key) if drifts else {} for key in ("reward", "quality")}
     seen: dict[Genotype, list[dict[str, Any]]] = {}
     for line in lines:

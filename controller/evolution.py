@@ -47,6 +47,8 @@ class _Varying(WholeStrategy):
 class RegularizedEvolution(_Varying):
     """Aging evolution (Real et al. 2019, algorithm 1): mutate the best of a sample, let the oldest die.
 
+    Theirs draws the sample with replacement.
+
     Of more architectures in a round than there are members, all live until the next, so that each is in a tournament.
 
     Args:

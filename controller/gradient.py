@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from child.space import Genotype, Relaxation, Sampler, SearchSpace, derive_seed
+from child.space import Genotype, Relaxation, Sampler, SearchSpace, derive_seed, is_out_of_memory
 from controller.reinforce import MAX_SKIPPED, ControllerError
 from controller.strategy import Rollout, Update, WholeStrategy
 
@@ -103,7 +103,9 @@ class GradientStrategy(WholeStrategy):
         try:
             loss = self.loss(self.relaxed(step), step)
             (gradient,) = torch.autograd.grad(loss, [self.logits], allow_unused=True, materialize_grads=True)
-        except (torch.OutOfMemoryError, MemoryError):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             self._skip("memory ran out", "batch_size")
             return
         if not bool(loss.isfinite()) or not bool(gradient.isfinite().all()):

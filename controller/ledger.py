@@ -40,7 +40,7 @@ class Ledger:
             if self.closed or key in self.known or key in ordered:
                 continue
             price = self.price(genotype)
-            if self.spent + price > self.budget:
+            if self.spent + price > self.budget * (1 + 1e-9):  # three of 0.1 are 0.3, but for rounding
                 self.closed = True
                 continue
             self.spent += price

@@ -137,7 +137,7 @@ def agreement(lines: Sequence[dict[str, Any]], seed: int) -> Agreement:
     """Kendall's tau with a percentile interval of the bootstrap over architectures.
 
     Drawn from normal pairs, eight at a time, the interval held the true tau in 96% to 98% of cases where that was 0
-    to 0.7, and lay above 0 in 1%, 39% and 75% where it was 0, 0.5 and 0.7. Near 1 it is too narrow: where the true
+    to 0.7, and lay above 0 in 2%, 39% and 75% where it was 0, 0.5 and 0.7. Near 1 it is too narrow: where the true
     tau was 0.9 it held it in 76%, because so few architectures often agree perfectly.
 
     Args:

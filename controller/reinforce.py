@@ -79,7 +79,8 @@ class Reinforce(Strategy):
         final_entropy_weight: At the last; linear in between.
         skip_prior: The density of skip connections that the policy is pulled to.
         skip_weight: Weight of the mean divergence from it (ENAS: 0.8 beside rewards in [0, 1], but of the sum over a
-            layer's connections, averaged over layers: with L layers that is 0.4 L here).
+            layer's connections, averaged over layers: with L layers that is 0.4 L here; and of sigmoid(score), where
+            connections are drawn by sigmoid(2 score), so that theirs pulls less).
         clip: Largest norm of the whole gradient.
     """
 

@@ -2,7 +2,8 @@
 
 The decisions are taken in blocks: a single decision, or all skip decisions of one layer, which are independent of each
 other given the state. The LSTM is called once for each block, and reads what the block before chose: the embedding of
-a token, or the mean of the anchors that were connected. The anchor of a node is the state after its last operation
+a token, or the sum of the anchors that were connected over one more than their number, as in ENAS's public code. The
+anchor of a node is the state after its last operation
 token was read, or learned where no decision shapes it (an input of a cell). A head reads the logits of a choice from
 the state that decides it; connections attend to anchors.
 The gradient is written by hand (backpropagation through time): what autograd would do in a few hundred small steps is
@@ -239,7 +240,7 @@ class Walk:
             `cells`, `bent` and `mixed`, so that all of a step stays in the processor's cache.
 
     Attributes:
-        reads: What each call reads, (N + 1, M + R + H, B): the mean of the connected anchors, a one for the token that
+        reads: What each call reads, (N + 1, M + R + H, B): the connected anchors, blended, a one for the token that
             was chosen last, and the state before; so that of N + 1 the last is but the state after all calls.
         gates: Input, forget and output gate and candidate, (N, 4H, B).
         cells: Before each call and after the last, (N + 1, H, B), and their tanh, `bent`, (N, H, B).
@@ -359,7 +360,7 @@ class Walk:
         return scores
 
     def _shares(self, block: Block) -> NDArray[Any]:
-        """What part each source has in the mean that is read: of the connected ones all the same, (D, B)."""
+        """What part each source has in the blend that is read: of n connected ones 1 / (n + 1) each, (D, B)."""
         if block.kind == "input":
             chosen = np.equal.outer(np.arange(len(block.sources)), self.tokens[block.start])
             return chosen.astype(self.gates.dtype)

@@ -86,7 +86,7 @@ class Linear(_TargetedReward):
     """
 
     alpha: float = 1.0
-    beta: float = 0.1
+    beta: float = 0.05
     sharpness: float = 4.0
 
     def __post_init__(self) -> None:

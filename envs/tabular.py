@@ -46,19 +46,21 @@ LARGEST = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Table:
-    """The cells of a CSV file as text, and the line that each row ends at."""
+    """The cells of a CSV file as text without spaces around it, and the line that each row ends at."""
 
     path: str
-    names: tuple[str, ...]
-    rows: list[list[str]]
+    columns: dict[str, list[str]]
     lines: list[int]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.columns)
 
     def column(self, name: str) -> list[str]:
         """The cells of a column (else ValueError)."""
-        if name not in self.names:
-            raise ValueError(f"{self.path} has no column {name!r}; {nearest(name, self.names)}")
-        place = self.names.index(name)
-        return [row[place].strip() for row in self.rows]
+        if name not in self.columns:
+            raise ValueError(f"{self.path} has no column {name!r}; {nearest(name, self.columns)}")
+        return self.columns[name]
 
     def check_complete(self, target: str, features: Sequence[str], ignored: Sequence[str]) -> None:
         """Prove that every cell has a value.
@@ -84,14 +86,16 @@ class Table:
 
     def numbers(self, name: str, otherwise: str = "") -> NDArray[np.float64]:
         """The numbers of a column (else ValueError, naming the line and what to do otherwise)."""
-        cells = self.column(name)
-        for cell, line in zip(cells, self.lines, strict=True):
-            if _number(cell) is None:
+        found = []
+        for cell, line in zip(self.column(name), self.lines, strict=True):
+            number = _number(cell)
+            if number is None:
                 raise ValueError(
                     f"{self.path}, line {line}: column {name!r} holds numbers, got {cell!r}; correct it (finite, with "
                     f"a decimal point and no other marks, such as 1234.5) or remove the line{otherwise}"
                 )
-        return np.array([float(cell) for cell in cells])
+            found.append(number)
+        return np.array(found)
 
     def numbers_if_meant(self, name: str, otherwise: str) -> NDArray[np.float64] | None:
         """The numbers of a column that holds them alone, or None.
@@ -233,7 +237,8 @@ def read_table(path: str) -> Table:
     for row, line in zip(rows, lines, strict=True):
         if len(row) != len(names):
             raise ValueError(f"{path}, line {line}: expected {len(names)} cells as in the header, got {len(row)}")
-    return Table(path, names, rows[1:], lines[1:])
+    columns = {name: [row[place].strip() for row in rows[1:]] for place, name in enumerate(names)}
+    return Table(path, columns, lines[1:])
 
 
 def _float(cell: str) -> float | None:

@@ -330,6 +330,46 @@ def test_what_a_reward_of_ones_own_lacks_is_told(
         build_parts(replace(config, reward=Part("reward", "plain_reward.Plain", {})))
 
 
+def test_what_a_reward_of_ones_own_says_of_itself_counts(
+    compose_text: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its unit is that of the costs, and no target is none to stay within."""
+    lines = (
+        "class Small:\n    unit = 'parameters'\n\n    def __call__(self, evaluation):\n"
+        "        return evaluation.quality - evaluation.cost\n\n    def formula(self):\n        return 'small'\n"
+    )
+    (tmp_path / "small_reward.py").write_text(lines)
+    monkeypatch.syspath_prepend(tmp_path)
+    given = compose_text("plugins=[small_reward]", "search.compare_random=false")[0]
+    config = replace(given, reward=Part("reward", "small_reward.Small", {}))
+    evaluator = build_parts(config).evaluator
+    assert isinstance(evaluator, SupernetEvaluator) and evaluator.cost.unit == "parameters"
+    config = replace(config, derive=replace(config.derive, within_target=True))
+    with pytest.raises(ConfigError, match=r"derive.within_target: this reward has no target to stay within"):
+        build_parts(config)
+
+
+def test_a_hand_designed_network_of_ones_own_is_built_as_it_was_checked(
+    compose_text: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It need not take all that it could be given."""
+    lines = (
+        "from torch import nn\n\n\nclass Small(nn.Sequential):\n    def __init__(self, num_outputs, width):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, num_outputs))\n\n\n"
+        "def make(num_outputs, width):\n    return Small(num_outputs, width)\n"
+    )
+    (tmp_path / "small_net.py").write_text(lines)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = compose_text("plugins=[small_net]", "baseline.network._target_=small_net.Small")[0]
+    task = build_parts(config).task
+    assert task is not None
+    blueprint = main_script.hand_designed(config, task, 8)
+    assert blueprint.arguments == {"num_outputs": 10, "width": 8}
+    assert blueprint.build(["small_net"])(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    with pytest.raises(ValueError, match=r"baseline.network: .* it is neither a network nor a search space"):
+        build_parts(compose_text("plugins=[small_net]", "baseline.network._target_=small_net.make")[0])
+
+
 @pytest.mark.parametrize(
     ("shape", "needed"),
     [
@@ -371,6 +411,7 @@ def test_tensorboard_shows_one_run(finished: Path) -> None:
     expected = {
         "search/reward_mean", "search/reward_best", "search/random_reward_mean", "search/entropy", "search/loss",
         "search/gradient_norm", "search/baseline", "search/quality_mean", "supernet/loss", "cost/mean",
+        "perf/architectures_per_s",
         "pareto/hypervolume_reinforce", "pareto/hypervolume_random", "final/teacher_test", "operations/conv3",
         "ranking/tau", "ranking/tau_low", "ranking/tau_high", "ranking/tau_macs",
     }  # fmt: skip

@@ -76,6 +76,21 @@ def test_a_run_on_a_table(controller: str, overrides: list[str], compose_text: C
     assert {"search/reward_mean", "search/spent", "final/teacher_test"} <= set(events.Tags()["scalars"])
 
 
+@pytest.mark.parametrize("controller", ["model_based", "reinforce", "genetic"])
+def test_decisions_may_have_choices_of_their_own(controller: str, compose_text: Compose, tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    rows = [f"{a},{b},{60 + 3 * a + b},{70 + 3 * a + b}" for a, b in itertools.product(range(2), range(4))]
+    path.write_text("\n".join(["size,shape,valid,test", *rows]) + "\n")
+    main(*compose_text(
+        "env=nasbench201", f"env.path={path}", "space=flat", "space.names=[size,shape]",
+        "space.labels=[[3,5],[i,o,s,z]]", "evaluator.tokens=[size,shape]", "evaluator.signal=valid",
+        "evaluator.report=test", "evaluator.cost=null", "evaluator.charge=null", "search.budget=8", "search.rounds=200",
+        f"controller={controller}", f"output={tmp_path}", "name=run", "threads=1",
+    ))  # fmt: skip
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["rows"][0]["test"] == [pytest.approx(0.76)] and "5" in results["rows"][0]["text"]
+
+
 @pytest.mark.parametrize("noise", [0, 3])
 def test_what_is_said_of_a_table_is_what_it_has(
     noise: int, overrides: list[str], compose_text: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -220,6 +235,16 @@ def test_a_run_goes_on_with_its_own_table_and_target_alone(
         (["env=nasbench201", "env.path=nowhere.csv"], "there is no table nowhere.csv; set env.path, or LUBAN_DATA"),
         (["evaluator.signal=vald"], "did you mean 'valid'"),
         (["search.budget=5"], "could evaluate no architecture"),
+        (["env.isomorphic=true", "search.budget=null"], "env.isomorphic: .*; set search.budget"),
+        (
+            ["space.labels=[[w,x],[y,z]]"],
+            r"labels must be a list for all of \['a', 'b', 'c'\], or a list for each, got ",
+        ),
+        (
+            ["space.labels=[[w,x],[y,z],v]"],
+            r"labels must be a list for all of \['a', 'b', 'c'\], or a list for each, got ",
+        ),
+        (["space.labels=[w,w,x]"], r"labels must be different and at least two, got \['w', 'w', 'x'\]"),
     ],
 )
 def test_mistakes_are_told(

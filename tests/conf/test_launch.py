@@ -22,6 +22,7 @@ from child.task import Task
 from conf.launch import FREE_ON_RESUME, compose, launch, one_line, override, under_way
 from conf.schema import ConfigError, OptimizeConfig, RunConfig
 from controller.strategy import Strategy
+from main import build_parts
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(
@@ -265,6 +266,37 @@ def test_what_hydra_took_for_something_else_is_told_as_the_text_it_was(
         launch(lambda config, text: None)
     assert ended.value.code == 2
     assert capsys.readouterr().err.rstrip().endswith(f"; as text: 'name=\"{value}\"'")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["+space.nosuch=1"], "space.nosuch: child.macro.MacroSpace takes no such argument; allowed: channels, "),
+        (["rungs.space={cels: 3}", "rungs.fidelities=[0.1]"], "rungs.space.cels: child.macro.MacroSpace takes no such"),
+        (["env=spoken_digits", "space=micro"],
+         "; it comes with a config that was chosen, and '~space.min_layers' leaves it out"),
+        (["experiment=enas_macro", "controller=random"], "no such argument; it takes none; it comes with a config"),
+        (["evaluator=table"], "evaluator.path: Interpolation key 'env.path' not found; set evaluator.path=..."),
+        (["env=nasbench201", "evaluator=supernet"], "env.task: child.supernet.SupernetEvaluator is for networks that "),
+        (["env=nasbench201", "space=macro"], "env.task: child.macro.MacroSpace is for networks that learn a task"),
+        (["evaluator=standalone", "evaluator.folds=0"], "evaluator: folds must be from 1 to the number of samples, "),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_told_with_the_way_out(
+    overrides: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(config: RunConfig, text: str) -> None:
+        if config.env.task is not None and config.env.task.target != "envs.digits.digits":  # whose data are not here
+            space = config.space.build((), input_shape=(1, 8, 8), num_outputs=10)
+            config.controller.build((), space=space, seed=0, num_updates=1, relaxation=None)
+        build_parts(config)
+
+    monkeypatch.setattr(sys, "argv", ["main.py", *overrides])
+    with pytest.raises(SystemExit) as ended:
+        launch(start)
+    found = capsys.readouterr().err
+    assert ended.value.code == 2 and told in found, found
+    assert ("it comes with" in found) == ("it comes with" in told)
 
 
 def test_an_override_has_no_more_quotes_than_it_needs() -> None:

@@ -194,6 +194,16 @@ def test_what_is_not_ours_is_refused(plugin: str, target: str) -> None:
         Part("space", target, {}).build([])
 
 
+def test_what_ours_imported_is_not_ours() -> None:
+    with pytest.raises(ConfigError, match=r"'child\.standalone\.Path' is none of ours, but of pathlib"):
+        Part("space", "child.standalone.Path", {}).build([])
+
+
+def test_what_a_part_needs(plugin: str) -> None:
+    needed = [name for name in ("size", "inner", "nosuch") if part(plugin).needs([plugin], name)]
+    assert needed == ["size"]
+
+
 def test_a_plugin_allows_its_own_module_only(plugin: str) -> None:
     with pytest.raises(ConfigError, match=r"refused to call 'my_plugin\.inner\.Built'"):
         Part("space", "my_plugin.inner.Built", {}).build([plugin])

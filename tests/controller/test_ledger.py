@@ -55,6 +55,9 @@ def test_the_budget_may_be_met_exactly() -> None:
     evaluator: Any = Counting()
     ledger = Ledger(evaluator, 2.0)
     assert [e.failure for e in ledger.evaluate([flat(0), flat(1), flat(2)], 1.0, 0)] == [None, None, OVER_BUDGET]
+    ledger = Ledger(evaluator, 0.3, lambda genotype: 0.1)  # whose sums are rounded
+    found = ledger.evaluate([flat(0), flat(1), flat(2), flat(0, 1)], 1.0, 0)
+    assert [e.failure for e in found] == [None, None, None, OVER_BUDGET]
 
 
 def test_equal_keys_are_one() -> None:

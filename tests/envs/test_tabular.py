@@ -284,7 +284,7 @@ def test_any_text_is_read_or_refused_in_one_line(tmp_path_factory: pytest.TempPa
     except ValueError as error:
         assert str(path) in str(error) and "\n" not in str(error)
     else:
-        assert found.rows and all(len(row) == len(found.names) for row in found.rows)
+        assert found.lines and all(len(cells) == len(found.lines) for cells in found.columns.values())
         assert len(set(found.names)) == len(found.names) and all(found.names)
 
 
