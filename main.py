@@ -72,7 +72,7 @@ from controller.neighborhood import weigh_changes
 from controller.ranking import agreement, choose_to_rank
 from controller.sampler import TrainingSampler
 from controller.search import Player, search
-from controller.strategy import RandomSearch, Strategy, check_strategy
+from controller.strategy import RandomSearch, Strategy
 from envs.reward import Reward
 from envs.table import TableEvaluator
 from logbook.analysis import front_of, hypervolume, worst_confusions
@@ -237,13 +237,13 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
                 assert isinstance(other, NetworkSpace)
                 check_fit(key, partial(other.network, drawn), task)
         if config.baseline.network is not None:
-            usual = partial(hand_designed, config, task)
-            check_storable(usual(8), task)
-            check_fit("baseline.network", partial(usual(8).build, config.plugins), task)
-            check_width(lambda width: usual(width).build(config.plugins), baseline_cost(config, task))
+            usual = partial(config.baseline.network.blueprint, config.plugins, task)
+            check_storable(usual(width=8), task)
+            check_fit("baseline.network", partial(usual(width=8).build, config.plugins), task)
+            check_width(lambda width: usual(width=width).build(config.plugins), baseline_cost(config, task))
         cost = CostModel(space, cost_unit(config), task.input_shape, device)
         if cost.unit == "latency_ms" and config.controller.needs(config.plugins, "relaxation"):
-            build_strategy(config, space, None)  # is refused, and now before anything is timed
+            config.build_strategy(space, config.seed, None)  # is refused, and now before anything is timed
         reward = build_reward(config, space, cost, known_target)
         evaluator = config.evaluator.build(
             config.plugins, space=space, task=task, cost=cost, seed=config.seed, device=device,
@@ -262,7 +262,7 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
             config.rungs.max_seconds,
         )  # fmt: skip
         evaluator = Rungs(evaluator, alone, config.rungs)
-    strategy = build_strategy(config, space, relaxation)
+    strategy = config.build_strategy(space, config.seed, relaxation)
     if isinstance(strategy, GradientStrategy):
         for key, least in (("rounds", 2), ("batches_per_round", 1)):
             if getattr(config.search, key) < least:
@@ -272,12 +272,6 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
                 )
 
     TrainingSampler(config.search.sampler, strategy, config.seed)  # now, so that one that does not fit costs nothing
-
-    if config.env.isomorphic and config.search.budget is None:
-        raise ConfigError(
-            "env.isomorphic: which architectures count as one is a matter of the account, which is kept where there is "
-            "a budget; set search.budget"
-        )
 
     def join(strategy: Strategy) -> Player:
         ledger, own = None, evaluator_of(evaluator, strategy.name)
@@ -300,13 +294,6 @@ def build_parts(config: RunConfig, known_target: float | None = None) -> Parts:
     own = evaluator_of(evaluator, strategy.name)
     make_environments(config, space, own, reward, 1, config.search.fidelity).close()
     return Parts(device, task, space, final_space, reward, evaluator, strategy, join)
-
-
-def build_strategy(config: RunConfig, space: SearchSpace, relaxation: Relaxation | None) -> Strategy:
-    """What searches."""
-    return check_strategy(config.controller.build(
-        config.plugins, space=space, seed=config.seed, num_updates=config.search.rounds, relaxation=relaxation
-    ))  # fmt: skip
 
 
 def evaluator_of(evaluator: Evaluator | Rungs, strategy: str) -> Evaluator:
@@ -336,13 +323,6 @@ def build_resized(
             "built; set it for the search too, under space"
         )
     return resized
-
-
-def hand_designed(config: RunConfig, task: Task, width: int) -> Blueprint:
-    """The hand-designed network of a width."""
-    part, given = config.baseline.network, {"input_shape": list(task.input_shape), "num_outputs": task.num_outputs}
-    assert part is not None
-    return Blueprint(part.target, part.complete(config.plugins, **given, width=width))
 
 
 def baseline_cost(config: RunConfig, task: Task) -> Callable[[nn.Module], int]:
@@ -759,9 +739,10 @@ def train_finals(at: Setting, found: dict[str, Any]) -> dict[str, Any]:
     if found["random_best"] is not None:
         beside = architecture("random_best", "Best of random search", space.genotype(found["random_best"]))
         finals += attempt(lambda: train_final(at, beside))
-    if config.baseline.network is not None:
+    usual = config.baseline.network
+    if usual is not None:
         wanted = baseline_cost(config, at.task)(teacher_network)
-        finals += attempt(lambda: train_hand_designed(at, wanted))
+        finals += attempt(lambda: train_hand_designed(at, usual, wanted))
     random = []
     if config.baseline.random:
         draw = derive_seed(config.seed, "random of like MACs")
@@ -850,16 +831,16 @@ def best_of(task: Task, metrics: Sequence[Sequence[float]]) -> int:
     return int(np.argmax(qualities)) if qualities else 0
 
 
-def train_hand_designed(at: Setting, wanted: int) -> dict[str, Any]:
+def train_hand_designed(at: Setting, network: Part, wanted: int) -> dict[str, Any]:
     """A usual network of that cost; its learning rate is the best of a few after a third of the epochs."""
     config, full = at.config, at.config.retrain.training
     rates = config.baseline.learning_rates
 
     def build(width: int) -> nn.Module:
-        return hand_designed(config, at.task, width).build(config.plugins)
+        return network.blueprint(config.plugins, at.task, width=width).build(config.plugins)
 
     width = width_of_like_cost(build, baseline_cost(config, at.task), wanted)
-    blueprint = hand_designed(config, at.task, width)
+    blueprint = network.blueprint(config.plugins, at.task, width=width)
     name = blueprint.target.rpartition(".")[2]
 
     def usual(stage: str, rate: float, epochs: int) -> Final:

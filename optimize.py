@@ -75,7 +75,7 @@ from child.training import (
 from conf.launch import launch, override, under_way
 from conf.schema import ConfigError, Goal, OptimizeConfig
 from controller.search import Player, search
-from controller.strategy import Strategy, check_strategy
+from controller.strategy import Strategy
 from envs.architecture import VectorArchitectureEnv
 from logbook.console import Console
 from logbook.optimization import row_line, steps_table, write_optimization
@@ -222,8 +222,7 @@ def build(config: OptimizeConfig) -> tuple[torch.device, Task, Blueprint, nn.Mod
         blueprint, original, module = network.blueprint, network.module, network.module
     else:
         assert model.part is not None
-        given = {"input_shape": list(task.input_shape), "num_outputs": task.num_outputs}
-        blueprint = Blueprint(model.part.target, model.part.complete(config.plugins, **given))
+        blueprint = model.part.blueprint(config.plugins, task)
         module = blueprint.build(config.plugins)
         check_state(blueprint, module)
         original = None if model.weights is None else with_weights(module, Path(model.weights))
@@ -256,7 +255,7 @@ def check_steps(config: OptimizeConfig, network: TrainedNetwork, groups: Sequenc
                 f"charged; set search.budget=null, got {config.search.budget:g}"
             )
         try:
-            build_strategy(config, RatioSpace(groups, config.prune.choices), 0)
+            config.build_strategy(RatioSpace(groups, config.prune.choices), 0, None)
         except ValueError as error:
             raise ConfigError(f"prune.ratios=search: {error}") from None
     two = task.preprocessing(task.train.inputs[:2])
@@ -766,13 +765,6 @@ def cut(
     return smaller
 
 
-def build_strategy(config: OptimizeConfig, space: RatioSpace, seed: int) -> Strategy:
-    """What searches ratios."""
-    return check_strategy(config.controller.build(
-        config.plugins, space=space, seed=seed, num_updates=config.search.rounds, relaxation=None
-    ))  # fmt: skip
-
-
 def search_ratios(
     at: Setting,
     stage: str,
@@ -794,7 +786,7 @@ def search_ratios(
     unit = "parameters" if unit == "bytes" else unit  # no reward knows bytes, and it reads the target alone
     fixed = {"target": wanted, "unit": unit} if "target" in config.reward.arguments else {}
     reward = replace(config.reward, arguments={**config.reward.arguments, **fixed}).build(config.plugins)
-    how, strategy = config.search, build_strategy(config, space, seed)
+    how, strategy = config.search, config.build_strategy(space, seed, None)
     if config.steps.count("prune") * settings.rounds == 1:  # the decisions of others would be of other groups
         at.run.write("space.json", space.to_json())
 

@@ -12,7 +12,6 @@ the ranks by score and by MACs. Writes benchmarks/results/ranking.jsonl, a line 
 
 from whole_runs import RESULTS, finish_lines, names_given, read_lines  # isort: skip
 
-import os
 import time
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -141,8 +140,7 @@ def run(job: tuple[str, int]) -> dict[str, Any]:
     setting = SETTINGS[name]
     torch.set_num_threads(1)
     augmentation = Augmentation(shift=2, flip=True) if setting.augmented else None
-    path = f"{os.environ.get('LUBAN_DATA', 'data')}/cifar10_jpeg.tar.xz"
-    task = cifar10(path, 0, augmentation=augmentation, size=setting.size)
+    task = cifar10(str(compose("env=cifar10").env.path), 0, augmentation=augmentation, size=setting.size)
     space = NASBench201Space(task.input_shape, task.num_outputs, **setting.space)
     cost = CostModel(space, "macs", task.input_shape, CPU)
     num_steps = setting.copies * setting.steps

@@ -16,14 +16,17 @@ from typing import Any, ClassVar, Literal
 
 from child.distill import FeatureTransfer, SoftTargets
 from child.export import FORMATS, Format
+from child.network import Blueprint
 from child.prune import PruneSettings
 from child.rungs import RungsSettings
 from child.share import ShareSettings
-from child.space import nearest
+from child.space import Relaxation, SearchSpace, nearest
 from child.sparsify import SparsifySettings
 from child.standalone import StandaloneScore
+from child.task import Task
 from child.training import TrainingSettings
 from controller.search import SearchSettings
+from controller.strategy import Strategy, check_strategy
 
 OURS = ("child", "controller", "envs")
 NOT_TAKEN = "takes no such argument"
@@ -91,6 +94,11 @@ class Part:
                         f"{self.key}.{name}: {self.target} needs this argument; set {self.key}.{name}=..."
                     )
         return arguments
+
+    def blueprint(self, plugins: Sequence[str], task: Task, **given: Any) -> Blueprint:
+        """How to build the network of this class for a task, with plain arguments; else ConfigError, as `complete`."""
+        shapes = {"input_shape": list(task.input_shape), "num_outputs": task.num_outputs}
+        return Blueprint(self.target, self.complete(plugins, **shapes, **given))
 
     def needs(self, plugins: Sequence[str], name: str) -> bool:
         """Whether the target takes an argument of this name, for which neither it nor the config has a value."""
@@ -301,6 +309,17 @@ class RunConfig:
             raise ValueError(f"threads must be from 1 to 1024 or null, got {self.threads}")
         if self.name in (".", "..") or "/" in self.name:
             raise ValueError(f"name is that of a folder in output, got {self.name!r}; for another place set output")
+        if self.env.isomorphic and self.search.budget is None:
+            raise ValueError(
+                "env.isomorphic: which architectures count as one is a matter of the account, which is kept where "
+                "there is a budget; set search.budget"
+            )
+
+    def build_strategy(self, space: SearchSpace, seed: int, relaxation: Relaxation | None) -> Strategy:
+        """What searches a space (else ValueError)."""
+        return check_strategy(self.controller.build(
+            self.plugins, space=space, seed=seed, num_updates=self.search.rounds, relaxation=relaxation
+        ))  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -319,27 +319,36 @@ def test_what_could_only_go_wrong_at_the_end_is_told_at_the_beginning(compose_te
     build_parts(compose_text("reward=quality", "reward.target=1e6", "derive.within_target=true")[0])
 
 
+@pytest.fixture
+def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Write a module of one's own, by its name, where it can be imported."""
+
+    def write(name: str, lines: str) -> None:
+        (tmp_path / f"{name}.py").write_text(lines)
+        monkeypatch.syspath_prepend(tmp_path)
+
+    return write
+
+
 def test_what_a_reward_of_ones_own_lacks_is_told(
-    compose_text: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compose_text: Compose, write_module: Callable[[str, str], None]
 ) -> None:
     lines = "class Plain:\n    def __call__(self, evaluation):\n        return evaluation.quality\n"
-    (tmp_path / "plain_reward.py").write_text(lines)
-    monkeypatch.syspath_prepend(tmp_path)
+    write_module("plain_reward", lines)
     config = compose_text("plugins=[plain_reward]")[0]
     with pytest.raises(ConfigError, match=r"^reward: plain_reward.Plain lacks unit and formula; see Reward in"):
         build_parts(replace(config, reward=Part("reward", "plain_reward.Plain", {})))
 
 
 def test_what_a_reward_of_ones_own_says_of_itself_counts(
-    compose_text: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compose_text: Compose, write_module: Callable[[str, str], None]
 ) -> None:
     """Its unit is that of the costs, and no target is none to stay within."""
-    lines = (
+    write_module(
+        "small_reward",
         "class Small:\n    unit = 'parameters'\n\n    def __call__(self, evaluation):\n"
-        "        return evaluation.quality - evaluation.cost\n\n    def formula(self):\n        return 'small'\n"
+        "        return evaluation.quality - evaluation.cost\n\n    def formula(self):\n        return 'small'\n",
     )
-    (tmp_path / "small_reward.py").write_text(lines)
-    monkeypatch.syspath_prepend(tmp_path)
     given = compose_text("plugins=[small_reward]", "search.compare_random=false")[0]
     config = replace(given, reward=Part("reward", "small_reward.Small", {}))
     evaluator = build_parts(config).evaluator
@@ -350,20 +359,20 @@ def test_what_a_reward_of_ones_own_says_of_itself_counts(
 
 
 def test_a_hand_designed_network_of_ones_own_is_built_as_it_was_checked(
-    compose_text: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compose_text: Compose, write_module: Callable[[str, str], None]
 ) -> None:
     """It need not take all that it could be given."""
-    lines = (
+    write_module(
+        "small_net",
         "from torch import nn\n\n\nclass Small(nn.Sequential):\n    def __init__(self, num_outputs, width):\n"
         "        super().__init__(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, num_outputs))\n\n\n"
-        "def make(num_outputs, width):\n    return Small(num_outputs, width)\n"
+        "def make(num_outputs, width):\n    return Small(num_outputs, width)\n",
     )
-    (tmp_path / "small_net.py").write_text(lines)
-    monkeypatch.syspath_prepend(tmp_path)
     config = compose_text("plugins=[small_net]", "baseline.network._target_=small_net.Small")[0]
     task = build_parts(config).task
     assert task is not None
-    blueprint = main_script.hand_designed(config, task, 8)
+    assert config.baseline.network is not None
+    blueprint = config.baseline.network.blueprint(config.plugins, task, width=8)
     assert blueprint.arguments == {"num_outputs": 10, "width": 8}
     assert blueprint.build(["small_net"])(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     with pytest.raises(ValueError, match=r"baseline.network: .* it is neither a network nor a search space"):
