@@ -13,7 +13,9 @@ from math import prod
 from operator import getitem
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from child.norm import BatchNorm2d
@@ -22,6 +24,8 @@ from child.space import CostUnit, Decision, Genotype, Graph, RelaxedSpace, check
 
 OPERATIONS = ("none", *NASBENCH201_OPERATIONS)
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
+PATHS = ((3,), (0, 4), (1, 5), (0, 2, 5))
+"""The edges of each way from a cell's input to its output, by their places in `EDGES`."""
 WORDS = [[f"{operation}~{source}" for operation in OPERATIONS] for source, _ in EDGES]
 
 Reduction = Literal["residual", "thin"]
@@ -144,6 +148,24 @@ class NASBench201Space(RelaxedSpace):
                 terms += nodes[source] if OPERATIONS[token] == "skip_connect" else [(token, nodes[source])]
             nodes.append(tuple(sorted(terms, key=repr)))
         return nodes[-1]
+
+    def features(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+        """How many paths from the cell's input to its output do each sequence of operations, (M, 40) for tokens (M, 6).
+
+        The path encoding of White et al. (2021, BANANAS), which says only whether there is one, and takes a
+        skip-connection for an operation. Here it is none, so that cells of one function have the same features. The
+        forty are the sequences of none to three operations of three kinds.
+        """
+        none, skip = OPERATIONS.index("none"), OPERATIONS.index("skip_connect")
+        found = np.zeros((len(tokens), 40))
+        for path in PATHS:
+            sequence = np.zeros(len(tokens), np.int64)  # its digits are the operations, from 1 to 3
+            for edge in path:
+                operation = tokens[:, edge]
+                sequence = np.where(operation == skip, sequence, 3 * sequence + operation - skip)
+            leads = (tokens[:, path] != none).all(axis=1)
+            found[leads, sequence[leads]] += 1
+        return found
 
     def graph(self, genotype: Genotype) -> Graph:
         """The cell: its nodes, and an operation on every edge that is there."""

@@ -300,6 +300,13 @@ class SearchSpace(ABC):
         """Equal for architectures that compute the same function, as far as the space knows."""
         return genotype.tokens
 
+    def features(self, tokens: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """What makes architectures (M, T) alike, as numbers (M, F), where a space knows more of it than decisions do.
+
+        By default it does not. A reward model takes two architectures for as alike as their features are near.
+        """
+        return None
+
     def graph(self, genotype: Genotype) -> Graph:
         """Nodes and edges for drawing; by default the decisions in a row."""
         pairs = zip(self.decisions, genotype.tokens, strict=True)
@@ -315,8 +322,8 @@ def check_space(space: SearchSpace) -> None:
     it would notice.
 
     Raises:
-        ValueError: It has no decision to make or no arguments, masks said to be the same for every prefix are not, or
-            its text does not lead back to the architecture.
+        ValueError: It has no decision to make or no arguments, masks said to be the same for every prefix are not, its
+            features are no numbers, or its text does not lead back to the architecture.
     """
     kind = type(space).__name__
     if not space.decisions:
@@ -336,6 +343,12 @@ def check_space(space: SearchSpace) -> None:
                 f"space: which choices of {decision.name!r} are legal depends by its mask on the decisions before; set "
                 f"masks_depend_on_prefix = True in {kind}"
             )
+    features = space.features(tokens)
+    if features is not None and not (np.shape(features)[:-1] == (len(tokens),) and np.isfinite(features).all()):
+        raise ValueError(
+            f"space: {kind}.features gives {np.shape(features)} for {len(tokens)} architectures; it must give finite "
+            f"numbers of shape ({len(tokens)}, F), or None"
+        )
     for genotype in drawn:
         text = space.text(genotype)
         try:

@@ -13,7 +13,7 @@ from controller.cost_model import Demand
 from controller.policy import PolicySettings
 from controller.ranks import normal_scores
 from controller.reinforce import ControllerError, descend, learning_policy
-from controller.reward_model import RewardModel, expected_improvement
+from controller.reward_model import RewardModel, SteadyModel, expected_improvement
 from controller.strategy import Rollout, Update, WholeStrategy
 
 
@@ -26,7 +26,9 @@ class ModelBased(WholeStrategy):
     fresh samples the ones of largest expected improvement are evaluated: half of them the policy's, half uniform, for
     what a policy that has settled in a region of its own never draws, the model cannot choose. Every second round the
     choice is that of a model which has learned no likeness of its own: from a few unlucky evaluations one is learned,
-    now and then, in which all that was never tried looks bad, and which nothing else would shake.
+    now and then, in which all that was never tried looks bad, and which nothing else would shake. Where the space
+    knows what makes architectures alike (`SearchSpace.features`), that model goes by it, and the policy learns from
+    what the two imagine in the mean.
     Learning in a model is Dyna's idea (Sutton 1991), the acquisition Bayesian optimization's; the space is never
     enumerated.
 
@@ -83,8 +85,9 @@ class ModelBased(WholeStrategy):
         self.num_random, self.updates, self.imagined, self.candidates = num_random, updates, imagined, candidates
         self.optimism, self.known_penalty, self.entropy_weight = optimism, known_penalty, entropy_weight
         self.clip, self.proposer, self.chooser = clip, proposer, chooser
-        self.model = RewardModel(space)
-        self.steady = RewardModel(space, steps=0)
+        self.model, self.steady = RewardModel(space), SteadyModel(space)
+        # In whose imagination the policy learns. One that knows no more than the learned one began with adds nothing.
+        self.teachers = [self.model, self.steady] if self.steady.knows_more else [self.model]
         self.demand = Demand(space)
         self.seen: dict[Genotype, tuple[float, float, float]] = {}  # reward, quality, cost
         self.lost: set[Genotype] = set()  # which gave no finite reward; once is enough
@@ -159,8 +162,9 @@ class ModelBased(WholeStrategy):
         """One REINFORCE step on imagined rewards, their normal scores taken as advantages."""
         seed = derive_seed(self.seed, self.name, "imagine", self.num_learned)
         tokens, walk = self.policy.draw_and_walk(self.imagined, seed)
-        mean, deviation = self._worth(tokens, self.model)
-        rewards = mean + self.optimism * deviation - self.known_penalty * self._is_known(tokens)
+        worths = [self._worth(tokens, model) for model in self.teachers]
+        hopes = np.mean([mean + self.optimism * deviation for mean, deviation in worths], axis=0)
+        rewards = hopes - self.known_penalty * self._is_known(tokens)
         advantage = torch.from_numpy(normal_scores(rewards)).float()
         chosen = self.policy.evaluate(tokens, self.space.masks(tokens), 0.5, walk)
         loss = -(advantage * chosen.log_probability).mean() - self.entropy_weight * chosen.entropy.mean()

@@ -1,4 +1,4 @@
-"""A model of the reward with uncertainty, for any search space, from its decisions alone.
+"""A model of the reward with uncertainty, for any search space, from its decisions alone or what more it knows.
 
 A Gaussian process (Rasmussen and Williams 2006, chapter 2) on the normal scores of the rewards' ranks, which makes it
 indifferent to their scale and to outliers. Each choice of a decision is a learned vector, shared by the decisions of
@@ -100,13 +100,12 @@ class RewardModel(nn.Module):
         self.seen = self._vectors(torch.from_numpy(self.places)).numpy()
         self.inverse = torch.linalg.inv(self._kernel(torch.from_numpy(self.places))).numpy()
         self.explained = self.inverse @ self.scores
-        self.table = (self.choices.numpy(), self.log_weights.exp().numpy())
 
+    @torch.no_grad()
     def predict(self, tokens: NDArray[np.int64]) -> tuple[Array, Array]:
         """Mean and standard deviation of the scores of architectures, (M) each, for tokens (M, T)."""
-        (choices, weights), places = self.table, tokens + self.first
-        vectors = (choices[places] * weights[:, None]).reshape(len(tokens), -1)
-        likeness = (1 - self.counted) * near(vectors, self.seen)
+        places = tokens + self.first
+        likeness = (1 - self.counted) * near(self._vectors(torch.from_numpy(places)).numpy(), self.seen)
         likeness += self.counted * near(self._counts(places), self.seen_counts)
         variance = 1 - ((likeness @ self.inverse) * likeness).sum(axis=1)
         return likeness @ self.explained, np.sqrt(np.maximum(variance, 1e-9))
@@ -125,7 +124,7 @@ class RewardModel(nn.Module):
         return self.count_weight * counts.reshape(len(places), num_choices)
 
     def _vectors(self, places: Tensor) -> Tensor:
-        """(N, T * K) for places (N, T)."""
+        """What the likeness goes by, (N, T * K) for places (N, T)."""
         return (self.choices[places] * self.log_weights.exp()[:, None]).flatten(1)
 
     def _kernel(self, places: Tensor) -> Tensor:
@@ -148,3 +147,30 @@ class RewardModel(nn.Module):
         if len(genotypes):
             self._take_in(genotypes, rewards)
             self._prepare()
+
+
+class SteadyModel(RewardModel):
+    """The same, but it learns no likeness of its own.
+
+    Architectures are as alike as what their space knows of them is near (`SearchSpace.features`), scaled so that two
+    random ones are as far apart as by their choices; where it knows nothing, as alike as a learned model takes them for
+    at the start.
+    """
+
+    def __init__(self, space: SearchSpace):
+        super().__init__(space, steps=0)
+        self.space = space
+        tokens = np.array([genotype.tokens for genotype in space.sample(np.random.default_rng(0), 1000)])
+        features = space.features(tokens)
+        self.knows_more = features is not None
+        if features is not None:
+            with torch.no_grad():
+                vectors = super()._vectors(torch.from_numpy(tokens + self.first)).numpy()
+            self.scale = math.sqrt(vectors.var(axis=0).sum() / max(np.var(features, axis=0).sum(), 1e-12))
+
+    def _vectors(self, places: Tensor) -> Tensor:
+        """(N, F) for places (N, T), or (N, T * K) where the space knows nothing."""
+        features = self.space.features(places.numpy() - self.first)
+        if features is None:
+            return super()._vectors(places)
+        return torch.from_numpy(self.scale * np.asarray(features, np.float64))

@@ -92,6 +92,24 @@ def test_a_key_is_a_function() -> None:
     assert len(output_of) < 6467  # the benchmark's own count, which keeps sums of sums apart
 
 
+def test_the_features_of_a_cell_are_its_paths() -> None:
+    """Those of one function are the same; by hand, a cell with a path of each length and one that leads nowhere."""
+    everything = [Genotype("nasbench201", tokens) for tokens in itertools.product(range(5), repeat=6)]
+    features = SPACE.features(np.array([genotype.tokens for genotype in everything]))
+    assert features.shape == (15_625, 40)
+    first: dict[object, np.ndarray] = {}
+    for genotype, own in zip(everything, features, strict=True):
+        assert (first.setdefault(SPACE.key(genotype), own) == own).all()
+    assert len(np.unique(features, axis=0)) > 0.8 * len(first)  # few functions share their paths with another
+    (cell,) = SPACE.features(np.array([[CONV3, NONE, SKIP, SKIP, POOL, CONV1]]))
+    digit = {CONV1: 1, CONV3: 2, POOL: 3}
+    paths = [[], [CONV3, POOL], [CONV3, CONV1]]  # 0-3, 0-1-3, 0-1-2-3; nothing on 0-2
+    places = [sum(digit[operation] * 3**i for i, operation in enumerate(reversed(path))) for path in paths]
+    assert np.flatnonzero(cell).tolist() == sorted(places) and cell.sum() == 3
+    (twice,) = SPACE.features(np.array([[SKIP, SKIP, NONE, NONE, CONV1, CONV1]]))
+    assert twice.tolist() == [0, 2] + 38 * [0]
+
+
 def test_the_drawing_leaves_out_what_is_not_there() -> None:
     graph = SPACE.graph(Genotype("nasbench201", (CONV3, NONE, SKIP, NONE, NONE, POOL)))
     assert [label for _, label, kind in graph.nodes if kind == "operation"] == [

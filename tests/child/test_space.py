@@ -493,6 +493,16 @@ def test_a_space_that_cannot_be_searched_or_written_down_is_named(decisions: Any
         check_space(space)
 
 
+@pytest.mark.parametrize("wrong", [np.zeros(64), np.zeros((3, 64)), np.full((64, 2), np.nan)])
+def test_features_that_are_none_are_named(known: Any, wrong: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = known.FlatSpace(3, 4)
+    monkeypatch.setattr(space, "features", lambda tokens: tokens)
+    check_space(space)
+    monkeypatch.setattr(space, "features", lambda tokens: wrong)
+    with pytest.raises(ValueError, match=r"^space: FlatSpace\.features gives .* must give finite numbers .*64, F"):
+        check_space(space)
+
+
 def test_a_space_of_networks_without_arguments_is_named(macro: MacroSpace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(macro, "arguments")
     with pytest.raises(ValueError, match=r"^space: MacroSpace keeps no arguments, .*; set self\.arguments to"):

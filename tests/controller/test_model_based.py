@@ -9,13 +9,14 @@ import torch
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import PairwiseKernel, WhiteKernel
 
+from child.nasbench201 import NASBench201Space
 from child.space import Evaluation, Genotype, SearchSpace, derive_seed
 from controller.evolution import LocalSearch
 from controller.model_based import ModelBased
 from controller.policy import PolicySettings
 from controller.ranks import normal_scores
 from controller.reinforce import ControllerError
-from controller.reward_model import RewardModel, expected_improvement
+from controller.reward_model import RewardModel, SteadyModel, expected_improvement
 from controller.small_budget import SmallBudgetReinforce
 from controller.strategy import Rollout, Strategy, Update
 
@@ -95,6 +96,61 @@ def test_fitting_follows_the_marginal_likelihood(known: Any) -> None:
     assert float(loss().detach()) < before - 1
     weights = model.log_weights.detach()
     assert int(weights.argmax()) == 0 and float(weights[0] - weights[1:].max()) > 0.3
+
+
+def test_what_a_space_knows_takes_the_place_of_the_choices() -> None:
+    """By hand; two random cells are as far apart as by their choices, cells that differ in dead edges not at all."""
+    space = NASBench201Space()
+    rng = np.random.default_rng(0)
+    seen, asked = space.sample(rng, 30), np.array([g.tokens for g in space.sample(rng, 2000)])
+    rewards = rng.normal(size=30)
+    model = SteadyModel(space)
+    model.fit(seen, rewards)
+    features = model.scale * space.features(asked)
+    apart = ((features[:1000] - features[1000:]) ** 2).sum(axis=1).mean()
+    assert apart == pytest.approx(6 * 2 * 0.8 / 1.8**2, rel=0.1)  # six choices of five, one-hot, weighing 1 / 1.8 each
+
+    def likeness(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        by_features, by_counts = model.scale * space.features(x)[:, None] - model.scale * space.features(y), []
+        for tokens in (x, y):
+            by_counts.append(np.stack([(tokens == choice).sum(axis=1) for choice in range(5)], axis=1))
+        counted = by_counts[0][:, None] - by_counts[1]
+        near_features, near_counts = (
+            np.exp(-0.5 * (each**2).sum(axis=2)) for each in (by_features, counted * 0.3**0.5)
+        )
+        return 0.7 * near_features + 0.3 * near_counts
+
+    known, few = np.array([g.tokens for g in seen]), asked[:20]
+    inverse = np.linalg.inv(likeness(known, known) + (0.1 + 1e-6) * np.eye(30))
+    mean, deviation = model.predict(few)
+    cross = likeness(few, known)
+    np.testing.assert_allclose(mean, cross @ inverse @ normal_scores(rewards), atol=1e-8)
+    np.testing.assert_allclose(deviation**2, 1 - np.einsum("mi,ij,mj->m", cross, inverse, cross), atol=1e-8)
+
+
+def test_what_a_space_knows_finds_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the reward is one of paths, with weights that nobody told."""
+    space = NASBench201Space()
+    needed = dict.fromkeys(("features", "decisions"), 0)
+    everything = np.array(list(np.ndindex(*[5] * 6)))
+    features = space.features(everything)
+    for seed in range(3):
+        values = np.minimum(features, 1) @ np.random.default_rng(seed).normal(size=features.shape[1])
+        good = np.sort(values)[-10]  # all of the best ten will do
+        for side in needed:
+            with monkeypatch.context() as without:
+                if side == "decisions":
+                    without.setattr(NASBench201Space, "features", lambda *_: None)
+                strategy = ModelBased(space, seed, POLICY)
+            best, num = -np.inf, 0
+            while best < good:
+                strategy.begin(1, num)
+                tokens = np.array([strategy.act({"step": np.full(1, step)}) for step in range(6)]).T
+                reward = float(values[np.ravel_multi_index(tokens[0], [5] * 6)])
+                tell(strategy, tokens, [reward])
+                best, num = max(best, reward), num + 1
+            needed[side] += num
+    assert needed["features"] < 0.8 * needed["decisions"]
 
 
 def tell(strategy: Strategy, tokens: np.ndarray, rewards: list[float]) -> Update:
@@ -204,6 +260,22 @@ def test_imagined_rewards_are_hopeful_and_lower_for_what_is_known(known: Any, mo
     seen = [row in ([0, 1], [2, 2], [1, 0]) for row in tokens.tolist()]
     assert rewards.tolist() == (tokens[:, 0] + 2.0 * 0.5 * tokens[:, 1] - 5.0 * np.array(seen)).tolist()
     assert 0 < sum(seen) < 64
+
+
+def test_where_the_space_knows_more_the_policy_learns_from_both_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy = ModelBased(NASBench201Space(), 0, POLICY, num_random=2, known_penalty=0.0)
+    tell(strategy, np.array([[0, 1, 2, 3, 4, 0], [2, 2, 0, 0, 1, 1]]), [0.1, 0.2])
+    told: list[np.ndarray[Any, Any]] = []
+    asked: list[np.ndarray[Any, Any]] = []
+    for model, place in ((strategy.model, 0), (strategy.steady, 1)):
+        monkeypatch.setattr(
+            model, "predict", lambda x, place=place: asked.append(x) or (x[:, place] * 1.0, x[:, 5] * 0.5)
+        )
+    monkeypatch.setattr("controller.model_based.normal_scores", lambda x: told.append(x) or normal_scores(x))
+    strategy._imagine()
+    (first, second), (rewards,) = asked, told
+    assert (first == second).all()
+    assert rewards == pytest.approx((first[:, 0] + first[:, 1]) / 2 + 0.5 * first[:, 5])
 
 
 def test_two_models_choose_in_turn(known: Any, monkeypatch: pytest.MonkeyPatch) -> None:
