@@ -142,14 +142,14 @@ def test_what_a_space_knows_finds_sooner(monkeypatch: pytest.MonkeyPatch) -> Non
                 if side == "decisions":
                     without.setattr(NASBench201Space, "features", lambda *_: None)
                 strategy = ModelBased(space, seed, POLICY)
-            best, num = -np.inf, 0
-            while best < good:
-                strategy.begin(1, num)
-                tokens = np.array([strategy.act({"step": np.full(1, step)}) for step in range(6)]).T
-                reward = float(values[np.ravel_multi_index(tokens[0], [5] * 6)])
-                tell(strategy, tokens, [reward])
-                best, num = max(best, reward), num + 1
-            needed[side] += num
+                best, num = -np.inf, 0
+                while best < good:
+                    strategy.begin(1, num)
+                    tokens = np.array([strategy.act({"step": np.full(1, step)}) for step in range(6)]).T
+                    reward = float(values[np.ravel_multi_index(tokens[0], [5] * 6)])
+                    tell(strategy, tokens, [reward])
+                    best, num = max(best, reward), num + 1
+                needed[side] += num
     assert needed["features"] < 0.8 * needed["decisions"]
 
 
