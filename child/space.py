@@ -303,7 +303,8 @@ class SearchSpace(ABC):
     def features(self, tokens: NDArray[np.int64]) -> NDArray[np.float64] | None:
         """What makes architectures (M, T) alike, as numbers (M, F), where a space knows more of it than decisions do.
 
-        By default it does not. A reward model takes two architectures for as alike as their features are near.
+        By default it does not. The nearer their features, the more alike a reward model takes two architectures to be.
+        No column is scaled by itself, so they belong on like scales.
         """
         return None
 
@@ -313,6 +314,28 @@ class SearchSpace(ABC):
         nodes = tuple((d.name, f"{d.name}: {d.labels[token]}", d.kind) for d, token in pairs)
         edges = tuple((a[0], b[0]) for a, b in pairwise(nodes))
         return Graph(nodes, edges)
+
+
+def features_of(space: SearchSpace, tokens: NDArray[np.int64]) -> NDArray[np.float64] | None:
+    """What a space, which may be of the user's own making, knows of architectures (M, T), (M, F), or None.
+
+    Raises:
+        ValueError: It gives something other than finite numbers, F for each architecture.
+    """
+    given = space.features(tokens)
+    if given is None:
+        return None
+    try:
+        features = np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        features = np.zeros(0)
+    if features.ndim != 2 or len(features) != len(tokens) or not np.isfinite(features).all():
+        what = f"{type(given).__name__} of shape {features.shape}" if features.ndim and len(features) else repr(given)
+        raise ValueError(
+            f"space: {type(space).__name__}.features must give finite numbers (M, F) for tokens (M, T), or None; for "
+            f"{len(tokens)} architectures it gave {what:.200}"
+        )
+    return features
 
 
 def check_space(space: SearchSpace) -> None:
@@ -343,12 +366,7 @@ def check_space(space: SearchSpace) -> None:
                 f"space: which choices of {decision.name!r} are legal depends by its mask on the decisions before; set "
                 f"masks_depend_on_prefix = True in {kind}"
             )
-    features = space.features(tokens)
-    if features is not None and not (np.shape(features)[:-1] == (len(tokens),) and np.isfinite(features).all()):
-        raise ValueError(
-            f"space: {kind}.features gives {np.shape(features)} for {len(tokens)} architectures; it must give finite "
-            f"numbers of shape ({len(tokens)}, F), or None"
-        )
+    features_of(space, tokens)
     for genotype in drawn:
         text = space.text(genotype)
         try:

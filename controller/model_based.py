@@ -27,8 +27,8 @@ class ModelBased(WholeStrategy):
     what a policy that has settled in a region of its own never draws, the model cannot choose. Every second round the
     choice is that of a model which has learned no likeness of its own: from a few unlucky evaluations one is learned,
     now and then, in which all that was never tried looks bad, and which nothing else would shake. Where the space
-    knows what makes architectures alike (`SearchSpace.features`), that model goes by it, and the policy learns from
-    what the two imagine in the mean.
+    knows more of what makes architectures alike (`SearchSpace.features`), that model goes by it, and the policy learns
+    from what the two imagine in the mean.
     Learning in a model is Dyna's idea (Sutton 1991), the acquisition Bayesian optimization's; the space is never
     enumerated.
 

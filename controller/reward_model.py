@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 from torch import Tensor, nn
 
-from child.space import Genotype, SearchSpace
+from child.space import Genotype, SearchSpace, features_of
 from controller.ranks import normal_scores
 
 Array = NDArray[np.float64]
@@ -152,25 +152,24 @@ class RewardModel(nn.Module):
 class SteadyModel(RewardModel):
     """The same, but it learns no likeness of its own.
 
-    Architectures are as alike as what their space knows of them is near (`SearchSpace.features`), scaled so that two
-    random ones are as far apart as by their choices; where it knows nothing, as alike as a learned model takes them for
-    at the start.
+    What the space knows of architectures (`SearchSpace.features`) takes the place of their choices' vectors, scaled so
+    that two random ones are as far apart as by those; counts of choices keep their part. Where it knows nothing, they
+    are as alike as a learned model takes them to be at the start.
     """
 
     def __init__(self, space: SearchSpace):
         super().__init__(space, steps=0)
         self.space = space
         tokens = np.array([genotype.tokens for genotype in space.sample(np.random.default_rng(0), 1000)])
-        features = space.features(tokens)
+        features = features_of(space, tokens)
         self.knows_more = features is not None
         if features is not None:
             with torch.no_grad():
                 vectors = super()._vectors(torch.from_numpy(tokens + self.first)).numpy()
-            self.scale = math.sqrt(vectors.var(axis=0).sum() / max(np.var(features, axis=0).sum(), 1e-12))
+            spread = features.var(axis=0).sum()
+            self.scale = math.sqrt(vectors.var(axis=0).sum() / spread) if spread > 0 else 1.0
 
     def _vectors(self, places: Tensor) -> Tensor:
         """(N, F) for places (N, T), or (N, T * K) where the space knows nothing."""
-        features = self.space.features(places.numpy() - self.first)
-        if features is None:
-            return super()._vectors(places)
-        return torch.from_numpy(self.scale * np.asarray(features, np.float64))
+        features = features_of(self.space, places.numpy() - self.first)
+        return super()._vectors(places) if features is None else torch.from_numpy(self.scale * features)

@@ -493,13 +493,25 @@ def test_a_space_that_cannot_be_searched_or_written_down_is_named(decisions: Any
         check_space(space)
 
 
-@pytest.mark.parametrize("wrong", [np.zeros(64), np.zeros((3, 64)), np.full((64, 2), np.nan)])
-def test_features_that_are_none_are_named(known: Any, wrong: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (np.zeros(64), r"ndarray of shape \(64,\)"),
+        (np.zeros((3, 64)), r"ndarray of shape \(3, 64\)"),
+        (np.full((64, 2), np.nan), r"ndarray of shape \(64, 2\)"),
+        ([["a"]] * 64, r"\[\['a'\]"),
+        ([[1], [1, 2]], r"\[\[1\], \[1, 2\]\]"),
+        (3, "3"),
+    ],
+)
+def test_features_that_are_none_are_named(known: Any, wrong: Any, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     space = known.FlatSpace(3, 4)
-    monkeypatch.setattr(space, "features", lambda tokens: tokens)
-    check_space(space)
-    monkeypatch.setattr(space, "features", lambda tokens: wrong)
-    with pytest.raises(ValueError, match=r"^space: FlatSpace\.features gives .* must give finite numbers .*64, F"):
+    for right in (lambda tokens: tokens.tolist(), lambda _: None):
+        monkeypatch.setattr(space, "features", right)
+        check_space(space)
+    monkeypatch.setattr(space, "features", lambda _: wrong)
+    message = rf"^space: FlatSpace\.features must give finite numbers .* for 64 architectures it gave {told}"
+    with pytest.raises(ValueError, match=message):
         check_space(space)
 
 

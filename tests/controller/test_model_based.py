@@ -99,7 +99,7 @@ def test_fitting_follows_the_marginal_likelihood(known: Any) -> None:
 
 
 def test_what_a_space_knows_takes_the_place_of_the_choices() -> None:
-    """By hand; two random cells are as far apart as by their choices, cells that differ in dead edges not at all."""
+    """By hand; two random cells are as far apart as by their choices."""
     space = NASBench201Space()
     rng = np.random.default_rng(0)
     seen, asked = space.sample(rng, 30), np.array([g.tokens for g in space.sample(rng, 2000)])
@@ -134,7 +134,7 @@ def test_what_a_space_knows_finds_sooner(monkeypatch: pytest.MonkeyPatch) -> Non
     needed = dict.fromkeys(("features", "decisions"), 0)
     everything = np.array(list(np.ndindex(*[5] * 6)))
     features = space.features(everything)
-    for seed in range(3):
+    for seed in range(2):
         values = np.minimum(features, 1) @ np.random.default_rng(seed).normal(size=features.shape[1])
         good = np.sort(values)[-10]  # all of the best ten will do
         for side in needed:
@@ -269,13 +269,40 @@ def test_where_the_space_knows_more_the_policy_learns_from_both_models(monkeypat
     asked: list[np.ndarray[Any, Any]] = []
     for model, place in ((strategy.model, 0), (strategy.steady, 1)):
         monkeypatch.setattr(
-            model, "predict", lambda x, place=place: asked.append(x) or (x[:, place] * 1.0, x[:, 5] * 0.5)
+            model, "predict", lambda x, place=place: asked.append(x) or (x[:, place] * 1.0, x[:, 5 - place] * 0.5)
         )
     monkeypatch.setattr("controller.model_based.normal_scores", lambda x: told.append(x) or normal_scores(x))
     strategy._imagine()
     (first, second), (rewards,) = asked, told
     assert (first == second).all()
-    assert rewards == pytest.approx((first[:, 0] + first[:, 1]) / 2 + 0.5 * first[:, 5])
+    assert rewards == pytest.approx((first[:, [0, 1]] + 0.5 * first[:, [5, 4]]).mean(axis=1))
+
+
+def test_what_a_space_of_many_kinds_knows_is_of_its_tokens(known: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    space: SearchSpace = known.CellSpace()
+    tokens = np.array([genotype.tokens for genotype in space.sample(np.random.default_rng(0), 9)])
+    assert not SteadyModel(space).knows_more
+    monkeypatch.setattr(space, "features", lambda tokens: 1e-7 * tokens.astype(np.float32))
+    model = SteadyModel(space)
+    vectors = model._vectors(torch.from_numpy(tokens + model.first)).numpy()
+    np.testing.assert_allclose(vectors, model.scale * 1e-7 * tokens, rtol=1e-6)
+    assert np.abs(vectors).max() > 0.1  # small units are scaled as any
+    monkeypatch.setattr(space, "features", lambda tokens: np.ones((len(tokens), 2)))
+    model = SteadyModel(space)  # nothing tells apart what its choices' counts do not
+    model.fit([Genotype("cell", tuple(row)) for row in tokens.tolist()], np.arange(9.0))
+    assert np.isfinite(model.predict(tokens)).all()
+
+
+def test_a_search_goes_on_with_what_its_space_knows() -> None:
+    space = NASBench201Space()
+    tokens = np.array([genotype.tokens for genotype in space.sample(np.random.default_rng(0), 12)])
+    one = ModelBased(space, 0, POLICY)
+    tell(one, tokens, list(np.linspace(0, 1, 12)))
+    other = ModelBased(space, 0, POLICY)
+    other.load_state_dict(one.state_dict())
+    for round_number in (12, 13):
+        assert one.propose(3, round_number) == other.propose(3, round_number)
+    assert one._imagine() == other._imagine()
 
 
 def test_two_models_choose_in_turn(known: Any, monkeypatch: pytest.MonkeyPatch) -> None:
