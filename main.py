@@ -509,7 +509,8 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     search(parts.join, strategy, parts.evaluator, config.search, config.seed, run, at.console)
     searched = run.seconds
     history, updates = run.read("history"), run.read("updates")
-    drifts = shared_weights_learned(updates)
+    # What they learned before the first round is in every result alike.
+    drifts = shared_weights_learned(line for line in updates if line["round"] > 0)
     names = list(dict.fromkeys([strategy.name, *(line["strategy"] for line in history)]))
     draw, choice = derive_seed(config.seed, "derive"), strategy.choice()
 
@@ -525,7 +526,7 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     candidates = best_first(each for group in groups.values() for each in group)
     if config.derive.within_target:
         groups = {name: within_target(group, parts.reward.target) for name, group in groups.items()}
-    if not groups[strategy.name]:
+    if not groups[strategy.name] or all(line["strategy"] != strategy.name for line in history):
         raise ValueError(
             f"{strategy.name} could evaluate no architecture; see 'failure' in {run.folder / 'history.jsonl'}, or "
             "search.budget"
@@ -544,13 +545,18 @@ def search_and_derive(at: Setting, parts: Parts) -> dict[str, Any]:
     write_neighbors(config, parts, run, chosen[0])
     describe_search(run, space, chosen)
     to_rank, warnings = [], above_target(config, parts.reward, own[0].evaluation.cost)
+    if choice is not None and own[0].genotype != choice:
+        warnings.append(
+            f"What {strategy.name} derived has failed or is above the target; "
+            "the best of the others by score is chosen."
+        )
     if isinstance(parts.evaluator, Rungs):
         warnings.append(parts.evaluator.sentence())
     shared = parts.cheap
     if isinstance(shared, SupernetEvaluator):
         to_rank = score_to_rank(config, shared, [c.genotype for c in own])
         mine, told = ([line for line in lines if line["strategy"] == strategy.name] for lines in (history, updates))
-        collapse = name_collapse(space, mine, told, chosen, config.search, strategy.remedies)
+        collapse = name_collapse(space, mine, told, chosen, config.search, strategy.remedies, choice is None)
         for warning in collapse:
             at.console.say(warning)
         warnings += collapse

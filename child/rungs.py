@@ -87,14 +87,17 @@ class Rungs:
         return self.cheap.improve(sampler, num_batches)
 
     def sentence(self) -> str:
-        """How many architectures each strategy had trained, and for how long."""
+        """How many architectures each strategy had trained, for how long, and how many of these trainings failed."""
+
+        def told(climb: "Climb", rung: int, fidelity: float) -> str:
+            failed = sum(self.alone.has_failed(genotype, fidelity) for genotype in climb.paid[rung])
+            how_long = f"{len(climb.paid[rung])} for {round(self.alone.epochs(fidelity), 2):g}"
+            return f"{how_long} ({failed} failed)" if failed else how_long
+
         said = [
-            f"{strategy} " + " and ".join(
-                f"{len(paid)} for {round(self.alone.epochs(fidelity), 2):g}"
-                for fidelity, paid in zip(self.settings.fidelities, climb.paid[1:], strict=True)
-            )
+            f"{strategy} " + " and ".join(told(climb, *rung) for rung in enumerate(self.settings.fidelities, 1))
             for strategy, climb in self.climbs.items()
-        ]  # fmt: skip
+        ]
         return f"Architectures trained on the rungs, and for how many epochs: {', '.join(said)}."
 
     def state_dict(self) -> dict[str, Any]:
@@ -117,7 +120,7 @@ class Climb:
     """The evaluator of one strategy, which sends the best of its architectures up the rungs.
 
     Where it is asked again for an architecture that it has trained, the training is not repeated, and its result
-    stands whatever the cheap score is by then.
+    stands whatever the cheap score is by then, unless there is none. What fails in training makes room for the next.
 
     Args:
         rungs: What scores and trains for all strategies, and how.
@@ -145,6 +148,7 @@ class Climb:
                     (evaluation,) = self.alone.evaluate([genotype], share, seed)
                     if evaluation.failure is not None:
                         found[genotype] = found[genotype]._replace(quality=0.0, failure=evaluation.failure)
+                        del self.reached[rung - 1][genotype]  # it holds no place among the best any more
                         continue
                     results[-1][genotype] = evaluation.quality
             self._remember(rung, results[-1])

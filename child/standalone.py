@@ -115,6 +115,10 @@ class StandaloneEvaluator:
                 self._write(genotype, fidelity, outcome)
         return [self._evaluation(genotype, fidelity) for genotype in genotypes]
 
+    def has_failed(self, genotype: Genotype, fidelity: float) -> bool:
+        """Whether a training was made that gave no quality."""
+        return isinstance(self.outcomes.get((genotype, fidelity)), str)
+
     def epochs(self, fidelity: float) -> float:
         """How long an architecture is trained at that fidelity; a part of an epoch where there are few."""
         return fidelity * self.settings.epochs

@@ -182,7 +182,7 @@ class SupernetEvaluator:
                 f"each copy scores at least two of the {len(task.validation)} validation samples, got {copies} copies"
             )
         num_each = math.ceil(num_steps / copies)
-        if (snapshots - 1) * snapshot_every >= num_each:
+        if snapshots > 1 and (snapshots - 1) * snapshot_every >= num_each:
             raise ValueError(
                 f"{snapshots} snapshots that lie snapshot_every={snapshot_every} steps apart need more than the "
                 f"{num_each} training steps that shared weights get; set evaluator.snapshot_every lower"

@@ -87,6 +87,7 @@ def name_collapse(
     chosen: Sequence[Genotype],
     settings: SearchSettings,
     remedies: Sequence[str],
+    goes_by_scores: bool,
 ) -> list[str]:
     """A sentence for each way in which the search collapsed, and what to do against it; none where it did not.
 
@@ -97,6 +98,7 @@ def name_collapse(
         chosen: The architectures that are to be trained.
         settings: How the search was made.
         remedies: What of the strategy's own settings helps.
+        goes_by_scores: Whether it learns from scores and chooses by them, so that how they are taken matters.
     """
     warm_up = f"a longer warm-up of the shared weights (search.warmup_batches, now {settings.warmup_batches})"
     entropies = [line["entropy"] for line in updates if line["entropy"] is not None]
@@ -112,7 +114,7 @@ def name_collapse(
     shares = {name: free_share(space, np.array(tokens, np.int64)) for name, tokens in groups.items()}
     seen = [f"{name} {share.text()}" for name, share in shares.items() if share.is_collapsed]
     if seen:
-        tries = [warm_up, *remedies, "the other evaluator.statistics"]
+        tries = [warm_up, *remedies, *(["the other evaluator.statistics"] if goes_by_scores else [])]
         found.append(f"Collapse to operations without parameters: {'; '.join(seen)}. Try {_either(tries)}.")
 
     settled = settled_from(space, entropies) if entropies else None

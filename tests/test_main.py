@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import inspect
 import json
 import lzma
 import re
@@ -36,6 +37,7 @@ from child.supernet import SupernetEvaluator, SupernetRelaxation
 from child.task import Language, SealedSplit, Task
 from child.training import TrainingError, measure
 from conf.schema import ConfigError, Part, RunConfig
+from controller.derive import derive
 from controller.gradient import DARTS
 from controller.ranking import agreement
 from envs.cifar10 import CLASSES as CIFAR10_CLASSES
@@ -966,9 +968,42 @@ def test_what_counts_as_equal_does_not_depend_on_the_scale_of_the_reward(run_mai
     assert chosen[0][1]  # several were equal
 
 
-def test_a_budget_for_no_evaluation_is_told(run_main: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^reinforce could evaluate no architecture; .*, or search\.budget$"):
-        run_main(tmp_path, "search.budget=0.5")
+@pytest.mark.parametrize("controller", ["reinforce", "darts"])
+def test_a_budget_for_no_evaluation_is_told(controller: str, known: Any, compose_text: Compose, tmp_path: Path) -> None:
+    given = known.TINY if controller == "reinforce" else tiny_cells(known, controller)
+    with pytest.raises(ValueError, match=rf"^{controller} could evaluate no architecture; .*, or search\.budget$"):
+        main(*compose_text(*given, "search.budget=0.5", f"output={tmp_path}", "name=run"))
+
+
+@pytest.mark.parametrize(("batches", "drifts"), [(0, False), (2, True)])
+def test_results_drift_where_shared_weights_learn_after_the_first(
+    batches: int, drifts: bool, run_main: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+
+    def listen(*given: Any) -> None:
+        told.append(dict(zip(inspect.signature(derive).parameters, given, strict=True))["drifts"])
+        raise StoppedError
+
+    monkeypatch.setattr(main_script, "derive", listen)
+    with pytest.raises(StoppedError):
+        run_main(tmp_path, "search.rounds=2", f"search.batches_per_round={batches}")
+    assert told == [drifts]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_where_what_gradients_derived_is_not_taken_it_is_told(
+    known: Any, compose_text: Compose, tmp_path: Path
+) -> None:
+    given = [*tiny_cells(known, "darts"), "reward.target=1", "derive.within_target=true"]
+    main(*compose_text(*given, f"output={tmp_path}", "name=run"))
+    history, results = lines(tmp_path / "run" / "history.jsonl"), load(tmp_path / "run" / "results.json")
+    derived = next(line["text"] for line in history if line["round"] == 2 and line["strategy"] == "darts")
+    assert results["rows"][0]["text"] != derived
+    assert (
+        "What darts derived has failed or is above the target; the best of the others by score is chosen."
+        in results["notes"]
+    )
 
 
 @pytest.mark.parametrize("analysis", ["brief", "full"])

@@ -206,6 +206,27 @@ def test_a_training_that_fails_is_a_failure(make: Any, ordered: list[Genotype]) 
     assert [each.failure for each in found] == [None] * 15 + ["out of memory"] and found[-1].quality == 0
 
 
+def test_what_fails_keeps_no_place_from_what_can_be_trained(make_rungs: Any, ordered: list[Genotype]) -> None:
+    """The best by their scores are the slowest, and take too long."""
+    place = {genotype: number for number, genotype in enumerate(ordered)}
+    rungs, made = make_rungs(
+        lambda g: place[g] / 100, lambda g, _: "out of time" if place[g] >= 12 else 0.5, fidelities=(1.0,), keep=0.25
+    )
+    climb = rungs.of("mine")
+    climb.evaluate([*ordered[:4], *ordered[8:]], 1.0, 0)
+    assert made == [(ordered[number], 4) for number in (15, 14, 13)]  # a quarter of twelve
+    climb.evaluate(ordered[4:8], 1.0, 1)
+    assert made[3:] == []  # 10, 11 and 12 are better, and are not asked for
+    climb.evaluate(ordered[10:12], 1.0, 2)
+    assert made[3:] == [(ordered[11], 4), (ordered[10], 4)]
+    assert rungs.sentence().endswith("how many epochs: mine 5 for 4 (3 failed).")
+    restored = make_rungs(lambda g: 0.5, lambda g, _: 0.5, fidelities=(1.0,), keep=0.25)[0]
+    restored.load_state_dict(json.loads(json.dumps(rungs.state_dict())))
+    assert restored.sentence() == rungs.sentence()
+    (again,) = climb.evaluate(ordered[15:], 1.0, 3)
+    assert again.failure == "out of time" and len(made) == 5 and ordered[15] not in climb.reached[0]
+
+
 def test_what_was_trained_is_told_as_it_was_whatever_its_cheap_score_is_by_then(
     make: Any, ordered: list[Genotype]
 ) -> None:

@@ -610,6 +610,7 @@ def test_fewer_than_one_of_anything_is_refused(
 
 def test_moments_that_would_not_come_are_refused(make_evaluator: Callable[..., SupernetEvaluator]) -> None:
     make_evaluator(num_steps=14, copies=2, snapshots=3, snapshot_every=3)
+    make_evaluator(num_steps=0)  # one snapshot is the weights as they are
     with pytest.raises(ValueError, match="3 snapshots that lie snapshot_every=3 steps apart need more than the 6"):
         make_evaluator(num_steps=12, copies=2, snapshots=3, snapshot_every=3)
 

@@ -70,15 +70,21 @@ def test_a_search_that_learned_is_not_called_collapsed(space: SearchSpace) -> No
     chosen = drawn(space, np.random.default_rng(1), 1)
     slow = updates_of(lambda number: 10 * (1 - number / ROUNDS) if number < 15 else 0.0)
     for pull in (0.0, 0.3):
-        assert name_collapse(space, history_of(space, lambda _, p=pull: p), slow, chosen, SETTINGS, REMEDIES) == []
+        assert (
+            name_collapse(space, history_of(space, lambda _, p=pull: p), slow, chosen, SETTINGS, REMEDIES, True) == []
+        )
     # It may have been there and have come out of it again.
-    assert name_collapse(space, history_of(space, lambda n: 0.95 * (n < 10)), slow, chosen, SETTINGS, REMEDIES) == []
+    assert (
+        name_collapse(space, history_of(space, lambda n: 0.95 * (n < 10)), slow, chosen, SETTINGS, REMEDIES, True) == []
+    )
 
 
 def test_without_a_policy_there_is_no_entropy_to_fall(space: SearchSpace) -> None:
     chosen = drawn(space, np.random.default_rng(1), 1)
     assert (
-        name_collapse(space, history_of(space, lambda _: 0.0), updates_of(lambda _: None), chosen, SETTINGS, REMEDIES)
+        name_collapse(
+            space, history_of(space, lambda _: 0.0), updates_of(lambda _: None), chosen, SETTINGS, REMEDIES, True
+        )
         == []
     )
 
@@ -86,15 +92,17 @@ def test_without_a_policy_there_is_no_entropy_to_fall(space: SearchSpace) -> Non
 def test_proposals_without_parameters_are_named(free_space: SearchSpace) -> None:
     history = history_of(free_space, lambda number: 0.95 if number >= 14 else 0.0)
     healthy = drawn(free_space, np.random.default_rng(1), 1)
-    (found,) = name_collapse(free_space, history, updates_of(lambda _: 5.0), healthy, SETTINGS, REMEDIES)
+    (found,) = name_collapse(free_space, history, updates_of(lambda _: 5.0), healthy, SETTINGS, REMEDIES, True)
     assert "of the operations proposed in the last 4 of 20 rounds 97% are without parameters" in found
     assert "where random drawing gives 60%" in found
     for advice in ("search.warmup_batches, now 123", *REMEDIES, "evaluator.statistics"):
         assert advice in found
     assert "chosen in the end" not in found
-    (found,) = name_collapse(free_space, history, updates_of(lambda _: None), healthy, SETTINGS, ())
+    (found,) = name_collapse(free_space, history, updates_of(lambda _: None), healthy, SETTINGS, (), True)
     warm_up = "a longer warm-up of the shared weights (search.warmup_batches, now 123)"
     assert found.endswith(f"Try {warm_up} or the other evaluator.statistics.")  # evolution has none of its own
+    (found,) = name_collapse(free_space, history, updates_of(lambda _: None), healthy, SETTINGS, REMEDIES, False)
+    assert found.endswith(f"Try {warm_up}, {REMEDIES[0]} or {REMEDIES[1]}.")
 
 
 @pytest.mark.parametrize(("first", "named"), [(16, True), (17, False)])
@@ -102,14 +110,14 @@ def test_the_last_fifth_of_the_rounds_counts(first: int, named: bool) -> None:
     """Rounds 16 to 19: where the first of them has its convolutions, a quarter of the operations is left."""
     cells = [Genotype("nasbench201", (1 if number >= first else 3,) * 6) for number in range(ROUNDS)]
     history = [{"round": number, "genotype": cell.to_json()} for number, cell in enumerate(cells)]
-    found = name_collapse(NASBench201Space(), history, updates_of(lambda _: 5.0), cells[:1], SETTINGS, REMEDIES)
+    found = name_collapse(NASBench201Space(), history, updates_of(lambda _: 5.0), cells[:1], SETTINGS, REMEDIES, True)
     assert len(found) == named and all("the last 4 of 20 rounds 100% are" in each for each in found)
 
 
 def test_a_choice_without_parameters_is_named(free_space: SearchSpace) -> None:
     chosen = drawn(free_space, np.random.default_rng(1), 1, pull=1.0)
     (found,) = name_collapse(
-        free_space, history_of(free_space, lambda _: 0.0), updates_of(lambda _: 5.0), chosen, SETTINGS, REMEDIES
+        free_space, history_of(free_space, lambda _: 0.0), updates_of(lambda _: 5.0), chosen, SETTINGS, REMEDIES, True
     )
     assert "of the operations chosen in the end 100% are without parameters" in found and "proposed" not in found
 
@@ -118,7 +126,7 @@ def test_a_choice_without_parameters_is_named(free_space: SearchSpace) -> None:
 def test_a_policy_that_settled_early_is_named(space: SearchSpace, last_open: int, first: int | None) -> None:
     updates = updates_of(lambda number: 3.0 if number <= last_open else 0.01)
     chosen = drawn(space, np.random.default_rng(1), 1)
-    found = name_collapse(space, history_of(space, lambda _: 0.0), updates, chosen, SETTINGS, REMEDIES)
+    found = name_collapse(space, history_of(space, lambda _: 0.0), updates, chosen, SETTINGS, REMEDIES, True)
     assert len(found) == (first is not None)
     assert first is None or f"from update {first} of 20 on its entropy stayed below 2%" in found[0]
 
